@@ -1,0 +1,84 @@
+#ifndef MODELSTATE_COMMON_FORMAT_CHECKPOINT_READER_H_
+#define MODELSTATE_COMMON_FORMAT_CHECKPOINT_READER_H_
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "common/base/file.h"
+#include "common/base/tensor_spec.h"
+
+namespace modelstate {
+
+// A tensor as a file describes it.
+struct StoredTensor {
+  std::string name;
+  DType dtype = DType::kF32;
+  Shape shape;
+  // What the file says of the kind: a pickled `Parameter`, or the kind that our own files carry.
+  // nullopt: the file does not say.
+  std::optional<TensorKind> kind;
+  // Of a pickled Parameter or our own files; nullopt: the file does not say.
+  std::optional<bool> requires_grad;
+  // The first name of the same storage with the same dtype, shape and strides; empty: own bytes.
+  std::string alias_of;
+  // XXH3 of the elements where the file records it; checked by Read.
+  std::optional<uint64_t> xxh3;
+
+  uint64_t nbytes() const { return static_cast<uint64_t>(shape.num_elements()) * DTypeSize(dtype); }
+};
+
+enum class CheckpointFormat { kSafetensors, kTorchZip };
+
+// "safetensors", "torch zip".
+const char* CheckpointFormatName(CheckpointFormat format);
+
+// The state_dict of one checkpoint file. Opening reads and checks everything but the elements: what
+// a malformed file can make it allocate is bounded by the size of the file, and no file makes it
+// abort or call anything. After that, Read may be called from several threads at once.
+//
+// Errors of opening and reading: DATA_LOSS CHECKPOINT_CORRUPT (truncated, lying sizes, overlaps,
+// wrong CRC) and DIGEST_MISMATCH, INVALID_ARGUMENT CHECKPOINT_UNSUPPORTED (a pickle that names
+// other than tensor constructors, a dtype without a DType, an older or newer format).
+class CheckpointReader {
+ public:
+  virtual ~CheckpointReader() = default;
+
+  virtual CheckpointFormat format() const = 0;
+
+  // In the order of the file: state_dict order for PyTorch; for safetensors the order of the
+  // header.
+  absl::Span<const StoredTensor> tensors() const { return tensors_; }
+
+  // safetensors `__metadata__`; empty for PyTorch.
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+
+  // Writes the elements of tensors()[index], contiguous, row-major and little-endian, to `out`,
+  // whose size is that tensor's nbytes(). Also for an alias.
+  virtual absl::Status Read(size_t index, absl::Span<uint8_t> out) const = 0;
+
+ protected:
+  std::vector<StoredTensor> tensors_;
+  std::map<std::string, std::string> metadata_;
+};
+
+struct OpenOptions {
+  // Key path of the state_dict inside a nested PyTorch file, parts joined by dots: "model",
+  // "ema.state_dict". Empty: the top level, or else the first of model, state_dict, module,
+  // model_state_dict, model_state that holds tensors.
+  std::string state_dict_key;
+};
+
+// Tells the format by the first bytes, not by the name.
+absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenCheckpoint(File file,
+                                                                 const OpenOptions& options = {});
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_COMMON_FORMAT_CHECKPOINT_READER_H_
