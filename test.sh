@@ -1,0 +1,132 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds preset release and runs every test.
+# Usage: ./test.sh [--full] [NAME...]
+#   NAME    regular expressions: only the tests whose name one of them matches
+#   --full  also the long suites, a clang build with thread-safety analysis, the format check, and
+#           the tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+# The last line is `N passed, N failed, N skipped`; exit 0 when nothing failed and something ran.
+set -uo pipefail
+cd "$(dirname "$(readlink -f "$0")")"
+
+full=false
+names=()
+for argument in "$@"; do
+  case $argument in
+    --full) full=true ;;
+    -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
+    -*) echo "$0: unknown option '$argument'; see --help" >&2; exit 2 ;;
+    *) names+=("$argument") ;;
+  esac
+done
+
+passed=0 failed=0 skipped=0
+problems=()
+
+finish() {
+  trap - EXIT INT TERM
+  if [ $((passed + failed)) -eq 0 ]; then
+    problems+=("nothing ran${names[*]:+ (no test matches: ${names[*]})}")
+  fi
+  [ ${#problems[@]} -eq 0 ] || printf '%s\n' '' 'Failed:' "${problems[@]/#/  }"
+  printf '\n%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
+  [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
+  exit
+}
+trap finish EXIT
+trap 'failed=$((failed + 1)); problems+=(interrupted); finish' INT TERM
+
+# check WHAT COMMAND...: a step without tests of its own that counts as one.
+check() {
+  local what=$1
+  shift
+  echo "== $what"
+  if "$@"; then
+    passed=$((passed + 1))
+  else
+    failed=$((failed + 1))
+    problems+=("$what")
+    return 1
+  fi
+}
+
+# must WHAT COMMAND...: a step that everything after it needs.
+must() {
+  local what=$1
+  shift
+  echo "== $what"
+  "$@" && return
+  failed=$((failed + 1))
+  problems+=("$what")
+  finish
+}
+
+build() { # PRESET
+  cmake --preset "$1" -DMODELSTATE_BUILD_TESTS=ON >"build/configure-$1.log" ||
+    { cat "build/configure-$1.log"; return 1; }
+  cmake --build "build/$1" -j "$(nproc)"
+}
+
+# run_tests PRESET: runs ctest and adds its results to the counts.
+run_tests() {
+  local preset=$1 results="build/$1/results.xml" pattern='' arguments=() counts
+  [ ${#names[@]} -eq 0 ] || pattern=$(IFS='|'; echo "${names[*]}")
+  [ -z "$pattern" ] || arguments+=(-R "$pattern")
+  $full || arguments+=(-LE '^long$')
+  rm -f "$results"
+  ctest --test-dir "build/$preset" -j "$(nproc)" --output-on-failure --no-tests=ignore \
+    --output-junit "$PWD/$results" "${arguments[@]}"
+  local code=$?
+  if [ ! -f "$results" ]; then
+    failed=$((failed + 1))
+    problems+=("$preset: ctest wrote no results (exit $code)")
+    return
+  fi
+  # Lines are `passed NAME`, `failed NAME`, `skipped NAME`.
+  counts=$(awk -f tools/junit_results.awk "$results")
+  local p f s
+  p=$(grep -c '^passed ' <<<"$counts")
+  f=$(grep -c '^failed ' <<<"$counts")
+  s=$(grep -c '^skipped ' <<<"$counts")
+  # ctest's own verdict counts too: a result that the parser took for success must not hide it.
+  if [ "$code" -ne 0 ] && [ "$f" -eq 0 ]; then
+    f=1
+    problems+=("$preset: ctest exit $code")
+  fi
+  passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+  while read -r _ name; do problems+=("$preset: $name"); done < <(grep '^failed ' <<<"$counts")
+  grep '^skipped ' <<<"$counts"
+  return 0
+}
+
+check_format() {
+  git ls-files -z -- '*.h' '*.cc' '*.cu' '*.cuh' |
+    xargs -0 clang-format --dry-run -Werror
+}
+
+mkdir -p build
+if command -v ccache >/dev/null; then export CMAKE_CXX_COMPILER_LAUNCHER=ccache; fi
+# A finding of a sanitizer ends the test.
+export ASAN_OPTIONS="detect_leaks=1:detect_stack_use_after_return=1:${ASAN_OPTIONS:-}"
+export UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1:${UBSAN_OPTIONS:-}"
+export TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp:halt_on_error=1:second_deadlock_stack=1:${TSAN_OPTIONS:-}"
+
+install_flags=(--tests)
+$full && install_flags+=(--full)
+must 'install dependencies' tools/install_dependencies.sh "${install_flags[@]}"
+must 'build release' build release
+$full && export MODELSTATE_FULL=1
+echo '== run the tests'
+run_tests release
+
+if $full; then
+  # The long suites have run once; under sanitizers the short ones do.
+  unset MODELSTATE_FULL
+  full=false
+  check 'clang-format' check_format
+  check 'build with clang and thread-safety analysis' build clang
+  for preset in asan tsan; do
+    check "build $preset" build "$preset" || continue
+    echo "== run the tests under $preset"
+    run_tests "$preset"
+  done
+fi
