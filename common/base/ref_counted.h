@@ -2,7 +2,9 @@
 #define MODELSTATE_COMMON_BASE_REF_COUNTED_H_
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 namespace modelstate {
@@ -43,6 +45,9 @@ class RefPtr {
   RefPtr(const RefPtr& other) : ptr_(other.ptr_) {
     if (ptr_ != nullptr) ptr_->Ref();
   }
+  // From T to const T.
+  template <typename U, typename = std::enable_if_t<std::is_convertible_v<U*, T*>>>
+  RefPtr(RefPtr<U> other) : ptr_(other.Release()) {}  // NOLINT: implicit, as for a plain pointer
   RefPtr(RefPtr&& other) noexcept : ptr_(std::exchange(other.ptr_, nullptr)) {}
   RefPtr& operator=(RefPtr other) noexcept {
     std::swap(ptr_, other.ptr_);

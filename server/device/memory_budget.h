@@ -1,0 +1,64 @@
+#ifndef MODELSTATE_SERVER_DEVICE_MEMORY_BUDGET_H_
+#define MODELSTATE_SERVER_DEVICE_MEMORY_BUDGET_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/status/statusor.h"
+#include "common/base/status.h"
+
+namespace modelstate {
+
+// A number of bytes that may be in use at once for one purpose. Memory is admitted by a reservation
+// before it is allocated. Thread-safe, lock-free; outlives its reservations through shared_ptr.
+class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
+ public:
+  // Gives its bytes back when it ends. Move-only.
+  class Reservation {
+   public:
+    Reservation() = default;
+    Reservation(Reservation&& other) noexcept
+        : budget_(std::move(other.budget_)), bytes_(std::exchange(other.bytes_, 0)) {}
+    Reservation& operator=(Reservation&& other) noexcept {
+      Release();
+      budget_ = std::move(other.budget_);
+      bytes_ = std::exchange(other.bytes_, 0);
+      return *this;
+    }
+    ~Reservation() { Release(); }
+    uint64_t bytes() const { return bytes_; }
+    void Release();
+
+   private:
+    friend class MemoryBudget;
+    Reservation(std::shared_ptr<MemoryBudget> budget, uint64_t bytes)
+        : budget_(std::move(budget)), bytes_(bytes) {}
+    std::shared_ptr<MemoryBudget> budget_;
+    uint64_t bytes_ = 0;
+  };
+
+  // `what` begins the error text: "memory for arriving pushes"; `flag` is the way out: the server
+  // flag that raises the limit. `reason` is a RESOURCE_EXHAUSTED one.
+  MemoryBudget(Reason reason, std::string what, std::string flag, uint64_t limit_bytes)
+      : reason_(reason), what_(std::move(what)), flag_(std::move(flag)), limit_(limit_bytes) {}
+
+  // RESOURCE_EXHAUSTED with the budget's reason and a retry hint when less than `bytes` are left.
+  absl::StatusOr<Reservation> Reserve(uint64_t bytes);
+
+  uint64_t limit() const { return limit_; }
+  uint64_t used() const { return used_.load(std::memory_order_relaxed); }
+
+ private:
+  const Reason reason_;
+  const std::string what_;
+  const std::string flag_;
+  const uint64_t limit_;
+  std::atomic<uint64_t> used_{0};
+};
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_SERVER_DEVICE_MEMORY_BUDGET_H_
