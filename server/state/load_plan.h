@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "server/device/memory_budget.h"
 #include "server/state/module_schema.h"
 #include "server/state/module_version.h"
 
@@ -76,6 +77,7 @@ struct LoadPlan {
 struct StagedLoad {
   LoadPlan plan;
   std::vector<StorageRef> storages;  // parallel to plan.items, of the target's dtype
+  MemoryBudget::Reservation reservation;
 };
 
 }  // namespace modelstate

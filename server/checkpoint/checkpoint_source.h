@@ -1,0 +1,55 @@
+#ifndef MODELSTATE_SERVER_CHECKPOINT_CHECKPOINT_SOURCE_H_
+#define MODELSTATE_SERVER_CHECKPOINT_CHECKPOINT_SOURCE_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/base/file.h"
+#include "common/format/checkpoint_reader.h"
+#include "server/checkpoint/checkpoint_job.h"
+#include "server/device/compute_pool.h"
+#include "server/device/memory_budget.h"
+#include "server/state/captured_state.h"
+#include "server/state/load_plan.h"
+
+namespace modelstate {
+
+// A checkpoint that is open for loading: a file, or a directory that CheckpointStore::Save made.
+// The order is: Open, plan a load of incoming(), Stage, Restore, commit on the module.
+// Thread-compatible; it blocks on files.
+class CheckpointSource {
+ public:
+  // NOT_FOUND CHECKPOINT_NOT_FOUND; DATA_LOSS CHECKPOINT_CORRUPT; INVALID_ARGUMENT
+  // CHECKPOINT_UNSUPPORTED, INVALID_FIELD.
+  static absl::StatusOr<std::unique_ptr<CheckpointSource>> Open(const RootDirectory& root,
+                                                                const std::string& path,
+                                                                const std::string& state_dict_key);
+  ~CheckpointSource();
+
+  const std::string& format() const;  // as CheckpointInfo::format
+  absl::Span<const IncomingTensor> incoming() const;
+
+  // Reads the tensors of the plan into fresh storages of `device`, several at a time. Reserves
+  // plan.total_bytes of `budget` until the result is committed or dropped.
+  // RESOURCE_EXHAUSTED PUSH_MEMORY, DEVICE_MEMORY; DATA_LOSS CHECKPOINT_CORRUPT, DIGEST_MISMATCH.
+  absl::StatusOr<StagedLoad> Stage(LoadPlan plan, Device& device, MemoryBudget& budget,
+                                   ComputePool& readers, const JobControl& control) const;
+
+  // Step count, optimizer and worker table of a directory checkpoint, for the schema of a plan;
+  // nullopt for a plain file.
+  absl::StatusOr<std::optional<RestoredState>> Restore(const ModuleSchema& schema, Device& device,
+                                                       const JobControl& control) const;
+
+  uint64_t read_bytes() const;
+
+ private:
+  struct Impl;
+  explicit CheckpointSource(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_SERVER_CHECKPOINT_CHECKPOINT_SOURCE_H_

@@ -1,0 +1,166 @@
+#ifndef MODELSTATE_SERVER_MODULE_MODULE_INSTANCE_H_
+#define MODELSTATE_SERVER_MODULE_MODULE_INSTANCE_H_
+
+#include <asio/strand.hpp>
+#include <asio/thread_pool.hpp>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/any_invocable.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "server/device/compute_pool.h"
+#include "server/device/device.h"
+#include "server/optim/gradient_set.h"
+#include "server/optim/step.h"
+#include "server/state/captured_state.h"
+#include "server/state/load_plan.h"
+#include "server/state/snapshot.h"
+
+namespace modelstate {
+
+// The numbers are those of `modelstate.v1.ModuleState` on the wire.
+enum class ModuleState : uint8_t { kEmpty = 1, kReady = 2, kFailed = 3 };
+
+// What modules run on. Outlives them.
+struct ModuleEnvironment {
+  Device* device = nullptr;
+  ComputePool* compute = nullptr;
+  asio::thread_pool* strands = nullptr;
+  std::shared_ptr<MemoryBudget> snapshot_budget;  // held versions
+  std::shared_ptr<MemoryBudget> push_budget;      // arriving pushes and loads
+  std::function<absl::Time()> clock;
+};
+
+struct StepRequest {
+  std::string worker;     // empty: not deduplicated
+  uint64_t sequence = 0;  // > 0 with a worker
+  std::optional<Version> base;
+  double weight = 1;
+  std::optional<double> grad_scale;
+  std::vector<GroupOverride> overrides;
+  std::string payload_digest;
+  std::optional<GradientSet> gradients;  // nullopt: ask for the answer of an earlier push only
+};
+
+// One hosted module. Everything that changes it runs on its serial strand, one after the other;
+// everything that reads it takes a reference to an immutable version and needs no lock after that.
+//
+// Thread-safe. `Done` callbacks are called once, on the strand's thread (or, after Delete, with
+// ABORTED MODULE_DELETED); they must not block.
+class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
+ public:
+  template <typename T>
+  using Done = absl::AnyInvocable<void(absl::StatusOr<T>)>;
+
+  // Version 1 holds `storages` (by schema index, aliases share their owner's), which are complete.
+  ModuleInstance(std::string name, ModuleEnvironment environment,
+                 std::shared_ptr<const ModuleSchema> schema, std::vector<StorageRef> storages,
+                 ModuleMetadata metadata);
+  ~ModuleInstance();
+
+  const std::string& name() const { return name_; }
+  absl::Time create_time() const { return create_time_; }
+  Device& device() const { return *environment_.device; }
+  const ModuleEnvironment& environment() const { return environment_; }
+
+  // What is published now. Not counted as held: for looking, not for streaming.
+  VersionRef Current() const;
+  ModuleState state() const;
+  bool deleted() const;
+  // null: none configured.
+  std::shared_ptr<const Optimizer> optimizer() const;
+  uint64_t optimizer_state_bytes() const;
+
+  // Holds the current version. FAILED_PRECONDITION MODULE_EMPTY; ABORTED MODULE_DELETED;
+  // RESOURCE_EXHAUSTED SNAPSHOT_LIMIT.
+  absl::StatusOr<Snapshot> Hold();
+  // Holds the version of that number if it is current or still held by somebody; else NOT_FOUND
+  // SNAPSHOT_NOT_FOUND, saying which is current and to pin what is to be read later.
+  absl::StatusOr<Snapshot> HoldNumber(uint64_t number);
+
+  struct FreezeResult {
+    Version version;
+    uint64_t changed = 0;
+  };
+  // NOT_FOUND TENSOR_NOT_FOUND; INVALID_ARGUMENT NOT_A_PARAMETER (an exact name of a buffer).
+  void SetRequiresGrad(Selection selection, bool requires_grad, Done<FreezeResult> done);
+
+  // State of a parameter is kept where its slots stay the same, unless `reset_state`.
+  void ConfigureOptimizer(OptimizerConfig config, bool reset_state, Done<VersionRef> done);
+
+  // The whole decision is made on the strand, in this order: the worker's record (a repeat gets its
+  // answer with `replayed`; a lower sequence or the same with another payload is SEQUENCE_REUSED),
+  // NO_OPTIMIZER, the base (INCARNATION_CHANGED, STALE_BASE by the optimizer's max_staleness), a
+  // rematch when the schema has changed, then the step. Only an applied or skipped step is
+  // recorded.
+  void ApplyStep(StepRequest request, Done<StepAnswer> done);
+  // The answer to (worker, sequence) when that is the worker's last step; nullopt when it is new;
+  // SEQUENCE_REUSED when a higher one was seen.
+  void FindStep(std::string worker, uint64_t sequence, Done<std::optional<StepAnswer>> done);
+
+  // Publishes a staged load. ABORTED STALE_BASE when the schema is no longer the one that was
+  // planned against, or `base` is given and no longer current. Optimizer state: `restored` replaces
+  // it, and the worker table and step count; without it the state stays where dtype and shape do,
+  // and master copies are dropped, to be made anew from the loaded values.
+  void CommitLoad(StagedLoad load, std::optional<Version> base,
+                  std::optional<RestoredState> restored, Done<VersionRef> done);
+
+  // One consistent moment for a save.
+  void Capture(Done<CapturedState> done);
+
+  // Nothing is published after it. Watchers are told.
+  void Delete(absl::AnyInvocable<void()> done);
+
+  // Calls `on_change` after each publish and after Delete, from the strand, until the subscription
+  // ends (which waits for a call that is running). It must not block: look at Current() later.
+  class Subscription {
+   public:
+    ~Subscription();
+
+   private:
+    friend class ModuleInstance;
+    Subscription(std::shared_ptr<ModuleInstance> instance, uint64_t id)
+        : instance_(std::move(instance)), id_(id) {}
+    std::shared_ptr<ModuleInstance> instance_;
+    uint64_t id_;
+  };
+  std::unique_ptr<Subscription> Subscribe(std::function<void()> on_change);
+
+ private:
+  void Publish(std::shared_ptr<ModuleVersion> next);
+  absl::StatusOr<Snapshot> HoldLocked(const VersionRef& version)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<StepAnswer> StepOnStrand(StepRequest& request);
+
+  const std::string name_;
+  const ModuleEnvironment environment_;
+  const absl::Time create_time_;
+
+  // Touched on the strand only.
+  asio::strand<asio::thread_pool::executor_type> strand_;
+  OptimizerState optimizer_state_;
+  WorkerTable workers_;
+
+  // Held for pointer copies and small look-ups, never across I/O or a step.
+  mutable absl::Mutex mutex_;
+  VersionRef current_ ABSL_GUARDED_BY(mutex_);
+  std::shared_ptr<const Optimizer> optimizer_ ABSL_GUARDED_BY(mutex_);
+  std::map<uint64_t, std::weak_ptr<const HeldVersion>> held_ ABSL_GUARDED_BY(mutex_);
+  bool deleted_ ABSL_GUARDED_BY(mutex_) = false;
+  uint64_t optimizer_state_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+
+  mutable absl::Mutex watchers_mutex_;
+  std::map<uint64_t, std::function<void()>> watchers_ ABSL_GUARDED_BY(watchers_mutex_);
+  uint64_t next_watcher_ ABSL_GUARDED_BY(watchers_mutex_) = 1;
+};
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_SERVER_MODULE_MODULE_INSTANCE_H_

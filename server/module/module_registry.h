@@ -1,0 +1,62 @@
+#ifndef MODELSTATE_SERVER_MODULE_MODULE_REGISTRY_H_
+#define MODELSTATE_SERVER_MODULE_MODULE_REGISTRY_H_
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
+#include "server/module/module_instance.h"
+
+namespace modelstate {
+
+// The modules of a server, by name. Thread-safe.
+class ModuleRegistry {
+ public:
+  explicit ModuleRegistry(ModuleEnvironment environment) : environment_(std::move(environment)) {}
+
+  // 1 to 128 characters of A-Z a-z 0-9 . _ - / beginning with a letter or digit, else
+  // INVALID_FIELD.
+  static absl::Status ValidateName(absl::string_view name);
+
+  // ALREADY_EXISTS MODULE_EXISTS; INVALID_ARGUMENT INVALID_FIELD (the name).
+  absl::StatusOr<std::shared_ptr<ModuleInstance>> Create(std::string name,
+                                                         std::shared_ptr<const ModuleSchema> schema,
+                                                         std::vector<StorageRef> storages,
+                                                         ModuleMetadata metadata);
+
+  // NOT_FOUND MODULE_NOT_FOUND; the text lists names that exist.
+  absl::StatusOr<std::shared_ptr<ModuleInstance>> Find(absl::string_view name) const;
+
+  // By name, after `after`; at most `limit`.
+  std::vector<std::shared_ptr<ModuleInstance>> List(absl::string_view after, size_t limit) const;
+  size_t size() const;
+
+  // Takes the name away at once; `done` is called when the module is deleted.
+  absl::Status Delete(absl::string_view name, absl::AnyInvocable<void()> done);
+
+  // Called after a module is created (true), becomes ready by a load (true) or is deleted (false).
+  // Set before the first module; must not block.
+  using Listener = std::function<void(const std::string& module, bool ready)>;
+  void SetListener(Listener listener) { listener_ = std::move(listener); }
+
+  const ModuleEnvironment& environment() const { return environment_; }
+
+ private:
+  const ModuleEnvironment environment_;
+  Listener listener_;
+  mutable absl::Mutex mutex_;
+  std::map<std::string, std::shared_ptr<ModuleInstance>, std::less<>> modules_
+      ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_SERVER_MODULE_MODULE_REGISTRY_H_
