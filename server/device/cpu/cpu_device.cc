@@ -1,0 +1,46 @@
+#include "server/device/cpu/cpu_device.h"
+
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/device/cpu/host_memory_source.h"
+
+namespace modelstate {
+namespace {
+
+absl::Status CheckRange(uint64_t offset, uint64_t count, uint64_t size) {
+  if (offset <= size && count <= size - offset) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("a copy of ", count, " bytes at offset ", offset,
+                                          " leaves its buffer of ", size, " bytes"));
+}
+
+}  // namespace
+
+CpuDevice::CpuDevice(uint64_t memory_limit_bytes)
+    : CpuDevice(std::make_unique<HostMemorySource>(),
+                memory_limit_bytes != 0 ? memory_limit_bytes : HostMemoryBytes() / 4 * 3) {}
+
+CpuDevice::CpuDevice(std::unique_ptr<MemorySource> source, uint64_t memory_limit_bytes)
+    : Device(BufferPool::Create("cpu", std::move(source), memory_limit_bytes)) {}
+
+absl::Status CpuDevice::CopyFromHost(absl::Span<const uint8_t> src, DeviceBuffer& dst,
+                                     uint64_t offset) {
+  if (absl::Status status = CheckRange(offset, src.size(), dst.size()); !status.ok()) return status;
+  if (!src.empty()) std::memcpy(dst.data() + offset, src.data(), src.size());
+  return absl::OkStatus();
+}
+
+absl::Status CpuDevice::CopyToHost(const DeviceBuffer& src, uint64_t offset,
+                                   absl::Span<uint8_t> dst) {
+  if (absl::Status status = CheckRange(offset, dst.size(), src.size()); !status.ok()) return status;
+  if (!dst.empty()) std::memcpy(dst.data(), src.data() + offset, dst.size());
+  return absl::OkStatus();
+}
+
+absl::Status CpuDevice::FillZero(DeviceBuffer& dst) {
+  if (dst.size() > 0) std::memset(dst.data(), 0, dst.size());
+  return absl::OkStatus();
+}
+
+}  // namespace modelstate
