@@ -151,6 +151,7 @@ absl::Status TensorReceiver::CompleteTable() {
   MS_RETURN_IF_ERROR(PlaceTensors());
   digests_.resize(tensors_.size());
   has_digest_.resize(tensors_.size());
+  verified_.resize(tensors_.size());
   MS_RETURN_IF_ERROR(destination_->OnTable(tensors_));
   state_ = State::kTable;
   for (size_t i = 0; i < tensors_.size(); ++i) {
@@ -332,8 +333,13 @@ absl::Status TensorReceiver::FinishTensor(size_t index, uint64_t digest) {
                                   DigestToHex(digest), ", the table says ", DigestToHex(*stated)),
                      {{"tensor", name(index)}});
   }
-  ++verified_digests_;
+  MarkVerified(index);
   return absl::OkStatus();
+}
+
+void TensorReceiver::MarkVerified(size_t index) {
+  if (!verified_[index]) ++verified_digests_;
+  verified_[index] = true;
 }
 
 absl::Status TensorReceiver::AddTrailer(const v1::Trailer& trailer) {
@@ -358,7 +364,6 @@ absl::Status TensorReceiver::AddTrailer(const v1::Trailer& trailer) {
     return OrderError(absl::StrCat("the trailer says ", trailer.total_bytes(), " bytes, ",
                                    received_bytes_, " came in chunks"));
   }
-  std::vector<bool> seen(tensors_.size());
   for (const v1::TensorDigest& entry : trailer.digests()) {
     if (entry.index() >= tensors_.size()) {
       return OrderError(absl::StrCat("the trailer has a digest of tensor ", entry.index(),
@@ -382,8 +387,7 @@ absl::Status TensorReceiver::AddTrailer(const v1::Trailer& trailer) {
                        "; send it again"),
           {{"tensor", name(entry.index())}});
     }
-    if (!seen[entry.index()] && !tensors_[entry.index()].stated_xxh3) ++verified_digests_;
-    seen[entry.index()] = true;
+    MarkVerified(entry.index());
   }
   state_ = State::kFinished;
   return absl::OkStatus();

@@ -103,8 +103,9 @@ class TensorReceiver final : private ChunkSink {
   // XXH3 of a tensor that came whole (in chunks of this stream, or inline); of a tied tensor its
   // owner's. nullopt: not, or not all of it.
   std::optional<uint64_t> digest(size_t index) const;
-  // Tensors whose digest the sender gave and that agreed.
+  // Tensors whose digest the sender gave and that agreed; an alias counts when the sender gave one.
   uint64_t verified_digests() const { return verified_digests_; }
+  bool verified(size_t index) const { return index < verified_.size() && verified_[index]; }
 
  private:
   enum class State { kStart, kHeader, kTable, kChunks, kFinished };
@@ -117,6 +118,7 @@ class TensorReceiver final : private ChunkSink {
   absl::Status PlaceTensors();
   absl::Status EnterRange();
   absl::Status FinishTensor(size_t index, uint64_t digest);
+  void MarkVerified(size_t index);
   const std::string& name(size_t index) const { return tensors_[index].spec.name; }
 
   TensorDestination* const destination_;
@@ -143,6 +145,7 @@ class TensorReceiver final : private ChunkSink {
   bool hashing_ = false;
   std::vector<uint64_t> digests_;
   std::vector<bool> has_digest_;
+  std::vector<bool> verified_;
   uint64_t verified_digests_ = 0;
 };
 

@@ -1,0 +1,160 @@
+#ifndef MODELSTATE_CLIENT_CLIENT_H_
+#define MODELSTATE_CLIENT_CLIENT_H_
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "client/state_dict.h"
+#include "client/types.h"
+
+namespace modelstate::client {
+
+class Connection;
+
+struct ClientOptions {
+  // Deadline of each unary call. Streams have none: they end with their Cancellation.
+  absl::Duration timeout = absl::Seconds(60);
+  // How often a call that is safe to repeat is made when the server cannot be reached or asks to be
+  // called again later, and how long is waited between: doubling, with jitter, and at least what
+  // the server's hint says.
+  int max_attempts = 5;
+  absl::Duration initial_backoff = absl::Milliseconds(200);
+  absl::Duration max_backoff = absl::Seconds(10);
+};
+
+// Ends calls that were given it, from any thread; they return CANCELLED. Thread-safe. Outlives the
+// calls.
+class Cancellation {
+ public:
+  Cancellation();
+  ~Cancellation();
+  Cancellation(const Cancellation&) = delete;
+  Cancellation& operator=(const Cancellation&) = delete;
+
+  void Cancel();
+  bool cancelled() const;
+
+  class Registry;
+  Registry& registry() { return *registry_; }  // for the library itself
+
+ private:
+  std::unique_ptr<Registry> registry_;
+};
+
+// A thin client: each method is one RPC, or a loop over its pages. Thread-safe; copies share one
+// connection. A stream is polled and copied by the thread that calls.
+//
+// Errors are those of the RPC (proto/modelstate/v1/service.proto), with GetReason() and
+// GetErrorMetadata() of common/base/status.h; UNAVAILABLE when the server cannot be reached,
+// DEADLINE_EXCEEDED. Nothing is checked here that the server checks.
+//
+// For fast transfers a program that embeds this library may tell glibc to keep what gRPC frees, as
+// the command-line tool does: mallopt(M_MMAP_THRESHOLD, 1 << 30), M_TRIM_THRESHOLD 2000000000,
+// M_TOP_PAD 64 << 20, M_ARENA_MAX 1. The library never does.
+class Client {
+ public:
+  // `target` is HOST:PORT or any gRPC target. Waits until the server answers, at most
+  // `options.timeout`: UNAVAILABLE.
+  static absl::StatusOr<Client> Connect(const std::string& target, ClientOptions options = {});
+
+  absl::StatusOr<ServerInfo> GetServerInfo() const;
+
+  // `tensors`, when not empty, are the registered parameters and buffers; their elements are zero.
+  absl::StatusOr<ModuleInfo> CreateModule(
+      const std::string& name, absl::Span<const TensorSpec> tensors = {},
+      const std::map<std::string, std::string>& metadata = {}) const;
+  absl::StatusOr<ModuleInfo> GetModule(const std::string& module) const;
+  absl::StatusOr<std::vector<ModuleInfo>> ListModules() const;
+  absl::Status DeleteModule(const std::string& module) const;
+
+  // Gives the number of parameters whose flag changed.
+  absl::StatusOr<uint64_t> SetRequiresGrad(const std::string& module, const Selection& selection,
+                                           bool requires_grad) const;
+  absl::StatusOr<TensorList> ListParameters(const std::string& module,
+                                            const Selection& selection = {},
+                                            bool digests = false) const;
+  absl::StatusOr<TensorList> ListBuffers(const std::string& module, const Selection& selection = {},
+                                         bool digests = false) const;
+  // `count` elements from `first` on; 0: at most 64.
+  absl::StatusOr<TensorElements> GetTensor(const std::string& module, const std::string& name,
+                                           uint64_t first = 0, uint32_t count = 0,
+                                           const std::string& snapshot_id = "") const;
+
+  absl::StatusOr<OptimizerInfo> ConfigureOptimizer(const std::string& module,
+                                                   const OptimizerConfig& config,
+                                                   bool reset_state = false) const;
+  absl::StatusOr<OptimizerInfo> GetOptimizer(const std::string& module) const;
+
+  // A snapshot into memory. A transfer that breaks starts again, from the then newest version.
+  // DATA_LOSS DIGEST_MISMATCH when a tensor did not arrive as it was sent.
+  absl::StatusOr<StateDict> Fetch(const std::string& module, const FetchOptions& options = {},
+                                  Cancellation* cancellation = nullptr) const;
+
+  // One step. `tensors` are gradients (spec.kind kGradient) and buffer values to assign (kBuffer).
+  // With a worker and sequence it is retried and still applied once. Returns when gRPC has let go
+  // of every borrowed byte.
+  absl::StatusOr<StepResult> ApplyStep(const std::string& module,
+                                       absl::Span<const TensorRef> tensors,
+                                       const StepOptions& options,
+                                       Cancellation* cancellation = nullptr) const;
+  // The answer to a step that was sent before, by its name alone.
+  absl::StatusOr<StepResult> ReplayStep(const std::string& module, const std::string& worker,
+                                        uint64_t sequence) const;
+
+  // load_state_dict from memory: all tensors, or with strict=false some. Not retried.
+  absl::StatusOr<LoadResult> LoadStateDict(const std::string& module,
+                                           absl::Span<const TensorRef> tensors,
+                                           const LoadOptions& options = {},
+                                           Cancellation* cancellation = nullptr) const;
+
+  // Files under the server's checkpoint root. `progress` runs on the calling thread.
+  absl::StatusOr<LoadCheckpointResult> LoadCheckpoint(const std::string& module,
+                                                      const std::string& path,
+                                                      const LoadCheckpointOptions& options = {},
+                                                      const ProgressCallback& progress = {},
+                                                      Cancellation* cancellation = nullptr) const;
+  absl::StatusOr<CheckpointInfo> SaveCheckpoint(const std::string& module, const std::string& path,
+                                                const SaveCheckpointOptions& options = {},
+                                                const ProgressCallback& progress = {},
+                                                Cancellation* cancellation = nullptr) const;
+  absl::StatusOr<std::vector<CheckpointInfo>> ListCheckpoints(const std::string& directory = "",
+                                                              bool verify = false) const;
+  absl::Status DeleteCheckpoint(const std::string& path) const;
+
+  // lease 0: the server's default.
+  absl::StatusOr<SnapshotInfo> PinSnapshot(const std::string& module,
+                                           absl::Duration lease = absl::ZeroDuration()) const;
+  absl::StatusOr<SnapshotInfo> RenewSnapshot(const std::string& module,
+                                             const std::string& snapshot_id,
+                                             absl::Duration lease = absl::ZeroDuration()) const;
+  absl::Status ReleaseSnapshot(const std::string& snapshot_id) const;
+
+  // Calls `event` with the current state, then with newer ones (conflated), until it returns false
+  // (then OK), the module is deleted (ABORTED MODULE_DELETED) or the call is cancelled.
+  absl::Status Watch(const std::string& module, const std::function<bool(const WatchEvent&)>& event,
+                     Cancellation* cancellation = nullptr) const;
+
+  Connection& connection() const { return *connection_; }  // for the library itself
+
+ private:
+  explicit Client(std::shared_ptr<Connection> connection) : connection_(std::move(connection)) {}
+
+  std::shared_ptr<Connection> connection_;
+};
+
+}  // namespace modelstate::client
+
+namespace modelstate {
+using client::Client;
+using client::ClientOptions;
+}  // namespace modelstate
+
+#endif  // MODELSTATE_CLIENT_CLIENT_H_

@@ -1,0 +1,117 @@
+#ifndef MODELSTATE_CLIENT_CONNECTION_H_
+#define MODELSTATE_CLIENT_CONNECTION_H_
+
+#include <grpcpp/channel.h>
+#include <grpcpp/client_context.h>
+
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "client/client.h"
+#include "common/wire/status_mapping.h"
+#include "modelstate/v1/service.grpc.pb.h"
+
+// Internal to the library: not installed.
+namespace modelstate::client {
+
+class Cancellation::Registry {
+ public:
+  void Cancel();
+  bool cancelled() const;
+  void Add(grpc::ClientContext* context);
+  void Remove(grpc::ClientContext* context);
+
+ private:
+  mutable absl::Mutex mutex_;
+  bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
+  std::set<grpc::ClientContext*> contexts_ ABSL_GUARDED_BY(mutex_);
+};
+
+// Ties a call to a Cancellation (which may be null) for the scope's life.
+class CancellationScope {
+ public:
+  CancellationScope(Cancellation* cancellation, grpc::ClientContext* context)
+      : cancellation_(cancellation), context_(context) {
+    if (cancellation_ != nullptr) cancellation_->registry().Add(context_);
+  }
+  ~CancellationScope() {
+    if (cancellation_ != nullptr) cancellation_->registry().Remove(context_);
+  }
+  CancellationScope(const CancellationScope&) = delete;
+  CancellationScope& operator=(const CancellationScope&) = delete;
+
+ private:
+  Cancellation* const cancellation_;
+  grpc::ClientContext* const context_;
+};
+
+// The waits between attempts of one call. Thread-compatible.
+class Backoff {
+ public:
+  explicit Backoff(const ClientOptions& options)
+      : options_(options), delay_(options.initial_backoff) {}
+
+  // After a failure: whether to try again, and if so waits first (returns early when cancelled).
+  bool WaitBeforeRetry(const absl::Status& status, Cancellation* cancellation = nullptr);
+
+  // Progress was made: the count of attempts begins again.
+  void Reset() {
+    attempts_ = 1;
+    delay_ = options_.initial_backoff;
+  }
+
+ private:
+  const ClientOptions options_;
+  int attempts_ = 1;
+  absl::Duration delay_;
+};
+
+// Whether `status` says that the same call may succeed later.
+bool IsTransient(const absl::Status& status);
+
+// A channel with its stub. Thread-safe.
+class Connection {
+ public:
+  Connection(std::shared_ptr<grpc::Channel> channel, ClientOptions options)
+      : options_(options), channel_(std::move(channel)), stub_(v1::ModelState::NewStub(channel_)) {}
+
+  const ClientOptions& options() const { return options_; }
+  const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
+  v1::ModelState::Stub& stub() const { return *stub_; }
+
+  template <typename Request, typename Response>
+  using Method = grpc::Status (v1::ModelState::Stub::*)(grpc::ClientContext*, const Request&,
+                                                        Response*);
+
+  // A unary call, repeated on transient failures when it is `idempotent`.
+  template <typename Request, typename Response>
+  absl::StatusOr<Response> Call(Method<Request, Response> method, const Request& request,
+                                bool idempotent) const {
+    Backoff backoff(options_);
+    while (true) {
+      grpc::ClientContext context;
+      context.set_deadline(absl::ToChronoTime(absl::Now() + options_.timeout));
+      Response response;
+      absl::Status status = FromGrpcStatus((stub_.get()->*method)(&context, request, &response));
+      if (status.ok()) return response;
+      if (!idempotent || !backoff.WaitBeforeRetry(status)) return status;
+    }
+  }
+
+ private:
+  const ClientOptions options_;
+  const std::shared_ptr<grpc::Channel> channel_;
+  const std::unique_ptr<v1::ModelState::Stub> stub_;
+};
+
+}  // namespace modelstate::client
+
+#endif  // MODELSTATE_CLIENT_CONNECTION_H_

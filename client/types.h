@@ -1,0 +1,273 @@
+#ifndef MODELSTATE_CLIENT_TYPES_H_
+#define MODELSTATE_CLIENT_TYPES_H_
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "common/base/selection.h"
+#include "common/base/state_layout.h"
+#include "common/base/tensor_spec.h"
+
+// What calls take and give, as plain values. The meaning of each field is that of the field of the
+// same name in proto/modelstate/v1, where it is documented. All sizes are bytes.
+namespace modelstate::client {
+
+struct DeviceInfo {
+  std::string name;
+  uint64_t memory_limit = 0;
+  uint64_t memory_used = 0;
+  uint64_t memory_pooled = 0;
+};
+
+struct ServerInfo {
+  std::string version;
+  uint64_t incarnation = 0;
+  std::vector<DeviceInfo> devices;
+  uint64_t max_message_bytes = 0;
+  uint64_t max_chunk_bytes = 0;
+  uint64_t push_memory_limit = 0;
+  uint64_t push_memory_used = 0;
+  uint64_t snapshot_memory_limit = 0;
+  uint64_t snapshot_memory_used = 0;
+  absl::Duration max_lease;
+  absl::Duration stream_stall_timeout;
+  std::vector<std::string> checkpoint_formats;
+  std::vector<std::string> optimizers;
+  absl::Time start_time;
+  uint64_t module_count = 0;
+};
+
+enum class ModuleState { kUnknown = 0, kEmpty = 1, kReady = 2, kFailed = 3 };
+
+struct ModuleInfo {
+  std::string name;
+  ModuleState state = ModuleState::kUnknown;
+  Version version;
+  uint64_t step = 0;
+  uint64_t schema_revision = 0;
+  std::string layout_digest;
+  uint64_t parameter_count = 0;
+  uint64_t buffer_count = 0;
+  uint64_t parameter_elements = 0;
+  uint64_t total_bytes = 0;
+  std::string device;
+  bool has_optimizer = false;
+  std::map<std::string, std::string> metadata;
+  absl::Time create_time;
+};
+
+struct TensorInfo {
+  TensorSpec spec;
+  uint64_t changed_version = 0;
+  std::optional<uint64_t> xxh3;
+};
+
+struct TensorList {
+  std::vector<TensorInfo> tensors;  // in state_dict order
+  Version version;
+  uint64_t step = 0;
+};
+
+struct TensorElements {
+  TensorInfo tensor;
+  uint64_t first = 0;
+  // One of them is filled: integers and BOOL as ints, the rest as doubles (C64: two per element).
+  std::vector<int64_t> ints;
+  std::vector<double> doubles;
+  // Over all elements; min, max, mean and 2-norm over the finite ones.
+  uint64_t count = 0;
+  double min = 0;
+  double max = 0;
+  double mean = 0;
+  double norm = 0;
+  uint64_t nonfinite = 0;
+  Version version;
+  uint64_t step = 0;
+};
+
+enum class Algorithm { kUnknown = 0, kSgd = 1, kAdamW = 2 };
+
+struct Hyperparameters {
+  std::optional<double> lr, weight_decay;
+  std::optional<bool> maximize;
+  std::optional<double> momentum, dampening;
+  std::optional<bool> nesterov;
+  std::optional<double> beta1, beta2, eps;
+};
+
+struct ParameterGroup {
+  std::string name;
+  Selection selection;
+  Hyperparameters hyperparameters;
+};
+
+struct OptimizerConfig {
+  Algorithm algorithm = Algorithm::kUnknown;
+  Hyperparameters hyperparameters;
+  std::vector<ParameterGroup> groups;
+  std::optional<double> max_grad_norm;
+  std::optional<uint64_t> max_staleness;
+};
+
+struct ParameterGroupInfo {
+  std::string name;
+  uint64_t parameter_count = 0;
+  Hyperparameters hyperparameters;
+};
+
+struct OptimizerInfo {
+  OptimizerConfig config;
+  std::vector<ParameterGroupInfo> groups;
+  uint64_t step = 0;
+  uint64_t state_bytes = 0;
+  Version version;
+};
+
+// A tensor to send. `bytes` are its elements, contiguous, row-major and little-endian, and
+// borrowed: unchanged and valid until the call that takes it returns. For an alias they are empty.
+struct TensorRef {
+  TensorSpec spec;
+  absl::Span<const uint8_t> bytes;
+};
+
+struct GroupOverride {
+  std::optional<uint32_t> group;
+  Hyperparameters hyperparameters;
+};
+
+struct StepOptions {
+  // Names the step: then a repeat, also by the client's own retries, is applied once. Both or
+  // neither; without them a call that fails in transport is not tried again.
+  std::string worker;
+  uint64_t sequence = 0;
+  std::optional<Version> base;
+  double weight = 0;
+  std::optional<double> grad_scale;
+  std::vector<GroupOverride> overrides;
+  bool wait = false;
+  bool digests = true;  // send XXH3 of each tensor, for the server to check
+};
+
+enum class StepOutcome { kUnknown = 0, kApplied = 1, kPending = 2, kSkippedNonfinite = 3 };
+
+struct StepResult {
+  StepOutcome outcome = StepOutcome::kUnknown;
+  bool replayed = false;
+  Version version;
+  uint64_t step = 0;
+  uint32_t contributions = 0;
+  uint32_t quorum = 0;
+  double grad_norm = 0;
+  double clip_coef = 0;
+  std::vector<std::string> nonfinite;
+  uint64_t updated = 0;
+  uint64_t skipped = 0;
+};
+
+struct LoadOptions {
+  bool strict = true;
+  bool assign = false;
+  std::string strip_prefix;
+  std::string add_prefix;
+  std::vector<std::string> buffers;
+};
+
+struct KindDecision {
+  std::string rule;
+  uint64_t parameters = 0;
+  uint64_t buffers = 0;
+};
+
+struct LoadResult {
+  ModuleInfo module;
+  std::vector<KindDecision> decisions;
+  std::vector<std::string> missing_keys;
+  std::vector<std::string> unexpected_keys;
+  uint64_t missing_count = 0;
+  uint64_t unexpected_count = 0;
+  uint64_t loaded = 0;
+};
+
+struct Progress {
+  std::string phase;
+  uint64_t done_bytes = 0;
+  uint64_t total_bytes = 0;
+};
+using ProgressCallback = std::function<void(const Progress&)>;
+
+struct LoadCheckpointOptions {
+  LoadOptions load;
+  bool create_module = false;
+  std::string state_dict_key;
+  bool weights_only = false;
+};
+
+struct LoadCheckpointResult {
+  LoadResult load;
+  std::string format;
+  bool optimizer_loaded = false;
+  uint64_t read_bytes = 0;
+};
+
+struct SaveCheckpointOptions {
+  bool overwrite = false;
+  bool weights_only = false;
+};
+
+struct CheckpointFile {
+  std::string name;
+  uint64_t nbytes = 0;
+};
+
+struct CheckpointInfo {
+  std::string path;
+  std::string format;
+  uint64_t nbytes = 0;
+  absl::Time create_time;
+  std::string module;
+  Version version;
+  uint64_t step = 0;
+  uint64_t tensor_count = 0;
+  bool has_optimizer = false;
+  std::vector<CheckpointFile> files;
+  std::optional<bool> verified;
+  std::string problem;
+};
+
+struct SnapshotInfo {
+  std::string snapshot_id;
+  std::string module;
+  Version version;
+  uint64_t step = 0;
+  std::string layout_digest;
+  uint64_t total_bytes = 0;
+  absl::Time expire_time;
+};
+
+struct WatchEvent {
+  ModuleInfo module;
+  // "CREATE", "LOAD", "STEP", "FREEZE", "MOVE", "DELETE", "CONFIGURE_OPTIMIZER".
+  std::string last_mutation;
+};
+
+struct FetchOptions {
+  Selection selection;
+  // Neither: the newest. At most one of them.
+  uint64_t version = 0;
+  std::string snapshot_id;
+  // When this is the current version, nothing is sent and `not_modified` is set.
+  std::optional<Version> if_newer_than;
+  uint32_t chunk_bytes = 0;  // 0: the server chooses
+  bool digests = true;       // verify the XXH3 of every tensor
+  ProgressCallback progress;
+};
+
+}  // namespace modelstate::client
+
+#endif  // MODELSTATE_CLIENT_TYPES_H_
