@@ -64,6 +64,9 @@ class CheckpointReader {
   virtual absl::Status Read(size_t index, absl::Span<uint8_t> out) const = 0;
 
  protected:
+  // INVALID_ARGUMENT INVALID_FIELD where `index` or the size of `out` is not as Read wants it.
+  absl::Status CheckReadArguments(size_t index, absl::Span<uint8_t> out) const;
+
   std::vector<StoredTensor> tensors_;
   std::map<std::string, std::string> metadata_;
 };

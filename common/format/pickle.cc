@@ -1,0 +1,609 @@
+#include "common/format/pickle.h"
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+#include "common/format/text.h"
+
+namespace modelstate {
+namespace {
+
+struct GlobalRow {
+  const char* name;  // module and name
+  PickleGlobal global;
+  std::optional<DType> dtype;
+  const char* torch_name = "";
+};
+
+using G = PickleGlobal;
+
+constexpr GlobalRow kGlobals[] = {
+    {"collections OrderedDict", G::kOrderedDict, {}},
+    {"collections Counter", G::kCounter, {}},
+    {"__builtin__ set", G::kSet, {}},
+    {"builtins set", G::kSet, {}},
+    {"__builtin__ complex", G::kComplex, {}},
+    {"builtins complex", G::kComplex, {}},
+    {"__builtin__ bytearray", G::kByteArray, {}},
+    {"builtins bytearray", G::kByteArray, {}},
+    {"_codecs encode", G::kCodecsEncode, {}},
+    {"torch._utils _rebuild_tensor", G::kRebuildTensor, {}},
+    {"torch._utils _rebuild_tensor_v2", G::kRebuildTensorV2, {}},
+    {"torch._utils _rebuild_tensor_v3", G::kRebuildTensorV3, {}},
+    {"torch._utils _rebuild_parameter", G::kRebuildParameter, {}},
+    {"torch._utils _rebuild_parameter_with_state", G::kRebuildParameterWithState, {}},
+    {"torch._tensor _rebuild_from_type_v2", G::kRebuildFromType, {}},
+    {"torch Tensor", G::kTensorClass, {}},
+    {"torch.nn.parameter Parameter", G::kParameterClass, {}},
+    {"torch Size", G::kSize, {}},
+    {"torch device", G::kDevice, {}},
+    {"torch.storage UntypedStorage", G::kUntypedStorage, {}, "untyped"},
+    {"torch UntypedStorage", G::kUntypedStorage, {}, "untyped"},
+    {"torch DoubleStorage", G::kStorage, DType::kF64, "float64"},
+    {"torch FloatStorage", G::kStorage, DType::kF32, "float32"},
+    {"torch HalfStorage", G::kStorage, DType::kF16, "float16"},
+    {"torch BFloat16Storage", G::kStorage, DType::kBF16, "bfloat16"},
+    {"torch LongStorage", G::kStorage, DType::kI64, "int64"},
+    {"torch IntStorage", G::kStorage, DType::kI32, "int32"},
+    {"torch ShortStorage", G::kStorage, DType::kI16, "int16"},
+    {"torch CharStorage", G::kStorage, DType::kI8, "int8"},
+    {"torch ByteStorage", G::kStorage, DType::kU8, "uint8"},
+    {"torch BoolStorage", G::kStorage, DType::kBool, "bool"},
+    {"torch ComplexFloatStorage", G::kStorage, DType::kC64, "complex64"},
+    {"torch ComplexDoubleStorage", G::kStorage, {}, "complex128"},
+    {"torch QInt8Storage", G::kStorage, {}, "qint8"},
+    {"torch QUInt8Storage", G::kStorage, {}, "quint8"},
+    {"torch QInt32Storage", G::kStorage, {}, "qint32"},
+    {"torch float64", G::kDType, DType::kF64, "float64"},
+    {"torch float32", G::kDType, DType::kF32, "float32"},
+    {"torch float16", G::kDType, DType::kF16, "float16"},
+    {"torch bfloat16", G::kDType, DType::kBF16, "bfloat16"},
+    {"torch int64", G::kDType, DType::kI64, "int64"},
+    {"torch int32", G::kDType, DType::kI32, "int32"},
+    {"torch int16", G::kDType, DType::kI16, "int16"},
+    {"torch int8", G::kDType, DType::kI8, "int8"},
+    {"torch uint64", G::kDType, DType::kU64, "uint64"},
+    {"torch uint32", G::kDType, DType::kU32, "uint32"},
+    {"torch uint16", G::kDType, DType::kU16, "uint16"},
+    {"torch uint8", G::kDType, DType::kU8, "uint8"},
+    {"torch bool", G::kDType, DType::kBool, "bool"},
+    {"torch float8_e4m3fn", G::kDType, DType::kF8E4M3, "float8_e4m3fn"},
+    {"torch float8_e5m2", G::kDType, DType::kF8E5M2, "float8_e5m2"},
+    {"torch float8_e4m3fnuz", G::kDType, {}, "float8_e4m3fnuz"},
+    {"torch float8_e5m2fnuz", G::kDType, {}, "float8_e5m2fnuz"},
+    {"torch float8_e8m0fnu", G::kDType, {}, "float8_e8m0fnu"},
+    {"torch float4_e2m1fn_x2", G::kDType, {}, "float4_e2m1fn_x2"},
+    {"torch complex64", G::kDType, DType::kC64, "complex64"},
+    {"torch complex128", G::kDType, {}, "complex128"},
+    {"torch complex32", G::kDType, {}, "complex32"},
+};
+
+// Far above any state_dict: a file of 100,000 tensors has 15 MB of pickle and 3 million nodes.
+constexpr size_t kMaxPickleBytes = size_t{256} << 20;
+constexpr size_t kMaxNodes = size_t{1} << 25;
+constexpr size_t kMaxMarks = 256;
+constexpr uint16_t kMaxDepth = 256;
+
+}  // namespace
+
+// A stack machine over the opcodes that torch.save writes.
+class PickleParser {
+ public:
+  using Id = PickleTree::Id;
+  using Kind = PickleTree::Kind;
+
+  explicit PickleParser(PickleTree* tree) : tree_(*tree), text_(tree->pickle_) {}
+
+  absl::Status Run() {
+    if (text_.size() < 2 || text_[0] != '\x80') {
+      return Unsupported(
+          "data.pkl has no pickle protocol number; save the checkpoint again with torch.save");
+    }
+    while (true) {
+      start_ = at_;
+      if (at_ >= text_.size()) return Fail("ends before its STOP opcode");
+      const char opcode = text_[at_++];
+      if (opcode == '.') break;
+      MS_RETURN_IF_ERROR(Step(opcode));
+      if (tree_.nodes_.size() > kMaxNodes) {
+        return Unsupported(absl::StrCat("data.pkl holds more than ", kMaxNodes,
+                                        " objects; save the tensors alone"));
+      }
+    }
+    if (at_ != text_.size()) return Fail("goes on after its STOP opcode");
+    if (stack_.size() != 1 || !marks_.empty()) return Fail("does not end with one object");
+    tree_.root_ = stack_[0];
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status Fail(absl::string_view what) const {
+    return Corrupt(absl::StrCat("data.pkl ", what, " (at byte ", start_, ")"));
+  }
+
+  // ---- input and stack ----
+
+  absl::StatusOr<uint64_t> Unsigned(size_t width) {
+    if (text_.size() - at_ < width) return Fail("is cut off");
+    uint64_t value = 0;
+    for (size_t i = width; i > 0; --i) {
+      value = value << 8 | static_cast<unsigned char>(text_[at_ + i - 1]);
+    }
+    at_ += width;
+    return value;
+  }
+
+  size_t Floor() const { return marks_.empty() ? 0 : marks_.back(); }
+
+  absl::StatusOr<Id> Pop() {
+    if (stack_.size() <= Floor()) return Fail("takes an object from an empty stack");
+    const Id id = stack_.back();
+    stack_.pop_back();
+    return id;
+  }
+
+  absl::StatusOr<Id> Top() const {
+    if (stack_.size() <= Floor()) return Fail("uses an object of an empty stack");
+    return stack_.back();
+  }
+
+  // The objects since the last MARK, which is removed with them. Valid until the next push.
+  absl::StatusOr<absl::Span<const Id>> PopToMark() {
+    if (marks_.empty()) return Fail("looks for a MARK that is not there");
+    const size_t mark = marks_.back();
+    marks_.pop_back();
+    popped_.assign(stack_.begin() + static_cast<ptrdiff_t>(mark), stack_.end());
+    stack_.resize(mark);
+    return absl::Span<const Id>(popped_);
+  }
+
+  // ---- nodes ----
+
+  Id Add(Kind kind, int64_t number = 0, uint32_t a = 0) {
+    PickleTree::Node node;
+    node.kind = kind;
+    node.number = number;
+    node.a = a;
+    tree_.nodes_.push_back(node);
+    return static_cast<Id>(tree_.nodes_.size() - 1);
+  }
+
+  absl::Status Push(Kind kind, int64_t number = 0, uint32_t a = 0) {
+    stack_.push_back(Add(kind, number, a));
+    return absl::OkStatus();
+  }
+
+  absl::Status Deepen(Id container, Id child) {
+    PickleTree::Node& node = tree_.nodes_[container];
+    const uint16_t depth = tree_.nodes_[child].depth;
+    if (depth >= kMaxDepth) {
+      return Unsupported(absl::StrCat("data.pkl nests objects more than ", kMaxDepth,
+                                      " deep; save the tensors alone"));
+    }
+    if (node.depth < depth + 1) node.depth = static_cast<uint16_t>(depth + 1);
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<Id> AddTuple(absl::Span<const Id> items, Kind kind = Kind::kTuple) {
+    const Id id =
+        Add(kind, static_cast<int64_t>(tree_.items_.size()), static_cast<uint32_t>(items.size()));
+    for (Id item : items) MS_RETURN_IF_ERROR(Deepen(id, item));
+    tree_.items_.insert(tree_.items_.end(), items.begin(), items.end());
+    return id;
+  }
+
+  absl::Status AppendTo(Id container, absl::Span<const Id> items) {
+    if (items.empty()) return absl::OkStatus();
+    for (Id item : items) MS_RETURN_IF_ERROR(Deepen(container, item));
+    uint32_t& place = tree_.nodes_[container].a;
+    if (place == PickleTree::kNoList) {
+      place = static_cast<uint32_t>(tree_.lists_.size());
+      tree_.lists_.emplace_back();
+    }
+    std::vector<Id>& list = tree_.lists_[place];
+    list.insert(list.end(), items.begin(), items.end());
+    return absl::OkStatus();
+  }
+
+  absl::Status Text(Kind kind, size_t width) {
+    MS_ASSIGN_OR_RETURN(const uint64_t length, Unsigned(width));
+    if (length > text_.size() - at_) return Fail("has a text that is cut off");
+    const absl::string_view value = text_.substr(at_, length);
+    if (kind == Kind::kString && !IsValidUtf8(value)) return Fail("has a text that is not UTF-8");
+    MS_RETURN_IF_ERROR(Push(kind, static_cast<int64_t>(at_), static_cast<uint32_t>(length)));
+    at_ += length;
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<absl::string_view> Line() {
+    const size_t end = text_.find('\n', at_);
+    if (end == absl::string_view::npos) return Fail("has a line that does not end");
+    const absl::string_view line = text_.substr(at_, end - at_);
+    at_ = end + 1;
+    return line;
+  }
+
+  absl::Status Global() {
+    MS_ASSIGN_OR_RETURN(const absl::string_view module, Line());
+    MS_ASSIGN_OR_RETURN(const absl::string_view name, Line());
+    for (uint32_t row = 0; row < std::size(kGlobals); ++row) {
+      absl::string_view known = kGlobals[row].name;
+      if (known.size() != module.size() + 1 + name.size() || known[module.size()] != ' ' ||
+          known.substr(0, module.size()) != module || known.substr(module.size() + 1) != name) {
+        continue;
+      }
+      MS_RETURN_IF_ERROR(Push(Kind::kGlobal, 0, row));
+      tree_.nodes_.back().global = static_cast<uint8_t>(kGlobals[row].global);
+      return absl::OkStatus();
+    }
+    return MakeError(Reason::kCheckpointUnsupported,
+                     absl::StrCat("the file's pickle names ",
+                                  ShowName(absl::StrCat(module.substr(0, 100), ".", name)),
+                                  ", which is no tensor constructor; nothing was run. Save only "
+                                  "tensors: torch.save(module.state_dict(), path)"),
+                     {{"global", absl::StrCat(module.substr(0, 100), ".", name.substr(0, 100))}});
+  }
+
+  // ---- calls ----
+
+  absl::Status Call() {
+    MS_ASSIGN_OR_RETURN(const Id arguments, Pop());
+    MS_ASSIGN_OR_RETURN(const Id function, Pop());
+    if (tree_.kind(function) != Kind::kGlobal || tree_.kind(arguments) != Kind::kTuple) {
+      return Fail("calls what is no function");
+    }
+    const absl::Span<const Id> args = tree_.items(arguments);
+    switch (tree_.global(function)) {
+      case G::kOrderedDict:
+        return NewOrderedDict(args);
+      case G::kSize:
+        if (args.size() == 1 && tree_.kind(args[0]) == Kind::kTuple) {
+          stack_.push_back(args[0]);
+          return absl::OkStatus();
+        }
+        return Fail("makes a torch.Size of other than a tuple");
+      case G::kUntypedStorage:
+      case G::kStorage:
+      case G::kDType:
+      case G::kTensorClass:
+      case G::kParameterClass:
+        return Unsupported(absl::StrCat("the file's pickle calls ",
+                                        kGlobals[tree_.nodes_[function].a].name,
+                                        ", which a state_dict never does; nothing was run"));
+      case G::kRebuildFromType: {
+        // (function, type, arguments, state): what it would call, without the Python attributes.
+        if (args.size() != 4 || tree_.kind(args[0]) != Kind::kGlobal ||
+            tree_.kind(args[1]) != Kind::kGlobal || tree_.kind(args[2]) != Kind::kTuple) {
+          return Fail("has a malformed _rebuild_from_type_v2");
+        }
+        switch (tree_.global(args[0])) {
+          case G::kRebuildTensor:
+          case G::kRebuildTensorV2:
+          case G::kRebuildTensorV3:
+          case G::kRebuildParameter:
+          case G::kRebuildParameterWithState:
+            return PushCall(args[0], args[2]);
+          default:
+            return Fail("rebuilds a tensor by other than a tensor constructor");
+        }
+      }
+      default:
+        return PushCall(function, arguments);
+    }
+  }
+
+  absl::Status PushCall(Id function, Id arguments) {
+    const uint8_t global = tree_.nodes_[function].global;
+    MS_RETURN_IF_ERROR(Push(Kind::kCall, 0, arguments));
+    tree_.nodes_.back().global = global;
+    return Deepen(stack_.back(), arguments);
+  }
+
+  absl::Status NewOrderedDict(absl::Span<const Id> args) {
+    const Id dict = Add(Kind::kDict, 0, PickleTree::kNoList);
+    if (args.size() > 1) return Fail("has an OrderedDict of more than one argument");
+    if (args.size() == 1) {
+      if (tree_.kind(args[0]) != Kind::kList && tree_.kind(args[0]) != Kind::kTuple) {
+        return Fail("has an OrderedDict of other than a list of pairs");
+      }
+      std::vector<Id> flat;
+      for (Id pair : tree_.items(args[0])) {
+        const bool sequence = tree_.kind(pair) == Kind::kList || tree_.kind(pair) == Kind::kTuple;
+        if (!sequence || tree_.items(pair).size() != 2) {
+          return Fail("has an OrderedDict of other than pairs");
+        }
+        flat.push_back(tree_.items(pair)[0]);
+        flat.push_back(tree_.items(pair)[1]);
+      }
+      MS_RETURN_IF_ERROR(AppendTo(dict, flat));
+    }
+    stack_.push_back(dict);
+    return absl::OkStatus();
+  }
+
+  absl::Status Build() {
+    MS_ASSIGN_OR_RETURN(const Id state, Pop());
+    MS_ASSIGN_OR_RETURN(const Id object, Top());
+    // Attributes, such as the `_metadata` of a state_dict: there is no object to set them on.
+    if (tree_.kind(object) != Kind::kDict && tree_.kind(object) != Kind::kCall) {
+      return Fail("sets attributes of what has none");
+    }
+    (void)state;
+    return absl::OkStatus();
+  }
+
+  absl::Status PersistentId() {
+    MS_ASSIGN_OR_RETURN(const Id id, Pop());
+    if (tree_.kind(id) != Kind::kTuple) return Fail("has a persistent id that is no tuple");
+    const absl::Span<const Id> items = tree_.items(id);
+    const bool valid =
+        items.size() == 5 && tree_.kind(items[0]) == Kind::kString &&
+        tree_.string_value(items[0]) == "storage" && tree_.kind(items[1]) == Kind::kGlobal &&
+        (tree_.global(items[1]) == G::kStorage || tree_.global(items[1]) == G::kUntypedStorage) &&
+        tree_.kind(items[2]) == Kind::kString && tree_.kind(items[3]) == Kind::kString &&
+        tree_.kind(items[4]) == Kind::kInt && tree_.int_value(items[4]) >= 0;
+    if (!valid) {
+      return Fail("has a persistent id that is not (\"storage\", class, key, location, count)");
+    }
+    // A copy: AddTuple grows the vector that `items` points into.
+    const Id parts[] = {items[1], items[2], items[3], items[4]};
+    MS_ASSIGN_OR_RETURN(const Id storage, AddTuple(parts, Kind::kStorage));
+    stack_.push_back(storage);
+    return absl::OkStatus();
+  }
+
+  // ---- opcodes ----
+
+  absl::Status Memoize(uint64_t index) {
+    // Pickles number their objects from 0, so an index is far below the pickle's size.
+    if (index >= text_.size()) return Fail("has a memo index beyond its own size");
+    MS_ASSIGN_OR_RETURN(const Id id, Top());
+    if (index >= memo_.size()) memo_.resize(index + 1, PickleTree::kNoList);
+    memo_[index] = id;
+    return absl::OkStatus();
+  }
+
+  absl::Status Recall(uint64_t index) {
+    if (index >= memo_.size() || memo_[index] == PickleTree::kNoList) {
+      return Fail("recalls an object that it never stored");
+    }
+    stack_.push_back(memo_[index]);
+    return absl::OkStatus();
+  }
+
+  absl::Status SmallTuple(size_t size) {
+    Id items[3];
+    for (size_t i = size; i > 0; --i) {
+      MS_ASSIGN_OR_RETURN(items[i - 1], Pop());
+    }
+    MS_ASSIGN_OR_RETURN(const Id tuple, AddTuple(absl::MakeConstSpan(items, size)));
+    stack_.push_back(tuple);
+    return absl::OkStatus();
+  }
+
+  absl::Status AppendItems(absl::Span<const Id> items, Kind kind) {
+    MS_ASSIGN_OR_RETURN(const Id container, Top());
+    const bool counter =
+        tree_.kind(container) == Kind::kCall && tree_.global(container) == G::kCounter;
+    if (kind == Kind::kDict && counter) return absl::OkStatus();
+    if (tree_.kind(container) != kind) {
+      return Fail(absl::StrCat("adds items to ", tree_.KindName(container)));
+    }
+    if (kind == Kind::kDict && items.size() % 2 != 0) return Fail("sets a key without a value");
+    return AppendTo(container, items);
+  }
+
+  absl::Status Long() {
+    MS_ASSIGN_OR_RETURN(const uint64_t width, Unsigned(1));
+    if (width > text_.size() - at_) return Fail("is cut off");
+    if (width > 8) {
+      at_ += width;
+      return Push(Kind::kBigInt);
+    }
+    MS_ASSIGN_OR_RETURN(uint64_t value, Unsigned(width));
+    if (width > 0 && width < 8 && (value >> (8 * width - 1)) != 0)
+      value |= ~uint64_t{0} << 8 * width;
+    return Push(Kind::kInt, static_cast<int64_t>(value));
+  }
+
+  absl::Status Step(char opcode) {
+    switch (opcode) {
+      case '\x80': {
+        MS_ASSIGN_OR_RETURN(const uint64_t protocol, Unsigned(1));
+        if (protocol == 2 || protocol == 3) return absl::OkStatus();
+        return Unsupported(absl::StrCat(
+            "data.pkl uses pickle protocol ", protocol,
+            "; save the checkpoint again with torch.save's default, pickle_protocol=2"));
+      }
+      case '(':
+        if (marks_.size() >= kMaxMarks) {
+          return Unsupported(absl::StrCat("data.pkl nests objects more than ", kMaxMarks,
+                                          " deep; save the tensors alone"));
+        }
+        marks_.push_back(stack_.size());
+        return absl::OkStatus();
+      case 'c':
+        return Global();
+      case 'R':
+      case '\x81':
+        return Call();
+      case 'b':
+        return Build();
+      case 'Q':
+        return PersistentId();
+      case 'N':
+        return Push(Kind::kNone);
+      case '\x88':
+        return Push(Kind::kBool, 1);
+      case '\x89':
+        return Push(Kind::kBool, 0);
+      case 'J': {
+        MS_ASSIGN_OR_RETURN(const uint64_t value, Unsigned(4));
+        return Push(Kind::kInt, static_cast<int32_t>(static_cast<uint32_t>(value)));
+      }
+      case 'K': {
+        MS_ASSIGN_OR_RETURN(const uint64_t value, Unsigned(1));
+        return Push(Kind::kInt, static_cast<int64_t>(value));
+      }
+      case 'M': {
+        MS_ASSIGN_OR_RETURN(const uint64_t value, Unsigned(2));
+        return Push(Kind::kInt, static_cast<int64_t>(value));
+      }
+      case '\x8a':
+        return Long();
+      case 'G':
+        // A hyper-parameter, which nothing here reads.
+        MS_RETURN_IF_ERROR(Unsigned(8).status());
+        return Push(Kind::kFloat);
+      case 'X':
+        return Text(Kind::kString, 4);
+      case 'U':
+        return Text(Kind::kString, 1);
+      case 'T':
+        return Text(Kind::kString, 4);
+      case 'B':
+        return Text(Kind::kBytes, 4);
+      case 'C':
+        return Text(Kind::kBytes, 1);
+      case '}':
+        return Push(Kind::kDict, 0, PickleTree::kNoList);
+      case ']':
+        return Push(Kind::kList, 0, PickleTree::kNoList);
+      case '\x8f':
+        return Push(Kind::kSet, 0, PickleTree::kNoList);
+      case ')':
+        return Push(Kind::kTuple);
+      case 't': {
+        MS_ASSIGN_OR_RETURN(const absl::Span<const Id> items, PopToMark());
+        MS_ASSIGN_OR_RETURN(const Id tuple, AddTuple(items));
+        stack_.push_back(tuple);
+        return absl::OkStatus();
+      }
+      case '\x85':
+        return SmallTuple(1);
+      case '\x86':
+        return SmallTuple(2);
+      case '\x87':
+        return SmallTuple(3);
+      case 'a': {
+        MS_ASSIGN_OR_RETURN(const Id item, Pop());
+        return AppendItems({item}, Kind::kList);
+      }
+      case 'e': {
+        MS_ASSIGN_OR_RETURN(const absl::Span<const Id> items, PopToMark());
+        return AppendItems(items, Kind::kList);
+      }
+      case 's': {
+        MS_ASSIGN_OR_RETURN(const Id value, Pop());
+        MS_ASSIGN_OR_RETURN(const Id key, Pop());
+        return AppendItems({key, value}, Kind::kDict);
+      }
+      case 'u': {
+        MS_ASSIGN_OR_RETURN(const absl::Span<const Id> items, PopToMark());
+        return AppendItems(items, Kind::kDict);
+      }
+      case 'q': {
+        MS_ASSIGN_OR_RETURN(const uint64_t index, Unsigned(1));
+        return Memoize(index);
+      }
+      case 'r': {
+        MS_ASSIGN_OR_RETURN(const uint64_t index, Unsigned(4));
+        return Memoize(index);
+      }
+      case 'h': {
+        MS_ASSIGN_OR_RETURN(const uint64_t index, Unsigned(1));
+        return Recall(index);
+      }
+      case 'j': {
+        MS_ASSIGN_OR_RETURN(const uint64_t index, Unsigned(4));
+        return Recall(index);
+      }
+      default:
+        return Unsupported(absl::StrCat(
+            "data.pkl uses the pickle opcode 0x", absl::Hex(static_cast<unsigned char>(opcode)),
+            " at byte ", start_, ", which torch.save with its default protocol does not write"));
+    }
+  }
+
+  PickleTree& tree_;
+  absl::string_view text_;
+  size_t at_ = 0;
+  size_t start_ = 0;  // of the opcode at hand
+  std::vector<Id> stack_;
+  std::vector<size_t> marks_;
+  std::vector<Id> popped_;
+  std::vector<Id> memo_;
+};
+
+absl::StatusOr<PickleTree> PickleTree::Parse(std::string pickle) {
+  if (pickle.size() > kMaxPickleBytes) {
+    return Unsupported(absl::StrCat("data.pkl has ", pickle.size(), " bytes, over the limit of ",
+                                    kMaxPickleBytes, "; save the tensors alone"));
+  }
+  PickleTree tree;
+  tree.pickle_ = std::move(pickle);
+  MS_RETURN_IF_ERROR(PickleParser(&tree).Run());
+  return tree;
+}
+
+absl::Span<const PickleTree::Id> PickleTree::items(Id id) const {
+  const Node& node = nodes_[id];
+  switch (node.kind) {
+    case Kind::kTuple:
+    case Kind::kStorage:
+      return absl::MakeConstSpan(items_).subspan(static_cast<size_t>(node.number), node.a);
+    case Kind::kList:
+    case Kind::kDict:
+      if (node.a == kNoList) return {};
+      return lists_[node.a];
+    default:
+      return {};
+  }
+}
+
+std::optional<DType> PickleTree::dtype(Id id) const { return kGlobals[nodes_[id].a].dtype; }
+
+absl::string_view PickleTree::global_name(Id id) const { return kGlobals[nodes_[id].a].torch_name; }
+
+const char* PickleTree::KindName(Id id) const {
+  switch (kind(id)) {
+    case Kind::kNone:
+      return "None";
+    case Kind::kBool:
+      return "a bool";
+    case Kind::kInt:
+    case Kind::kBigInt:
+      return "an int";
+    case Kind::kFloat:
+      return "a float";
+    case Kind::kString:
+      return "a str";
+    case Kind::kBytes:
+      return "bytes";
+    case Kind::kTuple:
+      return "a tuple";
+    case Kind::kList:
+      return "a list";
+    case Kind::kDict:
+      return "a dict";
+    case Kind::kSet:
+      return "a set";
+    case Kind::kGlobal:
+      return "a type or function";
+    case Kind::kStorage:
+      return "a storage";
+    case Kind::kCall:
+      break;
+  }
+  switch (global(id)) {
+    case G::kRebuildTensor:
+    case G::kRebuildTensorV2:
+    case G::kRebuildTensorV3:
+    case G::kRebuildParameter:
+    case G::kRebuildParameterWithState:
+      return "a tensor";
+    default:
+      return "an object";
+  }
+}
+
+}  // namespace modelstate

@@ -1,0 +1,113 @@
+#ifndef MODELSTATE_COMMON_FORMAT_PICKLE_H_
+#define MODELSTATE_COMMON_FORMAT_PICKLE_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "common/base/dtype.h"
+
+namespace modelstate {
+
+// The globals that a state_dict or an optimizer state may name. Anything else is refused.
+enum class PickleGlobal : uint8_t {
+  kOrderedDict,
+  kCounter,
+  kSet,
+  kComplex,
+  kByteArray,
+  kCodecsEncode,
+  kRebuildTensor,
+  kRebuildTensorV2,
+  kRebuildTensorV3,
+  kRebuildParameter,
+  kRebuildParameterWithState,
+  kRebuildFromType,
+  kTensorClass,
+  kParameterClass,
+  kSize,
+  kDevice,
+  kUntypedStorage,
+  kStorage,  // of one dtype
+  kDType,
+};
+
+// An inert tree that a pickle describes. Nothing is called: a call that the pickle asks for is a
+// node with the function and its arguments. Nodes refer to each other by index, and may be shared
+// or cyclic; nothing here walks them recursively. What parsing allocates is linear in the size of
+// the pickle, and bounded. Immutable after Parse.
+class PickleTree {
+ public:
+  using Id = uint32_t;
+
+  enum class Kind : uint8_t {
+    kNone,
+    kBool,
+    kInt,
+    kBigInt,  // does not fit in int64
+    kFloat,
+    kString,  // valid UTF-8
+    kBytes,
+    kTuple,
+    kList,
+    kDict,
+    kSet,
+    kGlobal,
+    kStorage,  // a persistent id: items are class, key, location, count
+    kCall,     // an allowed function and its arguments, never run
+  };
+
+  // Takes the text of `data.pkl`, protocol 2 or 3.
+  static absl::StatusOr<PickleTree> Parse(std::string pickle);
+
+  Id root() const { return root_; }
+  Kind kind(Id id) const { return nodes_[id].kind; }
+  // "a tuple": for messages.
+  const char* KindName(Id id) const;
+
+  bool bool_value(Id id) const { return nodes_[id].number != 0; }
+  int64_t int_value(Id id) const { return nodes_[id].number; }
+  absl::string_view string_value(Id id) const {
+    return absl::string_view(pickle_).substr(static_cast<size_t>(nodes_[id].number), nodes_[id].a);
+  }
+  // Items of a tuple, list or storage; keys and values in turn of a dict.
+  absl::Span<const Id> items(Id id) const;
+  // Of a global, or the function of a call.
+  PickleGlobal global(Id id) const { return static_cast<PickleGlobal>(nodes_[id].global); }
+  // Of a global that is a storage class or a dtype: its place in the table, for dtype().
+  std::optional<DType> dtype(Id id) const;
+  // How PyTorch calls the dtype, also where there is no DType: "complex128".
+  absl::string_view global_name(Id id) const;
+  // Arguments of a call.
+  absl::Span<const Id> arguments(Id id) const { return items(nodes_[id].a); }
+
+ private:
+  friend class PickleParser;
+
+  static constexpr Id kNoList = 0xFFFFFFFF;
+
+  struct Node {
+    Kind kind = Kind::kNone;
+    uint8_t global = 0;  // PickleGlobal
+    uint16_t depth = 0;  // of nesting below this node
+    uint32_t a = 0;      // text: length; tuple: item count; list, dict: place in lists_;
+                         // call: arguments; global: row of the table
+    int64_t number = 0;  // value; text: offset in pickle_; tuple: offset in items_
+  };
+
+  std::string pickle_;
+  std::vector<Node> nodes_;
+  std::vector<Id> items_;
+  std::vector<std::vector<Id>> lists_;
+  Id root_ = 0;
+};
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_COMMON_FORMAT_PICKLE_H_

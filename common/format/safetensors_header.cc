@@ -1,0 +1,305 @@
+#include "common/format/safetensors_header.h"
+
+#include <algorithm>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <utility>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+#include "common/format/text.h"
+
+namespace modelstate {
+namespace {
+
+using Json = nlohmann::json;
+
+// Sub-byte and other types of the format that have no DType.
+constexpr const char* kUnsupportedDTypes[] = {"F4",          "F6_E2M3",     "F6_E3M2", "F8_E8M0",
+                                              "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C128"};
+
+// Receives the text token by token, so it sees what a DOM would hide: duplicate keys, and whether a
+// number was written as an integer. Each callback returns false to stop; then status() says why.
+class HeaderHandler : public nlohmann::json_sax<Json> {
+ public:
+  SafetensorsIndex& index() { return index_; }
+  absl::Status status() const { return status_; }
+  bool complete() const { return complete_; }
+
+  bool null() override {
+    if (state_ == State::kTopValue && key_ == "__metadata__") {
+      state_ = State::kTop;
+      return true;
+    }
+    return Unexpected("null");
+  }
+  bool boolean(bool) override { return Unexpected("a boolean"); }
+  bool number_integer(number_integer_t) override { return Unexpected("a negative number"); }
+  bool number_float(number_float_t, const string_t&) override {
+    return Unexpected("a number with a fraction or exponent, or over 2^64");
+  }
+  bool binary(binary_t&) override { return Unexpected("binary data"); }
+
+  bool number_unsigned(number_unsigned_t value) override {
+    if (state_ == State::kShape) {
+      if (dims_.size() == Shape::kMaxRank) {
+        return Fail(absl::StrCat("has more than ", Shape::kMaxRank, " dimensions"));
+      }
+      if (value > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
+        return Fail(absl::StrCat("has the dimension ", value, ", which is over 2^63"));
+      }
+      dims_.push_back(static_cast<int64_t>(value));
+      return true;
+    }
+    if (state_ == State::kOffsets) {
+      if (offset_count_ == 2) return Fail("has more than two data_offsets");
+      (offset_count_++ == 0 ? entry_.begin : entry_.end) = value;
+      return true;
+    }
+    return Unexpected("a number");
+  }
+
+  bool string(string_t& value) override {
+    if (state_ == State::kMetadata) {
+      index_.metadata.emplace(key_, std::move(value));
+      return true;
+    }
+    if (state_ == State::kField && field_ == kDType) {
+      dtype_ = ParseDType(value);
+      if (!dtype_) {
+        const bool known = std::find_if(std::begin(kUnsupportedDTypes),
+                                        std::end(kUnsupportedDTypes), [&](const char* name) {
+                                          return value == name;
+                                        }) != std::end(kUnsupportedDTypes);
+        status_ = Unsupported(
+            absl::StrCat("tensor ", ShowName(key_), " has the dtype ", ShowName(value),
+                         known ? ", which PyTorch modules here cannot hold"
+                               : ", which this version does not know",
+                         "; convert it to one such as F32 or BF16 and save the file again"));
+        return false;
+      }
+      state_ = State::kEntry;
+      return true;
+    }
+    return Unexpected("a string");
+  }
+
+  bool start_object(size_t) override {
+    switch (state_) {
+      case State::kStart:
+        state_ = State::kTop;
+        return true;
+      case State::kTopValue:
+        if (key_ == "__metadata__") {
+          state_ = State::kMetadata;
+          return true;
+        }
+        entry_ = {};
+        dims_.clear();
+        dtype_.reset();
+        offset_count_ = 0;
+        seen_ = 0;
+        state_ = State::kEntry;
+        return true;
+      default:
+        return Unexpected("an object");
+    }
+  }
+
+  bool key(string_t& value) override {
+    switch (state_) {
+      case State::kTop: {
+        key_ = std::move(value);
+        if (key_ != "__metadata__") {
+          const absl::string_view problem = TensorNameProblem(key_);
+          if (!problem.empty()) {
+            return FailHeader(absl::StrCat("the tensor name ", ShowName(key_), " ", problem));
+          }
+        }
+        if (!names_.insert(key_).second) {
+          return FailHeader(absl::StrCat("the name ", ShowName(key_), " occurs twice"));
+        }
+        state_ = State::kTopValue;
+        return true;
+      }
+      case State::kMetadata:
+        key_ = std::move(value);
+        if (index_.metadata.count(key_) != 0) {
+          return FailHeader(absl::StrCat("__metadata__ has the key ", ShowName(key_), " twice"));
+        }
+        return true;
+      case State::kEntry: {
+        if (value == "dtype") {
+          field_ = kDType;
+        } else if (value == "shape") {
+          field_ = kShape;
+        } else if (value == "data_offsets") {
+          field_ = kOffsets;
+        } else {
+          return Fail(absl::StrCat("has the unknown field ", ShowName(value)));
+        }
+        if ((seen_ & field_) != 0) return Fail(absl::StrCat("has the field ", value, " twice"));
+        seen_ |= field_;
+        state_ = State::kField;
+        return true;
+      }
+      default:
+        return Unexpected("a key");
+    }
+  }
+
+  bool end_object() override {
+    switch (state_) {
+      case State::kEntry:
+        state_ = State::kTop;
+        return FinishEntry();
+      case State::kMetadata:
+        state_ = State::kTop;
+        return true;
+      case State::kTop:
+        complete_ = true;
+        state_ = State::kEnd;
+        return true;
+      default:
+        return Unexpected("the end of an object");
+    }
+  }
+
+  bool start_array(size_t) override {
+    if (state_ == State::kField && field_ == kShape) {
+      state_ = State::kShape;
+      return true;
+    }
+    if (state_ == State::kField && field_ == kOffsets) {
+      state_ = State::kOffsets;
+      return true;
+    }
+    return Unexpected("an array");
+  }
+
+  bool end_array() override {
+    if (state_ == State::kOffsets && offset_count_ != 2) return Fail("needs two data_offsets");
+    state_ = State::kEntry;
+    return true;
+  }
+
+  bool parse_error(size_t position, const std::string&, const Json::exception&) override {
+    // The parser's own text quotes the input; the position is enough.
+    return FailHeader(absl::StrCat("it is not JSON at byte ", position));
+  }
+
+ private:
+  enum class State { kStart, kTop, kTopValue, kMetadata, kEntry, kField, kShape, kOffsets, kEnd };
+  enum Field { kDType = 1, kShape = 2, kOffsets = 4 };
+
+  bool FailHeader(absl::string_view text) {
+    if (status_.ok()) status_ = Corrupt(absl::StrCat("the safetensors header is invalid: ", text));
+    return false;
+  }
+  bool Fail(absl::string_view text) {
+    return FailHeader(absl::StrCat("tensor ", ShowName(key_), " ", text));
+  }
+  bool Unexpected(absl::string_view what) {
+    if (state_ == State::kStart || state_ == State::kTop || state_ == State::kEnd) {
+      return FailHeader(absl::StrCat("it is ", what, " where an object of tensors is due"));
+    }
+    if (state_ == State::kMetadata || key_ == "__metadata__") {
+      return FailHeader(absl::StrCat("__metadata__ holds ", what, ", and may hold strings only"));
+    }
+    return Fail(absl::StrCat("has ", what, " where its ",
+                             state_ == State::kTopValue ? "description"
+                             : field_ == kDType         ? "dtype"
+                             : field_ == kShape         ? "shape"
+                                                        : "data_offsets",
+                             " is due"));
+  }
+
+  bool FinishEntry() {
+    if (seen_ != (kDType | kShape | kOffsets)) {
+      return Fail("does not have all of dtype, shape and data_offsets");
+    }
+    absl::StatusOr<Shape> shape = Shape::Create(dims_);
+    if (!shape.ok()) return Fail(absl::StrCat("has no valid shape: ", shape.status().message()));
+    StoredTensor& tensor = entry_.tensor;
+    tensor.name = key_;
+    tensor.dtype = *dtype_;
+    tensor.shape = *std::move(shape);
+    if (entry_.begin > entry_.end || entry_.end - entry_.begin != tensor.nbytes()) {
+      return Fail(absl::StrCat("has data_offsets [", entry_.begin, ", ", entry_.end, "], but ",
+                               DTypeName(tensor.dtype), " ", tensor.shape.ToString(), " takes ",
+                               tensor.nbytes(), " bytes"));
+    }
+    index_.entries.push_back(std::move(entry_));
+    return true;
+  }
+
+  SafetensorsIndex index_;
+  absl::Status status_;
+  bool complete_ = false;
+  State state_ = State::kStart;
+  absl::flat_hash_set<std::string> names_;
+  // Of the entry at hand.
+  std::string key_;
+  Field field_ = kDType;
+  int seen_ = 0;
+  int offset_count_ = 0;
+  std::optional<DType> dtype_;
+  std::vector<int64_t> dims_;
+  SafetensorsEntry entry_;
+};
+
+absl::Status CheckTiling(const std::vector<SafetensorsEntry>& entries, uint64_t data_bytes) {
+  std::vector<const SafetensorsEntry*> sorted;
+  sorted.reserve(entries.size());
+  for (const SafetensorsEntry& entry : entries) sorted.push_back(&entry);
+  std::sort(sorted.begin(), sorted.end(), [](const auto* a, const auto* b) {
+    return std::pair(a->begin, a->end) < std::pair(b->begin, b->end);
+  });
+  uint64_t end = 0;
+  for (const SafetensorsEntry* entry : sorted) {
+    if (entry->begin != end) {
+      return Corrupt(absl::StrCat("tensor ", ShowName(entry->tensor.name), " begins at byte ",
+                                  entry->begin, " of the data, but the one before ends at ", end,
+                                  ": safetensors allows no ",
+                                  entry->begin > end ? "hole" : "overlap"));
+    }
+    end = entry->end;
+  }
+  if (end != data_bytes) {
+    return Corrupt(absl::StrCat(
+        "the tensors take ", end, " bytes, but the file has ", data_bytes, " after its header: ",
+        end > data_bytes ? "it is truncated; copy it again" : "it has trailing bytes"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<SafetensorsIndex> ParseSafetensorsHeader(absl::string_view json,
+                                                        uint64_t data_bytes) {
+  // The parser would skip a byte-order mark and take a NUL for the end of the text.
+  if (json.empty() || json.front() != '{') {
+    return Corrupt("the safetensors header is invalid: it does not begin with \"{\"");
+  }
+  if (json.find('\0') != absl::string_view::npos) {
+    return Corrupt("the safetensors header is invalid: it has a NUL byte");
+  }
+  HeaderHandler handler;
+  const bool parsed = Json::sax_parse(json.data(), json.data() + json.size(), &handler);
+  MS_RETURN_IF_ERROR(handler.status());
+  if (!parsed || !handler.complete()) return Corrupt("the safetensors header is not an object");
+  MS_RETURN_IF_ERROR(CheckTiling(handler.index().entries, data_bytes));
+  return std::move(handler.index());
+}
+
+bool IsAliasRecord(absl::string_view key, absl::string_view value) {
+  if (absl::StartsWith(key, "modelstate.")) return false;
+  // {"format": "pt"} is in most files, also in one with a tensor called "pt".
+  if (key == "format" && value == "pt") return false;
+  return TensorNameProblem(key).empty() && TensorNameProblem(value).empty();
+}
+
+}  // namespace modelstate

@@ -1,0 +1,41 @@
+#ifndef MODELSTATE_COMMON_FORMAT_SAFETENSORS_HEADER_H_
+#define MODELSTATE_COMMON_FORMAT_SAFETENSORS_HEADER_H_
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "common/format/checkpoint_reader.h"
+
+// The JSON part of a safetensors file. Internal to the folder.
+namespace modelstate {
+
+inline constexpr uint64_t kMaxSafetensorsHeaderBytes = 100'000'000;
+
+struct SafetensorsEntry {
+  StoredTensor tensor;
+  uint64_t begin = 0;  // in the data region
+  uint64_t end = 0;
+};
+
+struct SafetensorsIndex {
+  std::vector<SafetensorsEntry> entries;  // in the order of the text
+  std::map<std::string, std::string> metadata;
+};
+
+// Parses and checks everything that the JSON text alone shows: structure, names, dtypes, shapes,
+// and that the entries tile `data_bytes` without hole or overlap. What it allocates is linear in
+// the text. Errors as those of CheckpointReader.
+absl::StatusOr<SafetensorsIndex> ParseSafetensorsHeader(absl::string_view json,
+                                                        uint64_t data_bytes);
+
+// Whether a pair of `__metadata__`, whose key is not an entry and whose value is one, stands for a
+// tied tensor that the file holds under the name `value`. Foreign files have free text too.
+bool IsAliasRecord(absl::string_view key, absl::string_view value);
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_COMMON_FORMAT_SAFETENSORS_HEADER_H_

@@ -1,0 +1,172 @@
+#include "common/format/safetensors_reader.h"
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_cat.h"
+#include "common/base/digest.h"
+#include "common/base/status.h"
+#include "common/format/safetensors_header.h"
+#include "common/format/safetensors_writer.h"
+#include "common/format/text.h"
+
+namespace modelstate {
+namespace {
+
+using Json = nlohmann::json;
+
+absl::Status BadMetadata(absl::string_view key) {
+  return Corrupt(absl::StrCat("__metadata__[", ShowName(key),
+                              "] is not as this project writes it; remove the key to load the "
+                              "tensors without what it says"));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<SafetensorsReader>> SafetensorsReader::Open(File file) {
+  MS_ASSIGN_OR_RETURN(const uint64_t size, file.Size());
+  if (size < 8) {
+    return Corrupt(absl::StrCat("a safetensors file has at least 8 bytes, this one has ", size,
+                                ": it is truncated"));
+  }
+  uint8_t prefix[8];
+  MS_RETURN_IF_ERROR(file.ReadAt(0, absl::MakeSpan(prefix)));
+  uint64_t header_bytes = 0;
+  for (int i = 7; i >= 0; --i) header_bytes = header_bytes << 8 | prefix[i];
+  if (header_bytes > kMaxSafetensorsHeaderBytes) {
+    return Corrupt(absl::StrCat("the safetensors header says that it has ", header_bytes,
+                                " bytes; the format allows ", kMaxSafetensorsHeaderBytes));
+  }
+  if (header_bytes > size - 8) {
+    return Corrupt(absl::StrCat("the safetensors header says that it has ", header_bytes,
+                                " bytes, but the file has only ", size - 8,
+                                " after its length: it is truncated"));
+  }
+  std::string json(header_bytes, '\0');
+  MS_RETURN_IF_ERROR(
+      file.ReadAt(8, absl::MakeSpan(reinterpret_cast<uint8_t*>(json.data()), json.size())));
+  const uint64_t data_begin = 8 + header_bytes;
+  MS_ASSIGN_OR_RETURN(SafetensorsIndex index, ParseSafetensorsHeader(json, size - data_begin));
+
+  std::unique_ptr<SafetensorsReader> reader(new SafetensorsReader(std::move(file)));
+  reader->metadata_ = std::move(index.metadata);
+  reader->tensors_.reserve(index.entries.size());
+  reader->offsets_.reserve(index.entries.size());
+  for (SafetensorsEntry& entry : index.entries) {
+    reader->tensors_.push_back(std::move(entry.tensor));
+    reader->offsets_.push_back(data_begin + entry.begin);
+  }
+  // Kinds and digests are recorded for owners and aliases alike, so aliases come first.
+  reader->AddAliases();
+  MS_RETURN_IF_ERROR(reader->ApplyKinds());
+  MS_RETURN_IF_ERROR(reader->ApplyDigests());
+  return reader;
+}
+
+void SafetensorsReader::AddAliases() {
+  absl::flat_hash_map<absl::string_view, size_t> entries;
+  for (size_t i = 0; i < tensors_.size(); ++i) entries.emplace(tensors_[i].name, i);
+  absl::flat_hash_map<size_t, std::vector<absl::string_view>> aliases;
+  size_t count = 0;
+  for (const auto& [key, value] : metadata_) {
+    if (!IsAliasRecord(key, value) || entries.contains(key)) continue;
+    auto owner = entries.find(value);
+    if (owner == entries.end()) continue;
+    aliases[owner->second].push_back(key);
+    ++count;
+  }
+  if (count == 0) return;
+
+  std::vector<StoredTensor> tensors;
+  std::vector<uint64_t> offsets;
+  tensors.reserve(tensors_.size() + count);
+  offsets.reserve(tensors_.size() + count);
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    StoredTensor owner = tensors_[i];  // a copy: `entries` borrows the names
+    std::vector<StoredTensor> followers;
+    if (auto it = aliases.find(i); it != aliases.end()) {
+      for (absl::string_view name : it->second) {
+        StoredTensor& alias = followers.emplace_back(owner);
+        alias.name = std::string(name);
+        alias.alias_of = owner.name;
+      }
+    }
+    tensors.push_back(std::move(owner));
+    offsets.push_back(offsets_[i]);
+    for (StoredTensor& alias : followers) {
+      tensors.push_back(std::move(alias));
+      offsets.push_back(offsets_[i]);
+    }
+  }
+  tensors_ = std::move(tensors);
+  offsets_ = std::move(offsets);
+}
+
+absl::Status SafetensorsReader::ApplyKinds() {
+  const auto text = metadata_.find(kKindsMetadataKey);
+  if (text == metadata_.end()) return absl::OkStatus();
+  const Json json = Json::parse(text->second, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) return BadMetadata(kKindsMetadataKey);
+  absl::flat_hash_map<absl::string_view, StoredTensor*> by_name;
+  for (StoredTensor& tensor : tensors_) {
+    tensor.kind = TensorKind::kParameter;
+    tensor.requires_grad = true;
+    by_name.emplace(tensor.name, &tensor);
+  }
+  for (const char* list : {"buffers", "frozen"}) {
+    const auto names = json.find(list);
+    if (names == json.end() || !names->is_array()) return BadMetadata(kKindsMetadataKey);
+    for (const Json& name : *names) {
+      if (!name.is_string()) return BadMetadata(kKindsMetadataKey);
+      const auto it = by_name.find(name.get_ref<const std::string&>());
+      // A tensor that somebody removed from the file is no reason to refuse the others.
+      if (it == by_name.end()) continue;
+      if (absl::string_view(list) == "buffers") {
+        it->second->kind = TensorKind::kBuffer;
+        it->second->requires_grad.reset();
+      } else if (it->second->kind == TensorKind::kParameter) {
+        it->second->requires_grad = false;
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SafetensorsReader::ApplyDigests() {
+  const auto text = metadata_.find(kDigestsMetadataKey);
+  if (text == metadata_.end()) return absl::OkStatus();
+  const Json json = Json::parse(text->second, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) return BadMetadata(kDigestsMetadataKey);
+  for (StoredTensor& tensor : tensors_) {
+    const auto digest = json.find(!tensor.alias_of.empty() ? tensor.alias_of : tensor.name);
+    if (digest == json.end()) continue;
+    if (!digest->is_string()) return BadMetadata(kDigestsMetadataKey);
+    tensor.xxh3 = DigestFromHex(digest->get_ref<const std::string&>());
+    if (!tensor.xxh3) return BadMetadata(kDigestsMetadataKey);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SafetensorsReader::Read(size_t index, absl::Span<uint8_t> out) const {
+  MS_RETURN_IF_ERROR(CheckReadArguments(index, out));
+  const StoredTensor& tensor = tensors_[index];
+  const absl::Status read = file_.ReadAt(offsets_[index], out);
+  if (!read.ok()) return Annotate(read, absl::StrCat("tensor ", ShowName(tensor.name)));
+  if (tensor.xxh3) {
+    const uint64_t digest = Xxh3(out);
+    if (digest != *tensor.xxh3) {
+      return MakeError(
+          Reason::kDigestMismatch,
+          absl::StrCat("tensor ", ShowName(tensor.name), " has the XXH3 ", DigestToHex(digest),
+                       ", but the file records ", DigestToHex(*tensor.xxh3),
+                       ": its bytes changed after they were written; use another "
+                       "copy of the file"),
+          {{"tensor", tensor.name}});
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace modelstate
