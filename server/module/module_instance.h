@@ -17,6 +17,7 @@
 #include "absl/time/time.h"
 #include "server/device/compute_pool.h"
 #include "server/device/device.h"
+#include "server/module/change_record.h"
 #include "server/optim/gradient_set.h"
 #include "server/optim/step.h"
 #include "server/state/captured_state.h"
@@ -89,17 +90,24 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
     Version version;
     uint64_t changed = 0;
   };
-  // NOT_FOUND TENSOR_NOT_FOUND; INVALID_ARGUMENT NOT_A_PARAMETER (an exact name of a buffer).
+  // NOT_FOUND TENSOR_NOT_FOUND; INVALID_ARGUMENT NOT_A_PARAMETER (an exact name of a buffer),
+  // INVALID_FIELD (a dtype that cannot require grad); FAILED_PRECONDITION MODULE_EMPTY. Publishes
+  // nothing when no flag changes.
   void SetRequiresGrad(Selection selection, bool requires_grad, Done<FreezeResult> done);
 
   // State of a parameter is kept where its slots stay the same, unless `reset_state`.
+  // FAILED_PRECONDITION MODULE_EMPTY; the errors of Optimizer::Create; UNIMPLEMENTED: a quorum.
   void ConfigureOptimizer(OptimizerConfig config, bool reset_state, Done<VersionRef> done);
 
   // The whole decision is made on the strand, in this order: the worker's record (a repeat gets its
   // answer with `replayed`; a lower sequence or the same with another payload is SEQUENCE_REUSED),
   // NO_OPTIMIZER, the base (INCARNATION_CHANGED, STALE_BASE by the optimizer's max_staleness), a
   // rematch when the schema has changed, then the step. Only an applied or skipped step is
-  // recorded.
+  // recorded. INVALID_FIELD for a worker without a sequence or the reverse, a weight or grad_scale
+  // that is not positive and finite, a base that was never published, and for a header alone whose
+  // step is not the worker's last.
+  // A base older than the last 4096 runs of consecutive parameter changes is stale whatever
+  // max_staleness is, unless that is unset.
   void ApplyStep(StepRequest request, Done<StepAnswer> done);
   // The answer to (worker, sequence) when that is the worker's last step; nullopt when it is new;
   // SEQUENCE_REUSED when a higher one was seen.
@@ -107,7 +115,8 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
 
   // Publishes a staged load. ABORTED STALE_BASE when the schema is no longer the one that was
   // planned against, or `base` is given and no longer current. Optimizer state: `restored` replaces
-  // it, and the worker table and step count; without it the state stays where dtype and shape do,
+  // it, and the worker table, metadata and step count (its optimizer too, where it has one; else
+  // the module's own stays, without state); without it the state stays where dtype and shape do,
   // and master copies are dropped, to be made anew from the loaded values.
   void CommitLoad(StagedLoad load, std::optional<Version> base,
                   std::optional<RestoredState> restored, Done<VersionRef> done);
@@ -119,7 +128,8 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   void Delete(absl::AnyInvocable<void()> done);
 
   // Calls `on_change` after each publish and after Delete, from the strand, until the subscription
-  // ends (which waits for a call that is running). It must not block: look at Current() later.
+  // ends (which waits for a call that is running, so do not end it from one). It must not block:
+  // look at Current() later.
   class Subscription {
    public:
     ~Subscription();
@@ -134,10 +144,30 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   std::unique_ptr<Subscription> Subscribe(std::function<void()> on_change);
 
  private:
-  void Publish(std::shared_ptr<ModuleVersion> next);
+  template <typename F>
+  void Post(F work);
+  // A copy of the current version with the next number, to be changed and published.
+  std::shared_ptr<ModuleVersion> NextVersion(MutationKind mutation) const;
+  void Publish(std::shared_ptr<ModuleVersion> next, std::shared_ptr<const Optimizer> optimizer);
+  void NotifyWatchers();
+  absl::Status CheckNotDeleted() const;
+  absl::Status DeletedError() const;
+  absl::Status EmptyError() const;
   absl::StatusOr<Snapshot> HoldLocked(const VersionRef& version)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  // On the strand.
+  absl::StatusOr<FreezeResult> FreezeOnStrand(const Selection& selection, bool requires_grad);
+  absl::StatusOr<VersionRef> ConfigureOnStrand(const OptimizerConfig& config, bool reset_state);
+  absl::StatusOr<std::optional<StepAnswer>> FindRecorded(const std::string& worker,
+                                                         uint64_t sequence,
+                                                         const std::string* payload_digest) const;
+  absl::Status CheckBase(const Version& base, const ModuleVersion& current,
+                         std::optional<uint64_t> max_staleness) const;
   absl::StatusOr<StepAnswer> StepOnStrand(StepRequest& request);
+  absl::StatusOr<VersionRef> CommitOnStrand(StagedLoad& load, const std::optional<Version>& base,
+                                            std::optional<RestoredState>& restored);
+  absl::StatusOr<CapturedState> CaptureOnStrand();
 
   const std::string name_;
   const ModuleEnvironment environment_;
@@ -147,6 +177,7 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   asio::strand<asio::thread_pool::executor_type> strand_;
   OptimizerState optimizer_state_;
   WorkerTable workers_;
+  ChangeRecord parameter_changes_;
 
   // Held for pointer copies and small look-ups, never across I/O or a step.
   mutable absl::Mutex mutex_;

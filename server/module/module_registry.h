@@ -42,19 +42,28 @@ class ModuleRegistry {
   // Takes the name away at once; `done` is called when the module is deleted.
   absl::Status Delete(absl::string_view name, absl::AnyInvocable<void()> done);
 
-  // Called after a module is created (true), becomes ready by a load (true) or is deleted (false).
-  // Set before the first module; must not block.
+  // Called when a module is created (whether it is ready: an empty one is not), becomes ready by a
+  // load (true) or is deleted (false), in that order for every life of a name. Set before the first
+  // module; must not block nor call the registry, whose lock is held.
   using Listener = std::function<void(const std::string& module, bool ready)>;
   void SetListener(Listener listener) { listener_ = std::move(listener); }
 
   const ModuleEnvironment& environment() const { return environment_; }
 
  private:
+  struct Hosted {
+    std::shared_ptr<ModuleInstance> module;
+    bool announced_ready = false;
+    // Of a module that was created empty; ends outside of mutex_, which its call takes.
+    std::unique_ptr<ModuleInstance::Subscription> subscription;
+  };
+
+  void AnnounceIfReady(const ModuleInstance& module);
+
   const ModuleEnvironment environment_;
   Listener listener_;
   mutable absl::Mutex mutex_;
-  std::map<std::string, std::shared_ptr<ModuleInstance>, std::less<>> modules_
-      ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, Hosted, std::less<>> modules_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace modelstate

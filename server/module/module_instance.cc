@@ -1,0 +1,338 @@
+#include "server/module/module_instance.h"
+
+#include <algorithm>
+#include <asio/post.hpp>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/random.h"
+#include "common/base/status.h"
+
+namespace modelstate {
+namespace {
+
+uint64_t NewIncarnation() {
+  uint64_t incarnation = 0;
+  while (incarnation == 0) incarnation = RandomUint64();
+  return incarnation;
+}
+
+// Whether a step finds the same optimizer state under both: then it may be kept.
+bool SameSlots(const Optimizer& before, const Optimizer& after, uint32_t index, DType dtype) {
+  if (before.algorithm() != after.algorithm()) return false;
+  const auto slots = [index, dtype](const Optimizer& optimizer) {
+    return OptimizerSlots(optimizer.algorithm(),
+                          optimizer.groups()[optimizer.group_of(index)].hyperparameters, dtype);
+  };
+  const std::vector<SlotInfo> a = slots(before);
+  const std::vector<SlotInfo> b = slots(after);
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](const SlotInfo& x, const SlotInfo& y) {
+                      return absl::string_view(x.name) == y.name && x.dtype == y.dtype;
+                    });
+}
+
+}  // namespace
+
+ModuleInstance::ModuleInstance(std::string name, ModuleEnvironment environment,
+                               std::shared_ptr<const ModuleSchema> schema,
+                               std::vector<StorageRef> storages, ModuleMetadata metadata)
+    : name_(std::move(name)),
+      environment_(std::move(environment)),
+      create_time_(environment_.clock ? environment_.clock() : absl::Now()),
+      strand_(environment_.strands->get_executor()) {
+  if (!schema->empty()) parameter_changes_.Add(1);
+  optimizer_state_.parameters.resize(schema->size());
+
+  auto first = std::make_shared<ModuleVersion>();
+  first->version = {NewIncarnation(), 1};
+  first->parameter_changes = parameter_changes_.total();
+  first->last_mutation = MutationKind::kCreate;
+  first->metadata = std::make_shared<const ModuleMetadata>(std::move(metadata));
+  first->storages = std::move(storages);
+  first->changed_version.assign(schema->size(), 1);
+  first->schema = std::move(schema);
+  current_ = std::move(first);
+}
+
+ModuleInstance::~ModuleInstance() = default;
+
+VersionRef ModuleInstance::Current() const {
+  absl::MutexLock lock(&mutex_);
+  return current_;
+}
+
+ModuleState ModuleInstance::state() const {
+  absl::MutexLock lock(&mutex_);
+  return current_->schema->empty() ? ModuleState::kEmpty : ModuleState::kReady;
+}
+
+bool ModuleInstance::deleted() const {
+  absl::MutexLock lock(&mutex_);
+  return deleted_;
+}
+
+std::shared_ptr<const Optimizer> ModuleInstance::optimizer() const {
+  absl::MutexLock lock(&mutex_);
+  return optimizer_;
+}
+
+uint64_t ModuleInstance::optimizer_state_bytes() const {
+  absl::MutexLock lock(&mutex_);
+  return optimizer_state_bytes_;
+}
+
+absl::Status ModuleInstance::DeletedError() const {
+  return MakeError(Reason::kModuleDeleted,
+                   absl::StrCat("module \"", name_, "\" was deleted; this call changed nothing"),
+                   {{"module", name_}});
+}
+
+absl::Status ModuleInstance::CheckNotDeleted() const {
+  return deleted() ? DeletedError() : absl::OkStatus();
+}
+
+absl::Status ModuleInstance::EmptyError() const {
+  return MakeError(Reason::kModuleEmpty,
+                   absl::StrCat("module \"", name_,
+                                "\" has no tensors yet: load a checkpoint or a state_dict into it "
+                                "first"),
+                   {{"module", name_}});
+}
+
+absl::StatusOr<Snapshot> ModuleInstance::Hold() {
+  absl::MutexLock lock(&mutex_);
+  return HoldLocked(current_);
+}
+
+absl::StatusOr<Snapshot> ModuleInstance::HoldNumber(uint64_t number) {
+  absl::MutexLock lock(&mutex_);
+  if (number == current_->version.number || deleted_) return HoldLocked(current_);
+  const auto it = held_.find(number);
+  std::shared_ptr<const HeldVersion> held = it == held_.end() ? nullptr : it->second.lock();
+  if (held != nullptr) return Snapshot(std::move(held));
+  return MakeError(Reason::kSnapshotNotFound,
+                   absl::StrCat("module \"", name_, "\": version ", number,
+                                " is not held by anybody; version ", current_->version.number,
+                                " is current; pin what is to be read later (PinSnapshot)"),
+                   {{"module", name_},
+                    {"version", absl::StrCat(number)},
+                    {"current", absl::StrCat(current_->version.number)}});
+}
+
+absl::StatusOr<Snapshot> ModuleInstance::HoldLocked(const VersionRef& version) {
+  if (deleted_) return DeletedError();
+  if (version->schema->empty()) return EmptyError();
+  const uint64_t number = version->version.number;
+  if (const auto it = held_.find(number); it != held_.end()) {
+    if (std::shared_ptr<const HeldVersion> held = it->second.lock()) return Snapshot(held);
+  }
+  std::erase_if(held_, [](const auto& entry) { return entry.second.expired(); });
+  absl::StatusOr<MemoryBudget::Reservation> reservation =
+      environment_.snapshot_budget->Reserve(version->schema->storage_bytes());
+  if (!reservation.ok()) {
+    return Annotate(reservation.status(),
+                    absl::StrCat("module \"", name_, "\": cannot hold version ", number));
+  }
+  auto held = std::make_shared<const HeldVersion>(HeldVersion{version, *std::move(reservation)});
+  held_[number] = held;
+  return Snapshot(std::move(held));
+}
+
+std::shared_ptr<ModuleVersion> ModuleInstance::NextVersion(MutationKind mutation) const {
+  auto next = std::make_shared<ModuleVersion>(*Current());
+  ++next->version.number;
+  next->last_mutation = mutation;
+  return next;
+}
+
+void ModuleInstance::Publish(std::shared_ptr<ModuleVersion> next,
+                             std::shared_ptr<const Optimizer> optimizer) {
+  const uint64_t state_bytes = optimizer_state_.nbytes();
+  VersionRef version = std::move(next);
+  {
+    absl::MutexLock lock(&mutex_);
+    current_.swap(version);
+    optimizer_.swap(optimizer);
+    optimizer_state_bytes_ = state_bytes;
+  }
+  version.reset();  // the last reference, where nobody reads it: its storages go back to the pool
+  NotifyWatchers();
+}
+
+void ModuleInstance::NotifyWatchers() {
+  absl::MutexLock lock(&watchers_mutex_);
+  for (const auto& watcher : watchers_) watcher.second();
+}
+
+std::unique_ptr<ModuleInstance::Subscription> ModuleInstance::Subscribe(
+    std::function<void()> on_change) {
+  absl::MutexLock lock(&watchers_mutex_);
+  const uint64_t id = next_watcher_++;
+  watchers_.emplace(id, std::move(on_change));
+  return std::unique_ptr<Subscription>(new Subscription(shared_from_this(), id));
+}
+
+ModuleInstance::Subscription::~Subscription() {
+  absl::MutexLock lock(&instance_->watchers_mutex_);
+  instance_->watchers_.erase(id_);
+}
+
+template <typename F>
+void ModuleInstance::Post(F work) {
+  asio::post(strand_,
+             [self = shared_from_this(), work = std::move(work)]() mutable { work(*self); });
+}
+
+void ModuleInstance::SetRequiresGrad(Selection selection, bool requires_grad,
+                                     Done<FreezeResult> done) {
+  Post([selection = std::move(selection), requires_grad, done = std::move(done)](
+           ModuleInstance& self) mutable { done(self.FreezeOnStrand(selection, requires_grad)); });
+}
+
+absl::StatusOr<ModuleInstance::FreezeResult> ModuleInstance::FreezeOnStrand(
+    const Selection& selection, bool requires_grad) {
+  MS_RETURN_IF_ERROR(CheckNotDeleted());
+  const VersionRef current = Current();
+  const ModuleSchema& schema = *current->schema;
+  if (schema.empty()) return EmptyError();
+  std::vector<std::string> unknown;
+  const std::vector<uint32_t> selected = Select(selection, schema.specs(), &unknown);
+  if (!unknown.empty()) {
+    return MakeError(Reason::kTensorNotFound,
+                     absl::StrCat("module \"", name_, "\" has no tensor ", QuotedList(unknown),
+                                  "; ListParameters shows the names"),
+                     {{"module", name_}, {"tensor", unknown.front()}});
+  }
+  for (const std::string& name : selection.names) {
+    if (schema.spec(*schema.Find(name)).kind == TensorKind::kParameter) continue;
+    return MakeError(Reason::kNotAParameter,
+                     absl::StrCat("\"", name,
+                                  "\" is a buffer: only parameters can be frozen or unfrozen; "
+                                  "leave it out"),
+                     {{"module", name_}, {"tensor", name}});
+  }
+
+  std::vector<uint32_t> changed;  // owners
+  for (uint32_t index : selected) {
+    const TensorSpec& spec = schema.spec(index);
+    if (spec.kind != TensorKind::kParameter || spec.requires_grad == requires_grad) continue;
+    if (requires_grad && !CanRequireGrad(spec.dtype)) {
+      return MakeError(
+          Reason::kInvalidField,
+          absl::StrCat("parameter \"", spec.name, "\" has dtype ", DTypeName(spec.dtype),
+                       "; only floating-point and complex ones can require grad: "
+                       "leave it out"),
+          {{"module", name_}, {"tensor", spec.name}});
+    }
+    changed.push_back(schema.owner(index));
+  }
+  std::sort(changed.begin(), changed.end());
+  changed.erase(std::unique(changed.begin(), changed.end()), changed.end());
+  if (changed.empty()) return FreezeResult{current->version, 0};
+
+  // A tied parameter is one parameter: its other names say the same.
+  std::vector<uint32_t> with_aliases;
+  for (uint32_t index = 0; index < schema.size(); ++index) {
+    if (std::binary_search(changed.begin(), changed.end(), schema.owner(index))) {
+      with_aliases.push_back(index);
+    }
+  }
+  std::shared_ptr<ModuleVersion> next = NextVersion(MutationKind::kFreeze);
+  next->schema = schema.WithRequiresGrad(with_aliases, requires_grad);
+  const Version version = next->version;
+  Publish(std::move(next), optimizer());
+  return FreezeResult{version, changed.size()};
+}
+
+void ModuleInstance::ConfigureOptimizer(OptimizerConfig config, bool reset_state,
+                                        Done<VersionRef> done) {
+  Post([config = std::move(config), reset_state, done = std::move(done)](
+           ModuleInstance& self) mutable { done(self.ConfigureOnStrand(config, reset_state)); });
+}
+
+absl::StatusOr<VersionRef> ModuleInstance::ConfigureOnStrand(const OptimizerConfig& config,
+                                                             bool reset_state) {
+  MS_RETURN_IF_ERROR(CheckNotDeleted());
+  const VersionRef current = Current();
+  const ModuleSchema& schema = *current->schema;
+  if (schema.empty()) return EmptyError();
+  if (config.quorum > 1) {
+    return absl::UnimplementedError(absl::StrCat(
+        "rounds.quorum is ", config.quorum,
+        ": rounds of more than one contribution are not built yet; leave it out, or set 1"));
+  }
+  MS_ASSIGN_OR_RETURN(std::shared_ptr<const Optimizer> next_optimizer,
+                      Optimizer::Create(config, schema));
+  const std::shared_ptr<const Optimizer> before = optimizer();
+  for (uint32_t index = 0; index < schema.size(); ++index) {
+    ParameterState& state = optimizer_state_.parameters[index];
+    if (schema.spec(index).kind != TensorKind::kParameter || state.step == 0) continue;
+    if (reset_state || before == nullptr ||
+        !SameSlots(*before, *next_optimizer, index, schema.spec(index).dtype)) {
+      state = ParameterState();
+    }
+  }
+  Publish(NextVersion(MutationKind::kConfigureOptimizer), std::move(next_optimizer));
+  return Current();
+}
+
+void ModuleInstance::Capture(Done<CapturedState> done) {
+  Post([done = std::move(done)](ModuleInstance& self) mutable { done(self.CaptureOnStrand()); });
+}
+
+absl::StatusOr<CapturedState> ModuleInstance::CaptureOnStrand() {
+  MS_ASSIGN_OR_RETURN(Snapshot snapshot, Hold());
+  return CapturedState{name_, std::move(snapshot), optimizer(), optimizer_state_, workers_};
+}
+
+void ModuleInstance::Delete(absl::AnyInvocable<void()> done) {
+  Post([done = std::move(done)](ModuleInstance& self) mutable {
+    bool first = false;
+    {
+      absl::MutexLock lock(&self.mutex_);
+      first = !std::exchange(self.deleted_, true);
+      self.optimizer_state_bytes_ = 0;
+    }
+    if (first) {
+      self.optimizer_state_ = OptimizerState();
+      self.workers_.clear();
+      self.NotifyWatchers();
+    }
+    done();
+  });
+}
+
+void ModuleInstance::FindStep(std::string worker, uint64_t sequence,
+                              Done<std::optional<StepAnswer>> done) {
+  Post(
+      [worker = std::move(worker), sequence, done = std::move(done)](ModuleInstance& self) mutable {
+        if (absl::Status status = self.CheckNotDeleted(); !status.ok()) {
+          done(std::move(status));
+        } else {
+          done(self.FindRecorded(worker, sequence, nullptr));
+        }
+      });
+}
+
+void ModuleInstance::ApplyStep(StepRequest request, Done<StepAnswer> done) {
+  Post([request = std::move(request), done = std::move(done)](ModuleInstance& self) mutable {
+    absl::StatusOr<StepAnswer> answer = self.StepOnStrand(request);
+    request.gradients.reset();  // a refused push gives its memory back before its caller hears
+    done(std::move(answer));
+  });
+}
+
+void ModuleInstance::CommitLoad(StagedLoad load, std::optional<Version> base,
+                                std::optional<RestoredState> restored, Done<VersionRef> done) {
+  Post([load = std::move(load), base, restored = std::move(restored),
+        done = std::move(done)](ModuleInstance& self) mutable {
+    absl::StatusOr<VersionRef> version = self.CommitOnStrand(load, base, restored);
+    load = StagedLoad();
+    restored.reset();
+    done(std::move(version));
+  });
+}
+
+}  // namespace modelstate
