@@ -1,0 +1,238 @@
+#include "client/client.h"
+
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "client/connection.h"
+#include "client/from_proto.h"
+#include "common/base/status.h"
+#include "common/wire/convert.h"
+
+namespace modelstate::client {
+namespace {
+
+constexpr int kTensorPageSize = 10000;
+
+absl::StatusOr<TensorList> ListTensors(
+    const Connection& connection,
+    Connection::Method<v1::ListTensorsRequest, v1::ListTensorsResponse> method,
+    const std::string& module, const Selection& selection, bool digests) {
+  v1::ListTensorsRequest request;
+  request.set_module(module);
+  SelectionToProto(selection, request.mutable_selection());
+  request.set_page_size(kTensorPageSize);
+  request.set_digests(digests);
+  TensorList list;
+  do {
+    MS_ASSIGN_OR_RETURN(const v1::ListTensorsResponse page,
+                        connection.Call(method, request, /*idempotent=*/true));
+    for (const v1::TensorInfo& proto : page.tensors()) {
+      MS_ASSIGN_OR_RETURN(TensorInfo tensor, FromProto(proto));
+      list.tensors.push_back(std::move(tensor));
+    }
+    list.version = VersionFromProto(page.version());
+    list.step = page.step();
+    request.set_page_token(page.next_page_token());
+  } while (!request.page_token().empty());
+  return list;
+}
+
+absl::StatusOr<SnapshotInfo> Pin(const Connection& connection, const std::string& module,
+                                 const std::string& snapshot_id, absl::Duration lease) {
+  v1::PinSnapshotRequest request;
+  request.set_module(module);
+  request.set_snapshot_id(snapshot_id);
+  if (lease > absl::ZeroDuration()) DurationToProto(lease, request.mutable_lease());
+  // A new pin whose answer is lost ends with its lease, so it may be asked for again.
+  MS_ASSIGN_OR_RETURN(
+      const v1::Snapshot snapshot,
+      connection.Call(&v1::ModelState::Stub::PinSnapshot, request, /*idempotent=*/true));
+  return FromProto(snapshot);
+}
+
+}  // namespace
+
+absl::StatusOr<Client> Client::Connect(const std::string& target, ClientOptions options) {
+  std::shared_ptr<grpc::Channel> channel =
+      grpc::CreateChannel(target, grpc::InsecureChannelCredentials());
+  if (!channel->WaitForConnected(absl::ToChronoTime(absl::Now() + options.timeout))) {
+    return absl::UnavailableError(absl::StrCat("no server answers at ", target, " within ",
+                                               absl::FormatDuration(options.timeout),
+                                               "; is it running, and is this its address?"));
+  }
+  return Client(std::make_shared<Connection>(std::move(channel), options));
+}
+
+absl::StatusOr<ServerInfo> Client::GetServerInfo() const {
+  MS_ASSIGN_OR_RETURN(const v1::GetServerInfoResponse response,
+                      connection_->Call(&v1::ModelState::Stub::GetServerInfo,
+                                        v1::GetServerInfoRequest(), /*idempotent=*/true));
+  return FromProto(response);
+}
+
+absl::StatusOr<ModuleInfo> Client::CreateModule(
+    const std::string& name, absl::Span<const TensorSpec> tensors,
+    const std::map<std::string, std::string>& metadata) const {
+  v1::CreateModuleRequest request;
+  request.set_name(name);
+  for (const TensorSpec& spec : tensors) {
+    TensorSpecToProto(spec, request.mutable_spec()->add_tensors());
+  }
+  request.mutable_spec()->mutable_metadata()->insert(metadata.begin(), metadata.end());
+  MS_ASSIGN_OR_RETURN(
+      const v1::Module module,
+      connection_->Call(&v1::ModelState::Stub::CreateModule, request, /*idempotent=*/false));
+  return FromProto(module);
+}
+
+absl::StatusOr<ModuleInfo> Client::GetModule(const std::string& module) const {
+  v1::GetModuleRequest request;
+  request.set_module(module);
+  MS_ASSIGN_OR_RETURN(const v1::Module response, connection_->Call(&v1::ModelState::Stub::GetModule,
+                                                                   request, /*idempotent=*/true));
+  return FromProto(response);
+}
+
+absl::StatusOr<std::vector<ModuleInfo>> Client::ListModules() const {
+  v1::ListModulesRequest request;
+  std::vector<ModuleInfo> modules;
+  do {
+    MS_ASSIGN_OR_RETURN(
+        const v1::ListModulesResponse page,
+        connection_->Call(&v1::ModelState::Stub::ListModules, request, /*idempotent=*/true));
+    for (const v1::Module& module : page.modules()) modules.push_back(FromProto(module));
+    request.set_page_token(page.next_page_token());
+  } while (!request.page_token().empty());
+  return modules;
+}
+
+absl::Status Client::DeleteModule(const std::string& module) const {
+  v1::DeleteModuleRequest request;
+  request.set_module(module);
+  return connection_->Call(&v1::ModelState::Stub::DeleteModule, request, /*idempotent=*/false)
+      .status();
+}
+
+absl::StatusOr<uint64_t> Client::SetRequiresGrad(const std::string& module,
+                                                 const Selection& selection,
+                                                 bool requires_grad) const {
+  v1::SetRequiresGradRequest request;
+  request.set_module(module);
+  SelectionToProto(selection, request.mutable_selection());
+  request.set_requires_grad(requires_grad);
+  MS_ASSIGN_OR_RETURN(
+      const v1::SetRequiresGradResponse response,
+      connection_->Call(&v1::ModelState::Stub::SetRequiresGrad, request, /*idempotent=*/false));
+  return response.changed();
+}
+
+absl::StatusOr<TensorList> Client::ListParameters(const std::string& module,
+                                                  const Selection& selection, bool digests) const {
+  return ListTensors(*connection_, &v1::ModelState::Stub::ListParameters, module, selection,
+                     digests);
+}
+
+absl::StatusOr<TensorList> Client::ListBuffers(const std::string& module,
+                                               const Selection& selection, bool digests) const {
+  return ListTensors(*connection_, &v1::ModelState::Stub::ListBuffers, module, selection, digests);
+}
+
+absl::StatusOr<TensorElements> Client::GetTensor(const std::string& module, const std::string& name,
+                                                 uint64_t first, uint32_t count,
+                                                 const std::string& snapshot_id) const {
+  v1::GetTensorRequest request;
+  request.set_module(module);
+  request.set_name(name);
+  request.set_first(first);
+  request.set_count(count);
+  request.set_snapshot_id(snapshot_id);
+  MS_ASSIGN_OR_RETURN(
+      const v1::GetTensorResponse response,
+      connection_->Call(&v1::ModelState::Stub::GetTensor, request, /*idempotent=*/true));
+  TensorElements elements;
+  MS_ASSIGN_OR_RETURN(elements.tensor, FromProto(response.tensor()));
+  const v1::Values& values = response.tensor().values();
+  elements.doubles.assign(values.doubles().values().begin(), values.doubles().values().end());
+  elements.ints.assign(values.ints().values().begin(), values.ints().values().end());
+  elements.first = response.first();
+  elements.count = response.statistics().count();
+  elements.min = response.statistics().min();
+  elements.max = response.statistics().max();
+  elements.mean = response.statistics().mean();
+  elements.norm = response.statistics().norm();
+  elements.nonfinite = response.statistics().nonfinite();
+  elements.version = VersionFromProto(response.version());
+  elements.step = response.step();
+  return elements;
+}
+
+absl::StatusOr<OptimizerInfo> Client::ConfigureOptimizer(const std::string& module,
+                                                         const OptimizerConfig& config,
+                                                         bool reset_state) const {
+  v1::ConfigureOptimizerRequest request;
+  request.set_module(module);
+  ToProto(config, request.mutable_optimizer());
+  request.set_reset_state(reset_state);
+  MS_ASSIGN_OR_RETURN(
+      const v1::Optimizer response,
+      connection_->Call(&v1::ModelState::Stub::ConfigureOptimizer, request, /*idempotent=*/false));
+  return FromProto(response);
+}
+
+absl::StatusOr<OptimizerInfo> Client::GetOptimizer(const std::string& module) const {
+  v1::GetOptimizerRequest request;
+  request.set_module(module);
+  MS_ASSIGN_OR_RETURN(
+      const v1::Optimizer response,
+      connection_->Call(&v1::ModelState::Stub::GetOptimizer, request, /*idempotent=*/true));
+  return FromProto(response);
+}
+
+absl::StatusOr<std::vector<CheckpointInfo>> Client::ListCheckpoints(const std::string& directory,
+                                                                    bool verify) const {
+  v1::ListCheckpointsRequest request;
+  request.set_directory(directory);
+  request.set_verify(verify);
+  std::vector<CheckpointInfo> checkpoints;
+  do {
+    MS_ASSIGN_OR_RETURN(
+        const v1::ListCheckpointsResponse page,
+        connection_->Call(&v1::ModelState::Stub::ListCheckpoints, request, /*idempotent=*/true));
+    for (const v1::Checkpoint& checkpoint : page.checkpoints()) {
+      checkpoints.push_back(FromProto(checkpoint));
+    }
+    request.set_page_token(page.next_page_token());
+  } while (!request.page_token().empty());
+  return checkpoints;
+}
+
+absl::Status Client::DeleteCheckpoint(const std::string& path) const {
+  v1::DeleteCheckpointRequest request;
+  request.set_path(path);
+  return connection_->Call(&v1::ModelState::Stub::DeleteCheckpoint, request, /*idempotent=*/false)
+      .status();
+}
+
+absl::StatusOr<SnapshotInfo> Client::PinSnapshot(const std::string& module,
+                                                 absl::Duration lease) const {
+  return Pin(*connection_, module, "", lease);
+}
+
+absl::StatusOr<SnapshotInfo> Client::RenewSnapshot(const std::string& module,
+                                                   const std::string& snapshot_id,
+                                                   absl::Duration lease) const {
+  return Pin(*connection_, module, snapshot_id, lease);
+}
+
+absl::Status Client::ReleaseSnapshot(const std::string& snapshot_id) const {
+  v1::ReleaseSnapshotRequest request;
+  request.set_snapshot_id(snapshot_id);
+  return connection_->Call(&v1::ModelState::Stub::ReleaseSnapshot, request, /*idempotent=*/false)
+      .status();
+}
+
+}  // namespace modelstate::client

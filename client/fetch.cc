@@ -1,0 +1,138 @@
+#include "client/fetch.h"
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "client/raw_call.h"
+#include "common/base/status.h"
+#include "common/wire/convert.h"
+
+namespace modelstate::client {
+
+absl::Status ReceiveStateDict(const Connection& connection,
+                              const v1::StreamStateDictRequest& request,
+                              const std::function<absl::Status(const v1::Header&)>& on_header,
+                              TensorReceiver* receiver, Cancellation* cancellation) {
+  RawCall call(connection, "StreamStateDict", cancellation);
+  // Where writing fails the call has ended, and Read and Finish tell why.
+  if (call.Write(SerializeMessage(request))) call.WritesDone();
+  bool not_modified = false;
+  const auto take = [&](grpc::ByteBuffer* message) -> absl::Status {
+    v1::Header header;
+    MS_ASSIGN_OR_RETURN(const PartKind kind, receiver->Receive(message, &header));
+    if (kind != PartKind::kHeader) return absl::OkStatus();
+    MS_RETURN_IF_ERROR(on_header(header));
+    not_modified = header.not_modified();
+    TensorReceiver::Options options;
+    options.tensor_count = header.tensor_count();
+    options.total_bytes = header.total_bytes();
+    options.canonical_layout = true;
+    options.layout_digest = header.layout_digest();
+    MS_ASSIGN_OR_RETURN(options.ranges, ByteRangesFromProto(request.ranges()));
+    return receiver->Begin(std::move(options));
+  };
+  grpc::ByteBuffer message;
+  while (call.Read(&message)) {
+    absl::Status status = take(&message);
+    message.Clear();
+    if (!status.ok()) {
+      call.Cancel();
+      (void)call.Finish();
+      return status;
+    }
+  }
+  MS_RETURN_IF_ERROR(call.Finish());
+  if (not_modified) return absl::OkStatus();
+  return receiver->CheckFinished();
+}
+
+class StateDictBuilder final : public TensorDestination {
+ public:
+  explicit StateDictBuilder(const FetchOptions& options) : options_(options) {}
+
+  absl::Status OnHeader(const v1::Header& header) {
+    result_.module_ = header.module();
+    result_.version_ = VersionFromProto(header.version());
+    result_.step_ = header.step();
+    result_.layout_digest_ = header.layout_digest();
+    result_.not_modified_ = header.not_modified();
+    progress_.phase = "fetch";
+    progress_.total_bytes = header.total_bytes();
+    return absl::OkStatus();
+  }
+
+  absl::Status OnTable(absl::Span<const ReceivedTensor> tensors) override {
+    result_.specs_.reserve(tensors.size());
+    for (const ReceivedTensor& tensor : tensors) {
+      if (tensor.values) {
+        return absl::InternalError("the server sent elements in the table of a state_dict");
+      }
+      result_.index_of_name_.emplace(tensor.spec.name, result_.specs_.size());
+      result_.specs_.push_back(tensor.spec);
+    }
+    const StateLayout layout(result_.specs_);
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      result_.offsets_.push_back(layout.range(i).begin);
+    }
+    result_.total_bytes_ = layout.total_bytes();
+    // Not cleared: a page is touched first by the copy that fills it.
+    result_.data_.reset(new (std::nothrow) uint8_t[layout.total_bytes()]);
+    if (result_.data_ == nullptr) {
+      return absl::ResourceExhaustedError("no memory here for the state_dict; fetch it to a file");
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Span<uint8_t> Destination(size_t index, uint64_t offset, uint64_t max) override {
+    return absl::MakeSpan(result_.data_.get() + result_.offsets_[index] + offset, max);
+  }
+
+  absl::Status OnChunkDone(uint64_t offset, uint64_t length) override {
+    progress_.done_bytes = offset + length;
+    if (options_.progress) options_.progress(progress_);
+    return absl::OkStatus();
+  }
+
+  StateDict Build(const TensorReceiver& receiver) {
+    result_.verified_digests_ = receiver.verified_digests();
+    return std::move(result_);
+  }
+
+ private:
+  const FetchOptions& options_;
+  StateDict result_;
+  Progress progress_;
+};
+
+std::optional<size_t> StateDict::Find(absl::string_view name) const {
+  const auto it = index_of_name_.find(name);
+  if (it == index_of_name_.end()) return std::nullopt;
+  return it->second;
+}
+
+absl::StatusOr<StateDict> Client::Fetch(const std::string& module, const FetchOptions& options,
+                                        Cancellation* cancellation) const {
+  v1::StreamStateDictRequest request;
+  request.set_module(module);
+  SelectionToProto(options.selection, request.mutable_selection());
+  if (options.version != 0) request.set_version(options.version);
+  if (!options.snapshot_id.empty()) request.set_snapshot_id(options.snapshot_id);
+  if (options.if_newer_than) {
+    VersionToProto(*options.if_newer_than, request.mutable_if_newer_than());
+  }
+  request.set_chunk_bytes(options.chunk_bytes);
+  request.set_skip_digests(!options.digests);
+  Backoff backoff(connection_->options());
+  while (true) {
+    StateDictBuilder builder(options);
+    TensorReceiver receiver(&builder);
+    absl::Status status = ReceiveStateDict(
+        *connection_, request, [&](const v1::Header& header) { return builder.OnHeader(header); },
+        &receiver, cancellation);
+    if (status.ok()) return builder.Build(receiver);
+    if (!backoff.WaitBeforeRetry(status, cancellation)) return status;
+  }
+}
+
+}  // namespace modelstate::client

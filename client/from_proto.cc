@@ -1,0 +1,225 @@
+#include "client/from_proto.h"
+
+#include <utility>
+
+#include "common/base/digest.h"
+#include "common/base/status.h"
+#include "common/wire/convert.h"
+
+namespace modelstate::client {
+namespace {
+
+absl::Duration Lenient(const google::protobuf::Duration& duration) {
+  return absl::Seconds(duration.seconds()) + absl::Nanoseconds(duration.nanos());
+}
+
+template <typename Range>
+std::vector<std::string> Strings(const Range& range) {
+  return std::vector<std::string>(range.begin(), range.end());
+}
+
+Hyperparameters FromProto(const v1::Hyperparameters& proto) {
+  Hyperparameters value;
+  if (proto.has_lr()) value.lr = proto.lr();
+  if (proto.has_weight_decay()) value.weight_decay = proto.weight_decay();
+  if (proto.has_maximize()) value.maximize = proto.maximize();
+  if (proto.has_momentum()) value.momentum = proto.momentum();
+  if (proto.has_dampening()) value.dampening = proto.dampening();
+  if (proto.has_nesterov()) value.nesterov = proto.nesterov();
+  if (proto.has_beta1()) value.beta1 = proto.beta1();
+  if (proto.has_beta2()) value.beta2 = proto.beta2();
+  if (proto.has_eps()) value.eps = proto.eps();
+  return value;
+}
+
+OptimizerConfig FromProto(const v1::OptimizerConfig& proto) {
+  OptimizerConfig value;
+  value.algorithm = static_cast<Algorithm>(proto.algorithm());
+  value.hyperparameters = FromProto(proto.hyperparameters());
+  for (const v1::ParameterGroup& group : proto.groups()) {
+    absl::StatusOr<Selection> selection = SelectionFromProto(group.selection());
+    value.groups.push_back({group.name(), selection.ok() ? *std::move(selection) : Selection(),
+                            FromProto(group.hyperparameters())});
+  }
+  if (proto.has_max_grad_norm()) value.max_grad_norm = proto.max_grad_norm();
+  if (proto.has_max_staleness()) value.max_staleness = proto.max_staleness();
+  return value;
+}
+
+}  // namespace
+
+ServerInfo FromProto(const v1::GetServerInfoResponse& proto) {
+  ServerInfo value;
+  value.version = proto.version();
+  value.incarnation = proto.incarnation();
+  for (const v1::DeviceInfo& device : proto.devices()) {
+    value.devices.push_back({device.name(), device.memory_limit_bytes(), device.memory_used_bytes(),
+                             device.memory_pooled_bytes()});
+  }
+  const v1::Limits& limits = proto.limits();
+  value.max_message_bytes = limits.max_message_bytes();
+  value.max_chunk_bytes = limits.max_chunk_bytes();
+  value.push_memory_limit = limits.push_memory_limit_bytes();
+  value.push_memory_used = limits.push_memory_used_bytes();
+  value.snapshot_memory_limit = limits.snapshot_memory_limit_bytes();
+  value.snapshot_memory_used = limits.snapshot_memory_used_bytes();
+  value.max_lease = Lenient(limits.max_lease());
+  value.stream_stall_timeout = Lenient(limits.stream_stall_timeout());
+  value.checkpoint_formats = Strings(proto.checkpoint_formats());
+  value.optimizers = Strings(proto.optimizers());
+  value.start_time = TimeFromProto(proto.start_time());
+  value.module_count = proto.module_count();
+  return value;
+}
+
+ModuleInfo FromProto(const v1::Module& proto) {
+  ModuleInfo value;
+  value.name = proto.name();
+  value.state = v1::ModuleState_IsValid(proto.state()) ? static_cast<ModuleState>(proto.state())
+                                                       : ModuleState::kUnknown;
+  value.version = VersionFromProto(proto.version());
+  value.step = proto.step();
+  value.schema_revision = proto.schema_revision();
+  value.layout_digest = proto.layout_digest();
+  value.parameter_count = proto.parameter_count();
+  value.buffer_count = proto.buffer_count();
+  value.parameter_elements = proto.parameter_elements();
+  value.total_bytes = proto.total_bytes();
+  value.device = proto.device();
+  value.has_optimizer = proto.has_optimizer();
+  value.metadata.insert(proto.metadata().begin(), proto.metadata().end());
+  value.create_time = TimeFromProto(proto.create_time());
+  return value;
+}
+
+absl::StatusOr<TensorInfo> FromProto(const v1::TensorInfo& proto) {
+  TensorInfo value;
+  MS_ASSIGN_OR_RETURN(value.spec, TensorSpecFromProto(proto, std::nullopt));
+  value.changed_version = proto.changed_version();
+  if (!proto.xxh3().empty()) value.xxh3 = DigestFromHex(proto.xxh3());
+  return value;
+}
+
+OptimizerInfo FromProto(const v1::Optimizer& proto) {
+  OptimizerInfo value;
+  value.config = FromProto(proto.config());
+  for (const v1::ParameterGroupInfo& group : proto.groups()) {
+    value.groups.push_back(
+        {group.name(), group.parameter_count(), FromProto(group.hyperparameters())});
+  }
+  value.step = proto.step();
+  value.state_bytes = proto.state_bytes();
+  value.version = VersionFromProto(proto.version());
+  return value;
+}
+
+StepResult FromProto(const v1::ApplyStepResponse& proto) {
+  StepResult value;
+  value.outcome = v1::StepOutcome_IsValid(proto.outcome())
+                      ? static_cast<StepOutcome>(proto.outcome())
+                      : StepOutcome::kUnknown;
+  value.replayed = proto.replayed();
+  value.version = VersionFromProto(proto.version());
+  value.step = proto.step();
+  value.contributions = proto.contributions();
+  value.quorum = proto.quorum();
+  value.grad_norm = proto.grad_norm();
+  value.clip_coef = proto.clip_coef();
+  value.nonfinite = Strings(proto.nonfinite());
+  value.updated = proto.updated();
+  value.skipped = proto.skipped();
+  return value;
+}
+
+LoadResult FromProto(const v1::LoadResult& proto) {
+  LoadResult value;
+  value.module = FromProto(proto.module());
+  for (const v1::KindDecision& decision : proto.decisions()) {
+    value.decisions.push_back({decision.rule(), decision.parameters(), decision.buffers()});
+  }
+  value.missing_keys = Strings(proto.missing_keys());
+  value.unexpected_keys = Strings(proto.unexpected_keys());
+  value.missing_count = proto.missing_count();
+  value.unexpected_count = proto.unexpected_count();
+  value.loaded = proto.loaded();
+  return value;
+}
+
+LoadCheckpointResult FromProto(const v1::LoadCheckpointResult& proto) {
+  LoadCheckpointResult value;
+  value.load = FromProto(proto.load());
+  value.format = proto.format();
+  value.optimizer_loaded = proto.optimizer_loaded();
+  value.read_bytes = proto.read_bytes();
+  return value;
+}
+
+CheckpointInfo FromProto(const v1::Checkpoint& proto) {
+  CheckpointInfo value;
+  value.path = proto.path();
+  value.format = proto.format();
+  value.nbytes = proto.nbytes();
+  value.create_time = TimeFromProto(proto.create_time());
+  value.module = proto.module();
+  value.version = VersionFromProto(proto.version());
+  value.step = proto.step();
+  value.tensor_count = proto.tensor_count();
+  value.has_optimizer = proto.has_optimizer();
+  for (const v1::CheckpointFile& file : proto.files()) {
+    value.files.push_back({file.name(), file.nbytes()});
+  }
+  if (proto.has_verified()) value.verified = proto.verified();
+  value.problem = proto.problem();
+  return value;
+}
+
+SnapshotInfo FromProto(const v1::Snapshot& proto) {
+  SnapshotInfo value;
+  value.snapshot_id = proto.snapshot_id();
+  value.module = proto.module();
+  value.version = VersionFromProto(proto.version());
+  value.step = proto.step();
+  value.layout_digest = proto.layout_digest();
+  value.total_bytes = proto.total_bytes();
+  value.expire_time = TimeFromProto(proto.expire_time());
+  return value;
+}
+
+Progress FromProto(const v1::Progress& proto) {
+  return {proto.phase(), proto.done_bytes(), proto.total_bytes()};
+}
+
+void ToProto(const Hyperparameters& value, v1::Hyperparameters* proto) {
+  if (value.lr) proto->set_lr(*value.lr);
+  if (value.weight_decay) proto->set_weight_decay(*value.weight_decay);
+  if (value.maximize) proto->set_maximize(*value.maximize);
+  if (value.momentum) proto->set_momentum(*value.momentum);
+  if (value.dampening) proto->set_dampening(*value.dampening);
+  if (value.nesterov) proto->set_nesterov(*value.nesterov);
+  if (value.beta1) proto->set_beta1(*value.beta1);
+  if (value.beta2) proto->set_beta2(*value.beta2);
+  if (value.eps) proto->set_eps(*value.eps);
+}
+
+void ToProto(const OptimizerConfig& value, v1::OptimizerConfig* proto) {
+  proto->set_algorithm(static_cast<v1::Algorithm>(value.algorithm));
+  ToProto(value.hyperparameters, proto->mutable_hyperparameters());
+  for (const ParameterGroup& group : value.groups) {
+    v1::ParameterGroup* out = proto->add_groups();
+    out->set_name(group.name);
+    SelectionToProto(group.selection, out->mutable_selection());
+    ToProto(group.hyperparameters, out->mutable_hyperparameters());
+  }
+  if (value.max_grad_norm) proto->set_max_grad_norm(*value.max_grad_norm);
+  if (value.max_staleness) proto->set_max_staleness(*value.max_staleness);
+}
+
+void ToProto(const LoadOptions& value, v1::LoadOptions* proto) {
+  proto->set_strict(value.strict);
+  proto->set_assign(value.assign);
+  proto->set_strip_prefix(value.strip_prefix);
+  proto->set_add_prefix(value.add_prefix);
+  proto->mutable_buffers()->Assign(value.buffers.begin(), value.buffers.end());
+}
+
+}  // namespace modelstate::client

@@ -1,0 +1,31 @@
+#ifndef MODELSTATE_CLIENT_FROM_PROTO_H_
+#define MODELSTATE_CLIENT_FROM_PROTO_H_
+
+#include "absl/status/statusor.h"
+#include "client/types.h"
+#include "modelstate/v1/checkpoint.pb.h"
+#include "modelstate/v1/module.pb.h"
+#include "modelstate/v1/state.pb.h"
+#include "modelstate/v1/step.pb.h"
+
+// The wire's messages <-> client/types.h. Internal to the library.
+namespace modelstate::client {
+
+ServerInfo FromProto(const v1::GetServerInfoResponse& proto);
+ModuleInfo FromProto(const v1::Module& proto);
+absl::StatusOr<TensorInfo> FromProto(const v1::TensorInfo& proto);
+OptimizerInfo FromProto(const v1::Optimizer& proto);
+StepResult FromProto(const v1::ApplyStepResponse& proto);
+LoadResult FromProto(const v1::LoadResult& proto);
+LoadCheckpointResult FromProto(const v1::LoadCheckpointResult& proto);
+CheckpointInfo FromProto(const v1::Checkpoint& proto);
+SnapshotInfo FromProto(const v1::Snapshot& proto);
+Progress FromProto(const v1::Progress& proto);
+
+void ToProto(const Hyperparameters& value, v1::Hyperparameters* proto);
+void ToProto(const OptimizerConfig& value, v1::OptimizerConfig* proto);
+void ToProto(const LoadOptions& value, v1::LoadOptions* proto);
+
+}  // namespace modelstate::client
+
+#endif  // MODELSTATE_CLIENT_FROM_PROTO_H_

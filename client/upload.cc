@@ -1,0 +1,214 @@
+#include "client/upload.h"
+
+#include <grpcpp/support/proto_buffer_reader.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "client/from_proto.h"
+#include "client/raw_call.h"
+#include "common/base/digest.h"
+#include "common/base/status.h"
+#include "common/wire/convert.h"
+#include "common/wire/part_codec.h"
+#include "common/wire/table_splitter.h"
+
+namespace modelstate::client {
+namespace {
+
+constexpr uint64_t kChunkBytes = uint64_t{1} << 20;
+
+absl::Status ReadResponse(RawCall* call, google::protobuf::MessageLite* response) {
+  grpc::ByteBuffer message;
+  bool parsed = false;
+  if (call->Read(&message)) {
+    grpc::ProtoBufferReader reader(&message);
+    parsed = response->ParseFromZeroCopyStream(&reader);
+  }
+  MS_RETURN_IF_ERROR(call->Finish());
+  if (!parsed) return absl::InternalError("the server's answer is not a valid message");
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void* BorrowCount::Borrow(const std::shared_ptr<BorrowCount>& count) {
+  absl::MutexLock lock(&count->mutex_);
+  ++count->borrowed_;
+  // Its own reference, because the one who waits may be gone before the lock is given back.
+  return new std::shared_ptr<BorrowCount>(count);
+}
+
+void BorrowCount::Release(void* user_data) {
+  const std::unique_ptr<std::shared_ptr<BorrowCount>> count(
+      static_cast<std::shared_ptr<BorrowCount>*>(user_data));
+  absl::MutexLock lock(&(*count)->mutex_);
+  --(*count)->borrowed_;
+}
+
+void BorrowCount::WaitUntilNone() {
+  absl::MutexLock lock(&mutex_);
+  mutex_.Await(absl::Condition(
+      +[](int64_t* borrowed) { return *borrowed == 0; }, &borrowed_));
+}
+
+absl::StatusOr<std::unique_ptr<Upload>> Upload::Create(absl::Span<const TensorRef> tensors,
+                                                       bool digests) {
+  std::unique_ptr<Upload> upload(new Upload(tensors));
+  upload->offsets_.reserve(tensors.size());
+  for (const TensorRef& tensor : tensors) {
+    const uint64_t want = tensor.spec.is_alias() ? 0 : tensor.spec.nbytes();
+    if (tensor.bytes.size() != want) {
+      return MakeError(Reason::kInvalidField,
+                       absl::StrCat("tensor \"", tensor.spec.name, "\": ", tensor.bytes.size(),
+                                    " bytes were given, its dtype and shape have ", want));
+    }
+    upload->offsets_.push_back(upload->total_bytes_);
+    upload->total_bytes_ += want;
+  }
+  if (digests) {
+    upload->digests_.reserve(tensors.size());
+    for (const TensorRef& tensor : tensors) upload->digests_.push_back(Xxh3(tensor.bytes));
+  }
+  return upload;
+}
+
+Upload::~Upload() { borrows_->WaitUntilNone(); }
+
+bool Upload::SendTable(const Write& write) const {
+  TableSplitter splitter(tensors_.size(), [this](size_t i, v1::TensorInfo* info) {
+    TensorSpecToProto(tensors_[i].spec, info);
+    if (!tensors_[i].spec.is_alias()) info->set_offset(offsets_[i]);
+  });
+  // Table and trailer have the same field numbers in LoadPart and StepPart.
+  v1::LoadPart part;
+  while (splitter.Next(part.mutable_tensors())) {
+    if (!write(SerializeMessage(part))) return false;
+  }
+  return true;
+}
+
+bool Upload::SendChunks(const Write& write) const {
+  ChunkEncoder encoder;
+  uint64_t offset = 0;
+  encoder.Begin(0);
+  for (const TensorRef& tensor : tensors_) {
+    absl::Span<const uint8_t> rest = tensor.bytes;
+    while (!rest.empty()) {
+      const auto piece = rest.subspan(0, std::min(rest.size(), kChunkBytes - encoder.size()));
+      rest.remove_prefix(piece.size());
+      if (piece.size() < ChunkEncoder::kCopyBelow) {
+        encoder.AddCopied(piece);
+      } else {
+        encoder.AddBorrowed(piece, &BorrowCount::Release, BorrowCount::Borrow(borrows_));
+      }
+      if (encoder.size() < kChunkBytes) continue;
+      offset += encoder.size();
+      if (!write(encoder.Finish())) return false;
+      encoder.Begin(offset);
+    }
+  }
+  return encoder.size() == 0 || write(encoder.Finish());
+}
+
+bool Upload::SendTrailer(const Write& write) const {
+  v1::LoadPart part;
+  part.mutable_trailer()->set_total_bytes(total_bytes_);
+  for (size_t i = 0; i < digests_.size(); ++i) {
+    if (tensors_[i].spec.is_alias()) continue;
+    v1::TensorDigest* digest = part.mutable_trailer()->add_digests();
+    digest->set_index(static_cast<uint32_t>(i));
+    digest->set_xxh3(DigestToHex(digests_[i]));
+  }
+  // About 24 bytes each: beyond 4 MiB the server would refuse the message, so it goes unchecked.
+  constexpr size_t kMaxTrailerBytes = size_t{3} << 20;
+  if (part.ByteSizeLong() > kMaxTrailerBytes) part.mutable_trailer()->clear_digests();
+  return write(SerializeMessage(part));
+}
+
+absl::Status Upload::Send(const Connection& connection, const std::string& method,
+                          const google::protobuf::MessageLite& header_part,
+                          google::protobuf::MessageLite* response, Cancellation* cancellation) {
+  RawCall call(connection, method, cancellation);
+  const Write write = [&call](const grpc::ByteBuffer& message) { return call.Write(message); };
+  // Where a write fails the call has ended, and the response or status tells why.
+  const bool sent = write(SerializeMessage(header_part)) && SendTable(write) && SendChunks(write) &&
+                    SendTrailer(write);
+  if (sent) call.WritesDone();
+  return ReadResponse(&call, response);
+}
+
+absl::Status SendHeaderOnly(const Connection& connection, const std::string& method,
+                            const google::protobuf::MessageLite& header_part,
+                            google::protobuf::MessageLite* response, Cancellation* cancellation) {
+  RawCall call(connection, method, cancellation);
+  if (call.Write(SerializeMessage(header_part))) call.WritesDone();
+  return ReadResponse(&call, response);
+}
+
+absl::StatusOr<StepResult> Client::ApplyStep(const std::string& module,
+                                             absl::Span<const TensorRef> tensors,
+                                             const StepOptions& options,
+                                             Cancellation* cancellation) const {
+  MS_ASSIGN_OR_RETURN(std::unique_ptr<Upload> upload, Upload::Create(tensors, options.digests));
+  v1::StepPart part;
+  v1::StepHeader& header = *part.mutable_header();
+  header.set_module(module);
+  header.set_worker(options.worker);
+  header.set_sequence(options.sequence);
+  if (options.base) VersionToProto(*options.base, header.mutable_base());
+  header.set_weight(options.weight);
+  if (options.grad_scale) header.set_grad_scale(*options.grad_scale);
+  for (const GroupOverride& value : options.overrides) {
+    v1::GroupOverride* out = header.add_group_overrides();
+    if (value.group) out->set_group(*value.group);
+    ToProto(value.hyperparameters, out->mutable_hyperparameters());
+  }
+  header.set_wait(options.wait);
+  header.set_tensor_count(upload->tensor_count());
+  header.set_total_bytes(upload->total_bytes());
+  const bool named = !options.worker.empty();
+  Backoff backoff(connection_->options());
+  while (true) {
+    v1::ApplyStepResponse response;
+    absl::Status status = upload->Send(*connection_, "ApplyStep", part, &response, cancellation);
+    if (status.ok()) return FromProto(response);
+    // A refusal with a hint came before anything was applied; other failures may hide a success.
+    const bool safe = named || GetRetryAfter(status).has_value();
+    if (!safe || !backoff.WaitBeforeRetry(status, cancellation)) return status;
+  }
+}
+
+absl::StatusOr<StepResult> Client::ReplayStep(const std::string& module, const std::string& worker,
+                                              uint64_t sequence) const {
+  v1::StepPart part;
+  part.mutable_header()->set_module(module);
+  part.mutable_header()->set_worker(worker);
+  part.mutable_header()->set_sequence(sequence);
+  Backoff backoff(connection_->options());
+  while (true) {
+    v1::ApplyStepResponse response;
+    absl::Status status = SendHeaderOnly(*connection_, "ApplyStep", part, &response, nullptr);
+    if (status.ok()) return FromProto(response);
+    if (!backoff.WaitBeforeRetry(status)) return status;
+  }
+}
+
+absl::StatusOr<LoadResult> Client::LoadStateDict(const std::string& module,
+                                                 absl::Span<const TensorRef> tensors,
+                                                 const LoadOptions& options,
+                                                 Cancellation* cancellation) const {
+  MS_ASSIGN_OR_RETURN(std::unique_ptr<Upload> upload, Upload::Create(tensors, /*digests=*/true));
+  v1::LoadPart part;
+  v1::LoadHeader& header = *part.mutable_header();
+  header.set_module(module);
+  ToProto(options, header.mutable_options());
+  header.set_tensor_count(upload->tensor_count());
+  header.set_total_bytes(upload->total_bytes());
+  v1::LoadResult response;
+  MS_RETURN_IF_ERROR(upload->Send(*connection_, "LoadStateDict", part, &response, cancellation));
+  return FromProto(response);
+}
+
+}  // namespace modelstate::client
