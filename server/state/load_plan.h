@@ -33,6 +33,9 @@ struct LoadOptions {
   std::string strip_prefix;
   std::string add_prefix;
   std::vector<std::string> buffer_globs;
+  // The source says nothing of batch norm's version, or one below 2: a num_batches_tracked that is
+  // not in it keeps its count and is no missing key.
+  bool old_batch_norm = false;
 };
 
 // What `load_state_dict` of these tensors into a module means, decided before any byte is read.

@@ -1,0 +1,70 @@
+#include "server/state/tensor_storage.h"
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "common/base/digest.h"
+#include "common/base/status.h"
+
+namespace modelstate {
+
+absl::StatusOr<RefPtr<TensorStorage>> TensorStorage::Allocate(Device& device, uint64_t bytes) {
+  MS_ASSIGN_OR_RETURN(DeviceBuffer buffer, device.pool()->Allocate(bytes));
+  return RefPtr<TensorStorage>::Adopt(new TensorStorage(device, std::move(buffer)));
+}
+
+absl::StatusOr<RefPtr<TensorStorage>> TensorStorage::FromHost(Device& device,
+                                                              absl::Span<const uint8_t> bytes) {
+  MS_ASSIGN_OR_RETURN(RefPtr<TensorStorage> storage, Allocate(device, bytes.size()));
+  MS_RETURN_IF_ERROR(device.CopyFromHost(bytes, storage->buffer_, 0));
+  return storage;
+}
+
+DeviceBuffer& TensorStorage::MutableBuffer() {
+  has_digest_.store(false, std::memory_order_relaxed);
+  return buffer_;
+}
+
+absl::Span<uint8_t> TensorStorage::MutableHostBytes() {
+  DeviceBuffer& buffer = MutableBuffer();
+  return {buffer.data(), buffer.size()};
+}
+
+absl::Status TensorStorage::CopyToHost(uint64_t offset, absl::Span<uint8_t> out) const {
+  return device_->CopyToHost(buffer_, offset, out);
+}
+
+absl::StatusOr<uint64_t> TensorStorage::Digest() const {
+  if (std::optional<uint64_t> cached = CachedDigest()) return *cached;
+  uint64_t digest = 0;
+  if (device_->host_visible()) {
+    digest = Xxh3(HostBytes());
+  } else {
+    constexpr uint64_t kPieceBytes = uint64_t{1} << 20;
+    std::vector<uint8_t> piece(std::min(kPieceBytes, size()));
+    Xxh3Stream stream;
+    for (uint64_t offset = 0; offset < size(); offset += kPieceBytes) {
+      const absl::Span<uint8_t> part =
+          absl::MakeSpan(piece).subspan(0, std::min(kPieceBytes, size() - offset));
+      MS_RETURN_IF_ERROR(CopyToHost(offset, part));
+      stream.Update(part);
+    }
+    digest = stream.Digest();
+  }
+  CacheDigest(digest);
+  return digest;
+}
+
+std::optional<uint64_t> TensorStorage::CachedDigest() const {
+  if (!has_digest_.load(std::memory_order_acquire)) return std::nullopt;
+  return digest_.load(std::memory_order_relaxed);
+}
+
+void TensorStorage::CacheDigest(uint64_t digest) const {
+  digest_.store(digest, std::memory_order_relaxed);
+  has_digest_.store(true, std::memory_order_release);
+}
+
+}  // namespace modelstate
