@@ -150,10 +150,10 @@ absl::Status CheckStored(uint16_t flags, uint16_t method, absl::string_view name
                                     " is encrypted; save the checkpoint again with torch.save"));
   }
   if (method != 0) {
-    return Unsupported(absl::StrCat("zip record ", ShowName(name), " is compressed (method ",
-                                    method,
-                                    "), which torch.save never does; unpack the archive and save "
-                                    "the checkpoint again with torch.save"));
+    return Unsupported(absl::StrCat(
+        "zip record ", ShowName(name), " is compressed (method ", method,
+        "), which torch.save never does; load the file where it was made (a TorchScript archive "
+        "with torch.jit.load) and save the state_dict with torch.save");
   }
   return absl::OkStatus();
 }
