@@ -8,6 +8,8 @@ function layer_of(path,   best, candidate) {
   return best
 }
 
+function may_use(what) { return index(allowed[layer], " " what " ") && !(FILENAME in public) }
+
 function complain(text) { print FILENAME ":" FNR ": " text }
 
 function check_own(path,   target) {
@@ -21,6 +23,10 @@ function check_own(path,   target) {
 
 FILENAME ~ /edges\.txt$/ {
   if ($0 ~ /^#/ || NF == 0) next
+  if ($1 == "public:") {
+    for (i = 2; i <= NF; ++i) public[$i] = 1
+    next
+  }
   name = $1
   sub(/:$/, "", name)
   $1 = ""
@@ -46,10 +52,12 @@ FNR == 1 {
   sub(/[">].*/, "", path)
   if (path ~ /^(common|server|client|tests|bench)\//) {
     check_own(path)
+    if ((FILENAME in public) && layer_of(path) == layer && !(path in public))
+      complain("a public header may not include \"" path "\", which is not public")
   } else if (path ~ /\.pb\.h$/) {
-    if (index(allowed[layer], " proto ") == 0) complain(layer " may not include generated " path)
+    if (!may_use("proto")) complain(layer " may not include generated " path)
   } else if (path ~ /^(grpc|grpcpp|grpc\+\+)\// || path ~ /^google\/protobuf\//) {
-    if (index(allowed[layer], " grpc ") == 0) complain(layer " may not include " path)
+    if (!may_use("grpc")) complain(layer " may not include " path)
   } else if (quoted && path !~ /\//) {
     complain("\"" path "\": include from the repository root, as \"common/base/shape.h\"")
   } else if (path ~ /^\.\.?\//) {
