@@ -1,0 +1,36 @@
+#ifndef MODELSTATE_BENCH_RAW_TCP_H_
+#define MODELSTATE_BENCH_RAW_TCP_H_
+
+#include <sys/types.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace modelstate {
+
+// The baseline of the transfer benchmark: another process and one TCP connection over loopback,
+// with write() on one side and recv() straight into the destination on the other. Congestion
+// control is reno where the host lets an unprivileged process choose it, since pacing hurts
+// loopback. Aborts with a message when a system call fails. Thread-compatible.
+class RawTcp {
+ public:
+  // Forks the other process, which holds `bytes` of touched memory. Call before starting threads.
+  explicit RawTcp(size_t bytes);
+  ~RawTcp();
+  RawTcp(const RawTcp&) = delete;
+  RawTcp& operator=(const RawTcp&) = delete;
+
+  // Seconds from asking for the bytes to having all of them in `destination` (`bytes` long).
+  double Fetch(uint8_t* destination);
+  // Seconds from the first write to the other side's word that it has all.
+  double Push(const uint8_t* source);
+
+ private:
+  const size_t bytes_;
+  int socket_ = -1;
+  pid_t child_ = -1;
+};
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_BENCH_RAW_TCP_H_

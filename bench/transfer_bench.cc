@@ -1,0 +1,184 @@
+// Fetch and push through a real server process against raw TCP in the same run, interleaved. Prints
+// the median of each and its ratio to raw TCP; absolute numbers mean nothing beyond the run.
+//
+//   build/release/bin/transfer_bench [--mib=256] [--rounds=7] [--server=PATH]
+
+#include <malloc.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/strings/str_cat.h"
+#include "bench/raw_tcp.h"
+#include "client/client.h"
+
+ABSL_FLAG(int, mib, 256, "size of the module in MiB");
+ABSL_FLAG(int, rounds, 7, "rounds, each measuring every row once");
+ABSL_FLAG(std::string, server, "", "path of modelstate-server; default: beside this program");
+
+namespace modelstate {
+namespace {
+
+constexpr size_t kTensorBytes = size_t{8} << 20;
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+template <typename T>
+T OrDie(absl::StatusOr<T> value) {
+  if (value.ok()) return *std::move(value);
+  std::fprintf(stderr, "%s\n", value.status().ToString().c_str());
+  std::exit(1);
+}
+
+// A server on a free loopback port with an empty checkpoint root; ends with the object.
+class ServerProcess {
+ public:
+  explicit ServerProcess(const std::string& binary) {
+    std::strcpy(root_, "/tmp/modelstate-bench-XXXXXX");
+    int out[2];
+    if (mkdtemp(root_) == nullptr || pipe(out) != 0) std::exit(1);
+    pid_ = fork();
+    if (pid_ == 0) {
+      dup2(out[1], STDOUT_FILENO);
+      close(out[0]);
+      const std::string root = absl::StrCat("--checkpoint_root=", root_);
+      execl(binary.c_str(), binary.c_str(), "--listen=127.0.0.1:0", root.c_str(), "--device=cpu",
+            "--log_level=warning", nullptr);
+      std::perror(binary.c_str());
+      std::_Exit(1);
+    }
+    close(out[1]);
+    FILE* stream = fdopen(out[0], "r");
+    char target[256] = "";
+    if (std::fscanf(stream, "listening on %255s", target) != 1) {
+      std::fprintf(stderr, "%s did not say where it listens\n", binary.c_str());
+      std::exit(1);
+    }
+    target_ = target;
+  }
+  ~ServerProcess() {
+    kill(pid_, SIGTERM);
+    waitpid(pid_, nullptr, 0);
+    rmdir(root_);
+  }
+  const std::string& target() const { return target_; }
+
+ private:
+  char root_[64];
+  pid_t pid_ = -1;
+  std::string target_;
+};
+
+struct Row {
+  const char* name;
+  const char* baseline;  // name of the row that it is compared with
+  std::vector<double> seconds;
+};
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+void Print(const std::vector<Row>& rows, size_t bytes) {
+  std::printf("%-24s %8s %8s %8s %8s\n", "", "GB/s", "slowest", "fastest", "ratio");
+  for (const Row& row : rows) {
+    const auto baseline = std::find_if(rows.begin(), rows.end(), [&row](const Row& other) {
+      return std::strcmp(other.name, row.baseline) == 0;
+    });
+    const double gigabytes = static_cast<double>(bytes) / 1e9;
+    const auto [fastest, slowest] = std::minmax_element(row.seconds.begin(), row.seconds.end());
+    std::printf("%-24s %8.2f %8.2f %8.2f %8.2f\n", row.name, gigabytes / Median(row.seconds),
+                gigabytes / *slowest, gigabytes / *fastest,
+                Median(baseline->seconds) / Median(row.seconds));
+  }
+}
+
+void Run(const std::string& server_binary) {
+  const size_t tensors =
+      std::max<size_t>(1, static_cast<size_t>(absl::GetFlag(FLAGS_mib)) * (1 << 20) / kTensorBytes);
+  const size_t bytes = tensors * kTensorBytes;
+  RawTcp tcp(bytes);  // forks: before gRPC starts threads
+  ServerProcess server(server_binary);
+  client::Client client = OrDie(client::Client::Connect(server.target()));
+
+  std::vector<TensorSpec> specs(tensors);
+  for (size_t i = 0; i < tensors; ++i) {
+    specs[i].name = absl::StrCat("layer", i, ".weight");
+    specs[i].shape = OrDie(Shape::Create({static_cast<int64_t>(kTensorBytes / sizeof(float))}));
+  }
+  OrDie(client.CreateModule("bench", specs));
+  client::OptimizerConfig optimizer;
+  optimizer.algorithm = client::Algorithm::kSgd;
+  OrDie(client.ConfigureOptimizer("bench", optimizer));
+
+  std::vector<float> gradient(bytes / sizeof(float), 1e-3f);
+  std::vector<uint8_t> destination(bytes, 1);
+  const auto* source = reinterpret_cast<const uint8_t*>(gradient.data());
+  std::vector<client::TensorRef> push(tensors);
+  for (size_t i = 0; i < tensors; ++i) {
+    push[i].spec = specs[i];
+    push[i].spec.kind = TensorKind::kGradient;
+    push[i].bytes = absl::MakeConstSpan(source + i * kTensorBytes, kTensorBytes);
+  }
+
+  std::vector<Row> rows = {{"raw TCP fetch", "raw TCP fetch", {}},
+                           {"fetch, verified", "raw TCP fetch", {}},
+                           {"fetch, no digests", "raw TCP fetch", {}},
+                           {"raw TCP push", "raw TCP push", {}},
+                           {"push and SGD step", "raw TCP push", {}}};
+  const auto timed = [](auto work) {
+    const double begin = Now();
+    work();
+    return Now() - begin;
+  };
+  client::FetchOptions no_digests;
+  no_digests.digests = false;
+  client::StepOptions step;
+  step.digests = false;
+  for (int round = -1; round < absl::GetFlag(FLAGS_rounds); ++round) {
+    const double seconds[] = {
+        tcp.Fetch(destination.data()),
+        timed([&] { OrDie(client.Fetch("bench")); }),
+        timed([&] { OrDie(client.Fetch("bench", no_digests)); }),
+        tcp.Push(source),
+        timed([&] { OrDie(client.ApplyStep("bench", push, step)); }),
+    };
+    if (round < 0) continue;  // warms up pools and pages
+    for (size_t i = 0; i < rows.size(); ++i) rows[i].seconds.push_back(seconds[i]);
+  }
+  std::printf("%zu tensors, %zu MiB, %d rounds, medians\n", tensors, bytes >> 20,
+              absl::GetFlag(FLAGS_rounds));
+  Print(rows, bytes);
+}
+
+}  // namespace
+}  // namespace modelstate
+
+int main(int argc, char** argv) {
+  absl::ParseCommandLine(argc, argv);
+  // As the command-line tool does, so that freed receive buffers are not given back and refaulted.
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, 2000000000);
+  mallopt(M_TOP_PAD, 64 << 20);
+  mallopt(M_ARENA_MAX, 1);
+  std::string server = absl::GetFlag(FLAGS_server);
+  if (server.empty()) {
+    const std::string self = argv[0];
+    server = self.substr(0, self.rfind('/') + 1) + "modelstate-server";
+  }
+  modelstate::Run(server);
+  return 0;
+}
