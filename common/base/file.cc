@@ -68,7 +68,8 @@ absl::Status PathError(int error_number, absl::string_view what, absl::string_vi
 // A descriptor below `root`, or -1 and errno. Neither the path nor a link on it can leave `root`.
 int OpenBeneath(int root, const std::string& path, int flags, mode_t mode = 0) {
   open_how how = {};
-  how.flags = static_cast<uint64_t>(flags | O_CLOEXEC | O_NOCTTY);
+  // openat2 is strict: O_PATH goes with few other flags.
+  how.flags = static_cast<uint64_t>(flags | O_CLOEXEC | ((flags & O_PATH) != 0 ? 0 : O_NOCTTY));
   how.mode = mode;
   how.resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS;
   // EAGAIN: something was renamed while the kernel walked a "..".

@@ -153,7 +153,7 @@ absl::Status CheckStored(uint16_t flags, uint16_t method, absl::string_view name
     return Unsupported(absl::StrCat(
         "zip record ", ShowName(name), " is compressed (method ", method,
         "), which torch.save never does; load the file where it was made (a TorchScript archive "
-        "with torch.jit.load) and save the state_dict with torch.save");
+        "with torch.jit.load) and save the state_dict with torch.save"));
   }
   return absl::OkStatus();
 }
