@@ -29,8 +29,8 @@ finish() {
   fi
   [ ${#problems[@]} -eq 0 ] || printf '%s\n' '' 'Failed:' "${problems[@]/#/  }"
   printf '\n%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
-  [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
-  exit
+  # A code of its own: a bare exit in a trap would end with the status from before it.
+  if [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]; then exit 0; else exit 1; fi
 }
 trap finish EXIT
 trap 'failed=$((failed + 1)); problems+=(interrupted); finish' INT TERM
