@@ -38,9 +38,12 @@ class CheckpointSource {
                                    ComputePool& readers, const JobControl& control) const;
 
   // Step count, optimizer and worker table of a directory checkpoint, for the schema of a plan;
-  // nullopt for a plain file.
+  // nullopt for a plain file, and for a directory that was saved with weights only. Optimizer state
+  // is matched by parameter name: an unknown one, or a size that is not the parameter's, is
+  // CHECKPOINT_CORRUPT. Reads with `readers`, or in the caller alone.
   absl::StatusOr<std::optional<RestoredState>> Restore(const ModuleSchema& schema, Device& device,
-                                                       const JobControl& control) const;
+                                                       const JobControl& control,
+                                                       ComputePool* readers = nullptr) const;
 
   uint64_t read_bytes() const;
 

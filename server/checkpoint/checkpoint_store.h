@@ -4,11 +4,14 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "common/base/file.h"
 #include "server/checkpoint/checkpoint_job.h"
 #include "server/state/captured_state.h"
@@ -53,8 +56,10 @@ class CheckpointStore {
 
   const RootDirectory& root() const { return root_; }
 
-  // ALREADY_EXISTS CHECKPOINT_EXISTS; INVALID_ARGUMENT INVALID_FIELD (path); RESOURCE_EXHAUSTED
-  // STORAGE_FULL; INTERNAL STORAGE_ERROR; CANCELLED.
+  // Makes the parent directories that are missing. ALREADY_EXISTS CHECKPOINT_EXISTS;
+  // INVALID_ARGUMENT INVALID_FIELD (path: also one below another checkpoint, one that is taken by a
+  // file or a directory that is no checkpoint, and names like those of temporaries),
+  // NOT_REPRESENTABLE; RESOURCE_EXHAUSTED STORAGE_FULL; INTERNAL STORAGE_ERROR; CANCELLED.
   absl::StatusOr<CheckpointInfo> Save(const CapturedState& state, const std::string& path,
                                       const SaveOptions& options, const JobControl& control) const;
 
@@ -69,7 +74,20 @@ class CheckpointStore {
 
  private:
   explicit CheckpointStore(RootDirectory root) : root_(std::move(root)) {}
+
+  // INVALID_FIELD for a path that no checkpoint may have.
+  absl::Status CheckNewPath(const std::string& path) const;
+  absl::StatusOr<CheckpointInfo> SaveAs(const CapturedState& state, const std::string& path,
+                                        const SaveOptions& options,
+                                        const JobControl& control) const;
+  // One entry of a list; nullopt: not a checkpoint.
+  std::optional<CheckpointInfo> Describe(const std::string& path, const RootDirectory::Entry& entry,
+                                         bool verify) const;
+  absl::StatusOr<bool> IsCheckpointDirectory(const std::string& path) const;
+
   RootDirectory root_;
+  mutable absl::Mutex mutex_;
+  mutable std::set<std::string> saving_ ABSL_GUARDED_BY(mutex_);  // paths
 };
 
 }  // namespace modelstate

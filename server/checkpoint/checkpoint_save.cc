@@ -1,0 +1,216 @@
+// CheckpointStore::Save: the write path, which no crash may leave half done.
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/base/digest.h"
+#include "common/base/random.h"
+#include "common/base/status.h"
+#include "common/format/safetensors_writer.h"
+#include "server/checkpoint/checkpoint_path.h"
+#include "server/checkpoint/checkpoint_store.h"
+#include "server/checkpoint/manifest.h"
+#include "server/checkpoint/tensor_file.h"
+
+namespace modelstate {
+namespace {
+
+absl::Status Exists(const std::string& path, absl::string_view way_out) {
+  return MakeError(Reason::kCheckpointExists,
+                   absl::StrCat("checkpoint \"", path, "\" exists: ", way_out), {{"path", path}});
+}
+
+// The slots of a module's optimizer state as tensors of a file: `exp_avg/conv1.weight`.
+struct OptimizerTensors {
+  std::vector<TensorSpec> specs;
+  std::vector<StorageRef> storages;
+  std::vector<Manifest::ParameterEntry> parameters;
+};
+
+OptimizerTensors CollectOptimizer(const CapturedState& state) {
+  OptimizerTensors out;
+  if (state.optimizer == nullptr) return out;
+  const ModuleSchema& schema = *state.snapshot->schema;
+  for (uint32_t index = 0; index < state.optimizer_state.parameters.size(); ++index) {
+    const ParameterState& parameter = state.optimizer_state.parameters[index];
+    if (parameter.step == 0) continue;
+    const TensorSpec& spec = schema.spec(index);
+    const std::vector<SlotInfo> slots = AllSlots(*state.optimizer, index, spec.dtype);
+    Manifest::ParameterEntry entry{spec.name, parameter.step, {}};
+    for (size_t i = 0; i < slots.size(); ++i) {
+      if (!parameter.slots[i]) continue;  // a master copy that the next step makes anew
+      TensorSpec& slot = out.specs.emplace_back();
+      slot.name = absl::StrCat(slots[i].name, "/", spec.name);
+      slot.kind = TensorKind::kOptimizerState;
+      slot.dtype = slots[i].dtype;
+      slot.shape = spec.shape;
+      out.storages.push_back(parameter.slots[i]);
+      entry.slots.push_back(slots[i].name);
+    }
+    out.parameters.push_back(std::move(entry));
+  }
+  return out;
+}
+
+absl::Status WriteManifest(const RootDirectory& root, const std::string& path,
+                           const std::string& text) {
+  MS_ASSIGN_OR_RETURN(const File file, root.CreateFile(path));
+  MS_RETURN_IF_ERROR(file.WriteAt(
+      0, absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(text.data()), text.size())));
+  return file.SyncData();
+}
+
+// Makes the directories above `path` that are missing, durably.
+absl::Status MakeParents(const RootDirectory& root, const std::string& path) {
+  const std::string parent = ParentPath(path);
+  if (parent == "." || root.Stat(parent).ok()) return absl::OkStatus();
+  MS_RETURN_IF_ERROR(root.MakeDirectories(parent));
+  for (std::string above = parent; above != ".";) {
+    above = ParentPath(above);
+    MS_RETURN_IF_ERROR(root.SyncDirectory(above));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status CheckpointStore::CheckNewPath(const std::string& path) const {
+  MS_RETURN_IF_ERROR(RootDirectory::ValidatePath(path));
+  const absl::string_view name = LastPart(path);
+  absl::string_view problem;
+  if (path == ".") {
+    problem = "is the root itself";
+  } else if (name.size() + kTemporarySuffixBytes > 255) {
+    problem = "has a last part over 234 bytes";
+  } else if (IsTemporaryName(name)) {
+    problem = "has the name of a temporary, which a start of the server removes";
+  }
+  if (!problem.empty()) {
+    return MakeError(Reason::kInvalidField,
+                     absl::StrCat("path \"", path.substr(0, 128), "\" ", problem,
+                                  ": choose another, such as \"resnet50/step-100\""),
+                     {{"field", "path"}});
+  }
+  // A checkpoint inside of another would be lost with that one.
+  for (std::string above = ParentPath(path); above != "."; above = ParentPath(above)) {
+    if (root_.Stat(absl::StrCat(above, "/", kManifestFile)).ok()) {
+      return MakeError(Reason::kInvalidField,
+                       absl::StrCat("path \"", path, "\" lies inside of checkpoint \"", above,
+                                    "\": choose a path beside it"),
+                       {{"field", "path"}});
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<CheckpointInfo> CheckpointStore::Save(const CapturedState& state,
+                                                     const std::string& path,
+                                                     const SaveOptions& options,
+                                                     const JobControl& control) const {
+  MS_RETURN_IF_ERROR(CheckNewPath(path));
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!saving_.insert(path).second) {
+      return Exists(path, "another save to it is running; choose another path, or wait for it");
+    }
+  }
+  const absl::Cleanup done = [this, &path] {
+    absl::MutexLock lock(&mutex_);
+    saving_.erase(path);
+  };
+  return SaveAs(state, path, options, control);
+}
+
+absl::StatusOr<CheckpointInfo> CheckpointStore::SaveAs(const CapturedState& state,
+                                                       const std::string& path,
+                                                       const SaveOptions& options,
+                                                       const JobControl& control) const {
+  const absl::StatusOr<RootDirectory::Entry> present = root_.Stat(path);
+  const bool exists = present.ok();
+  if (!exists && GetReason(present.status()) != Reason::kCheckpointNotFound) {
+    return present.status();
+  }
+  if (exists) {
+    MS_ASSIGN_OR_RETURN(const bool replaceable, IsCheckpointDirectory(path));
+    if (!replaceable) {
+      return MakeError(
+          Reason::kInvalidField,
+          absl::StrCat("path \"", path, "\" is taken by a ",
+                       present->is_directory ? "directory that is no checkpoint" : "file",
+                       ", which a save never replaces: choose another path"),
+          {{"field", "path"}});
+    }
+    if (!options.overwrite) return Exists(path, "set overwrite, or choose another path");
+  }
+
+  Manifest manifest;
+  manifest.module = state.module;
+  manifest.version = state.snapshot->version;
+  manifest.step = state.snapshot->step;
+  manifest.create_seconds = absl::ToUnixSeconds(absl::Now());
+  manifest.weights_only = options.weights_only;
+  manifest.metadata = *state.snapshot->metadata;
+
+  const StateView& view = *state.snapshot->schema->state_dict();
+  std::vector<StorageRef> storages;
+  storages.reserve(view.indices.size());
+  for (uint32_t index : view.indices) storages.push_back(state.snapshot->storages[index]);
+  OptimizerTensors optimizer;
+  if (!options.weights_only) {
+    optimizer = CollectOptimizer(state);
+    if (state.optimizer != nullptr) manifest.optimizer = state.optimizer->config();
+    manifest.optimizer_state = std::move(optimizer.parameters);
+    manifest.workers = state.workers;
+  }
+  const StateLayout optimizer_layout(optimizer.specs);
+
+  ProgressMeter meter(control, "write", view.layout.total_bytes() + optimizer_layout.total_bytes());
+  MS_ASSIGN_OR_RETURN(const std::vector<uint64_t> digests, DigestTensors(storages, control));
+  for (size_t i = 0; i < view.specs.size(); ++i) {
+    Manifest::TensorEntry& entry = manifest.tensors.emplace_back();
+    entry.spec = view.specs[i];
+    entry.xxh3 = digests[i];
+    if (view.layout.owns_bytes(i)) entry.spec.alias_of.clear();
+  }
+
+  MS_RETURN_IF_ERROR(MakeParents(root_, path));
+  const std::string temporary = TemporaryPath(path, RandomUint64());
+  MS_RETURN_IF_ERROR(root_.MakeDirectory(temporary));
+  absl::Cleanup remove = [this, &temporary] { root_.RemoveRecursively(temporary).IgnoreError(); };
+
+  MS_ASSIGN_OR_RETURN(
+      Manifest::FileEntry model_file,
+      WriteTensorFile(root_, absl::StrCat(temporary, "/", kModelFile),
+                      {view.specs,
+                       &view.layout,
+                       storages,
+                       {{"format", "pt"}, {kKindsMetadataKey, KindsMetadata(view.specs)}}},
+                      digests, meter, control));
+  manifest.files.push_back(std::move(model_file));
+  if (!optimizer.specs.empty()) {
+    MS_ASSIGN_OR_RETURN(const std::vector<uint64_t> slot_digests,
+                        DigestTensors(optimizer.storages, control));
+    MS_ASSIGN_OR_RETURN(
+        Manifest::FileEntry optimizer_file,
+        WriteTensorFile(root_, absl::StrCat(temporary, "/", kOptimizerFile),
+                        {optimizer.specs, &optimizer_layout, optimizer.storages, {}}, slot_digests,
+                        meter, control));
+    manifest.files.push_back(std::move(optimizer_file));
+  }
+  MS_ASSIGN_OR_RETURN(const std::string text, ManifestToText(manifest));
+  MS_RETURN_IF_ERROR(WriteManifest(root_, absl::StrCat(temporary, "/", kManifestFile), text));
+  MS_RETURN_IF_ERROR(root_.SyncDirectory(temporary));
+
+  MS_RETURN_IF_ERROR(control.CheckNotCancelled());
+  ProgressMeter commit(control, "commit", 0);
+  MS_RETURN_IF_ERROR(root_.Rename(temporary, path, /*exchange=*/exists));
+  // From here on a failure does not say which of the two a crash would leave: both are whole, so
+  // both stay until the rename is known to be on disk. `temporary` is now the one replaced.
+  std::move(remove).Cancel();
+  MS_RETURN_IF_ERROR(root_.SyncDirectory(ParentPath(path)));
+  if (exists) root_.RemoveRecursively(temporary).IgnoreError();  // else the next start does
+  return DescribeManifest(manifest, text.size(), path);
+}
+
+}  // namespace modelstate

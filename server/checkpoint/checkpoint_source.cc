@@ -1,0 +1,332 @@
+#include "server/checkpoint/checkpoint_source.h"
+
+#include <algorithm>
+#include <atomic>
+#include <functional>
+#include <utility>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+#include "common/base/tensor_cast.h"
+#include "server/checkpoint/job_progress.h"
+#include "server/checkpoint/manifest.h"
+
+namespace modelstate {
+namespace {
+
+constexpr char kDirectoryFormat[] = "modelstate directory";
+
+absl::Status Corrupt(absl::string_view path, absl::string_view text, absl::string_view tensor) {
+  return MakeError(Reason::kCheckpointCorrupt,
+                   absl::StrCat("checkpoint \"", path, "\": ", text, "; use another checkpoint"),
+                   {{"path", std::string(path)}, {"tensor", std::string(tensor)}});
+}
+
+absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenReader(const RootDirectory& root,
+                                                             const std::string& path,
+                                                             const std::string& state_dict_key) {
+  MS_ASSIGN_OR_RETURN(File file, root.OpenFile(path));
+  absl::StatusOr<std::unique_ptr<CheckpointReader>> reader =
+      OpenCheckpoint(std::move(file), {state_dict_key});
+  if (!reader.ok()) return Annotate(reader.status(), path);
+  return reader;
+}
+
+// One tensor of a file and the fresh storage that it goes to.
+struct ReadItem {
+  size_t source = 0;  // of the reader
+  DType dtype = DType::kF32;
+  int64_t elements = 0;
+  uint64_t target_bytes = 0;
+  RefPtr<TensorStorage>* out = nullptr;
+};
+
+absl::Status ReadOne(const CheckpointReader& reader, const ReadItem& item, Device& device) {
+  const StoredTensor& stored = reader.tensors()[item.source];
+  MS_ASSIGN_OR_RETURN(RefPtr<TensorStorage> storage,
+                      TensorStorage::Allocate(device, item.target_bytes));
+  const bool cast = stored.dtype != item.dtype;
+  if (!cast && device.host_visible()) {
+    MS_RETURN_IF_ERROR(reader.Read(item.source, storage->MutableHostBytes()));
+  } else {
+    std::vector<uint8_t> bytes(stored.nbytes());
+    MS_RETURN_IF_ERROR(reader.Read(item.source, absl::MakeSpan(bytes)));
+    if (cast) {
+      std::vector<uint8_t> target(item.target_bytes);
+      CastElements(stored.dtype, bytes.data(), item.dtype, target.data(), item.elements);
+      bytes = std::move(target);
+    }
+    MS_RETURN_IF_ERROR(device.CopyFromHost(bytes, storage->MutableBuffer(), 0));
+  }
+  if (!cast && stored.xxh3) storage->CacheDigest(*stored.xxh3);  // Read has compared it
+  *item.out = std::move(storage);
+  return absl::OkStatus();
+}
+
+// Reads all items, several at a time, large ones first so that none is left over at the end. The
+// first failure in the order of `items` is what is returned.
+absl::Status ReadAll(const CheckpointReader& reader, const std::vector<ReadItem>& items,
+                     Device& device, ComputePool* readers, ProgressMeter& meter,
+                     const JobControl& control) {
+  std::vector<uint32_t> order(items.size());
+  for (uint32_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::stable_sort(order.begin(), order.end(), [&items](uint32_t a, uint32_t b) {
+    return items[a].target_bytes > items[b].target_bytes;
+  });
+  std::atomic<bool> failed{false};
+  absl::Mutex mutex;
+  size_t first = items.size();
+  absl::Status status;
+  const auto task = [&](size_t position) {
+    if (failed.load(std::memory_order_relaxed)) return;
+    const size_t i = order[position];
+    absl::Status read = control.CheckNotCancelled();
+    if (read.ok()) read = ReadOne(reader, items[i], device);
+    if (read.ok()) {
+      meter.Add(items[i].target_bytes);
+      return;
+    }
+    failed.store(true, std::memory_order_relaxed);
+    absl::MutexLock lock(&mutex);
+    if (i < first) {
+      first = i;
+      status = std::move(read);
+    }
+  };
+  if (readers != nullptr) {
+    readers->ParallelFor(items.size(), task);
+  } else {
+    for (size_t i = 0; i < items.size(); ++i) task(i);
+  }
+  return status;
+}
+
+}  // namespace
+
+struct CheckpointSource::Impl {
+  std::string path;
+  std::string format;
+  std::unique_ptr<CheckpointReader> reader;
+  std::unique_ptr<CheckpointReader> optimizer_reader;  // null: no optimizer file
+  std::optional<Manifest> manifest;                    // directories only
+  std::vector<IncomingTensor> incoming;
+  std::vector<uint32_t> source_of;  // by index of `incoming`: the reader's tensor
+  std::atomic<uint64_t> read_bytes{0};
+
+  absl::Status OpenDirectory(const RootDirectory& root);
+  void TakeFileOrder();
+  absl::Status TakeManifestOrder();
+  absl::StatusOr<std::vector<ReadItem>> MatchOptimizer(const ModuleSchema& schema,
+                                                       const Optimizer& optimizer,
+                                                       OptimizerState& state) const;
+};
+
+absl::Status CheckpointSource::Impl::OpenDirectory(const RootDirectory& root) {
+  MS_ASSIGN_OR_RETURN(manifest, ReadManifest(root, path));
+  format = kDirectoryFormat;
+  MS_ASSIGN_OR_RETURN(reader, OpenReader(root, absl::StrCat(path, "/", kModelFile), ""));
+  if (manifest->FindFile(kOptimizerFile) != nullptr) {
+    MS_ASSIGN_OR_RETURN(optimizer_reader,
+                        OpenReader(root, absl::StrCat(path, "/", kOptimizerFile), ""));
+  }
+  return TakeManifestOrder();
+}
+
+void CheckpointSource::Impl::TakeFileOrder() {
+  format = CheckpointFormatName(reader->format());
+  const char* rule =
+      reader->format() == CheckpointFormat::kTorchZip ? "pickled Parameter" : "checkpoint kind";
+  for (uint32_t i = 0; i < reader->tensors().size(); ++i) {
+    const StoredTensor& stored = reader->tensors()[i];
+    incoming.push_back({stored.name, stored.dtype, stored.shape, stored.kind,
+                        stored.kind ? rule : nullptr, stored.requires_grad, stored.alias_of});
+    source_of.push_back(i);
+  }
+}
+
+// The manifest has the state_dict order, which a safetensors file does not keep for tied names. The
+// two must agree in everything else: the file's header has no digest of its own that a load checks.
+absl::Status CheckpointSource::Impl::TakeManifestOrder() {
+  absl::flat_hash_map<absl::string_view, uint32_t> by_name;
+  for (uint32_t i = 0; i < reader->tensors().size(); ++i) {
+    by_name.emplace(reader->tensors()[i].name, i);
+  }
+  if (reader->tensors().size() != manifest->tensors.size()) {
+    return Corrupt(path,
+                   absl::StrCat(kModelFile, " has ", reader->tensors().size(),
+                                " tensors, the manifest ", manifest->tensors.size()),
+                   "");
+  }
+  for (const Manifest::TensorEntry& entry : manifest->tensors) {
+    const TensorSpec& spec = entry.spec;
+    const auto it = by_name.find(spec.name);
+    if (it == by_name.end()) {
+      return Corrupt(path,
+                     absl::StrCat("tensor \"", spec.name, "\" of the manifest is not in ",
+                                  kModelFile, ", or is twice in the manifest"),
+                     spec.name);
+    }
+    const uint32_t index = it->second;
+    const StoredTensor& stored = reader->tensors()[index];
+    by_name.erase(it);  // so that no name counts twice
+    const bool trains = spec.kind == TensorKind::kParameter && spec.requires_grad;
+    if (stored.dtype != spec.dtype || stored.shape != spec.shape || stored.kind != spec.kind ||
+        stored.requires_grad.value_or(false) != trains || stored.alias_of != spec.alias_of ||
+        stored.xxh3 != entry.xxh3) {
+      return Corrupt(path,
+                     absl::StrCat("tensor \"", spec.name, "\" is described in one way by ",
+                                  kModelFile, " and in another by the manifest"),
+                     spec.name);
+    }
+    incoming.push_back({spec.name, spec.dtype, spec.shape, spec.kind, "checkpoint kind",
+                        stored.requires_grad, spec.alias_of});
+    source_of.push_back(index);
+  }
+  return absl::OkStatus();
+}
+
+CheckpointSource::CheckpointSource(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+CheckpointSource::~CheckpointSource() = default;
+
+const std::string& CheckpointSource::format() const { return impl_->format; }
+absl::Span<const IncomingTensor> CheckpointSource::incoming() const { return impl_->incoming; }
+uint64_t CheckpointSource::read_bytes() const { return impl_->read_bytes; }
+
+absl::StatusOr<std::unique_ptr<CheckpointSource>> CheckpointSource::Open(
+    const RootDirectory& root, const std::string& path, const std::string& state_dict_key) {
+  MS_ASSIGN_OR_RETURN(const RootDirectory::Entry entry, root.Stat(path));
+  auto impl = std::make_unique<Impl>();
+  impl->path = path;
+  if (entry.is_directory) {
+    if (!state_dict_key.empty()) {
+      return MakeError(Reason::kInvalidField,
+                       absl::StrCat("state_dict_key is for PyTorch files; \"", path,
+                                    "\" is a directory: leave the key out"),
+                       {{"field", "state_dict_key"}});
+    }
+    MS_RETURN_IF_ERROR(impl->OpenDirectory(root));
+  } else {
+    MS_ASSIGN_OR_RETURN(impl->reader, OpenReader(root, path, state_dict_key));
+    impl->TakeFileOrder();
+  }
+  return std::unique_ptr<CheckpointSource>(new CheckpointSource(std::move(impl)));
+}
+
+absl::StatusOr<StagedLoad> CheckpointSource::Stage(LoadPlan plan, Device& device,
+                                                   MemoryBudget& budget, ComputePool& readers,
+                                                   const JobControl& control) const {
+  StagedLoad staged;
+  MS_ASSIGN_OR_RETURN(staged.reservation, budget.Reserve(plan.total_bytes));
+  std::vector<RefPtr<TensorStorage>> storages(plan.items.size());
+  std::vector<ReadItem> items;
+  items.reserve(plan.items.size());
+  uint64_t source_bytes = 0;
+  for (size_t i = 0; i < plan.items.size(); ++i) {
+    const LoadPlan::Item& item = plan.items[i];
+    const size_t source = impl_->source_of[item.source];
+    const StoredTensor& stored = impl_->reader->tensors()[source];
+    items.push_back(
+        {source, item.target_dtype, stored.shape.num_elements(), item.target_bytes, &storages[i]});
+    source_bytes += stored.nbytes();
+  }
+  ProgressMeter meter(control, "read", plan.total_bytes);
+  absl::Status read = ReadAll(*impl_->reader, items, device, &readers, meter, control);
+  if (!read.ok()) return Annotate(read, absl::StrCat("checkpoint \"", impl_->path, "\""));
+  impl_->read_bytes += source_bytes;
+  staged.storages.reserve(storages.size());
+  for (RefPtr<TensorStorage>& storage : storages) staged.storages.push_back(std::move(storage));
+  staged.plan = std::move(plan);
+  return staged;
+}
+
+// The slots that the manifest lists, in the optimizer file, and their places in `state`.
+absl::StatusOr<std::vector<ReadItem>> CheckpointSource::Impl::MatchOptimizer(
+    const ModuleSchema& schema, const Optimizer& optimizer, OptimizerState& state) const {
+  absl::flat_hash_map<absl::string_view, size_t> by_name;
+  if (optimizer_reader != nullptr) {
+    for (size_t i = 0; i < optimizer_reader->tensors().size(); ++i) {
+      by_name.emplace(optimizer_reader->tensors()[i].name, i);
+    }
+  }
+  std::vector<ReadItem> items;
+  for (const Manifest::ParameterEntry& entry : manifest->optimizer_state) {
+    const auto corrupt = [this, &entry](absl::string_view text) {
+      return Corrupt(path,
+                     absl::StrCat("optimizer state of \"", entry.parameter, "\": ", text,
+                                  " (weights_only loads without it)"),
+                     entry.parameter);
+    };
+    const std::optional<uint32_t> index = schema.Find(entry.parameter);
+    if (!index || schema.spec(*index).kind != TensorKind::kParameter ||
+        schema.owner(*index) != *index) {
+      return corrupt("the module has no such parameter");
+    }
+    const TensorSpec& spec = schema.spec(*index);
+    ParameterState& parameter = state.parameters[*index];
+    if (entry.step == 0 || parameter.step != 0) {
+      return corrupt("its step count is 0, or it is listed twice");
+    }
+    parameter.step = entry.step;
+    const std::vector<SlotInfo> slots = AllSlots(optimizer, *index, spec.dtype);
+    for (size_t i = 0; i < slots.size(); ++i) {
+      const absl::string_view slot = slots[i].name;
+      if (std::find(entry.slots.begin(), entry.slots.end(), slot) == entry.slots.end()) {
+        // The next step makes these anew: for a module of another dtype than the checkpoint's, or
+        // for momentum that a step had switched off.
+        if (slot == "master" || slot == "momentum_buffer") continue;
+        return corrupt(absl::StrCat("it lacks ", slot));
+      }
+      const auto it = by_name.find(absl::StrCat(slot, "/", entry.parameter));
+      if (it == by_name.end()) return corrupt(absl::StrCat(kOptimizerFile, " lacks its ", slot));
+      const int64_t elements = spec.shape.num_elements();
+      const StoredTensor& stored = optimizer_reader->tensors()[it->second];
+      if (stored.shape.num_elements() != elements) {
+        return corrupt(absl::StrCat("its ", slot, " has ", stored.shape.num_elements(),
+                                    " elements, the parameter ", elements));
+      }
+      items.push_back({it->second, slots[i].dtype, elements,
+                       static_cast<uint64_t>(elements) * DTypeSize(slots[i].dtype),
+                       &parameter.slots[i]});
+    }
+  }
+  return items;
+}
+
+absl::StatusOr<std::optional<RestoredState>> CheckpointSource::Restore(const ModuleSchema& schema,
+                                                                       Device& device,
+                                                                       const JobControl& control,
+                                                                       ComputePool* readers) const {
+  const std::optional<Manifest>& manifest = impl_->manifest;
+  if (!manifest || manifest->weights_only) return std::optional<RestoredState>();
+  RestoredState restored;
+  restored.step = manifest->step;
+  restored.metadata = manifest->metadata;
+  restored.workers = manifest->workers;
+  restored.optimizer_state.parameters.resize(schema.size());
+  if (!manifest->optimizer) return std::optional<RestoredState>(std::move(restored));
+
+  absl::StatusOr<std::shared_ptr<const Optimizer>> optimizer =
+      Optimizer::Create(*manifest->optimizer, schema);
+  if (!optimizer.ok()) {
+    return Corrupt(impl_->path,
+                   absl::StrCat("its optimizer does not fit the module (weights_only loads without "
+                                "it): ",
+                                optimizer.status().message()),
+                   "");
+  }
+  restored.optimizer = *std::move(optimizer);
+  MS_ASSIGN_OR_RETURN(const std::vector<ReadItem> items,
+                      impl_->MatchOptimizer(schema, *restored.optimizer, restored.optimizer_state));
+  uint64_t bytes = 0;
+  for (const ReadItem& item : items) bytes += item.target_bytes;
+  ProgressMeter meter(control, "read", bytes);
+  if (!items.empty()) {
+    absl::Status read = ReadAll(*impl_->optimizer_reader, items, device, readers, meter, control);
+    if (!read.ok()) return Annotate(read, absl::StrCat("checkpoint \"", impl_->path, "\""));
+  }
+  impl_->read_bytes += bytes;
+  return std::optional<RestoredState>(std::move(restored));
+}
+
+}  // namespace modelstate

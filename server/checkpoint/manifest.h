@@ -1,0 +1,76 @@
+#ifndef MODELSTATE_SERVER_CHECKPOINT_MANIFEST_H_
+#define MODELSTATE_SERVER_CHECKPOINT_MANIFEST_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "common/base/file.h"
+#include "common/base/tensor_spec.h"
+#include "server/state/module_version.h"
+#include "server/state/optimizer_config.h"
+#include "server/state/optimizer_state.h"
+#include "server/state/step_record.h"
+
+namespace modelstate {
+
+inline constexpr char kManifestFile[] = "manifest.json";
+inline constexpr char kModelFile[] = "model.safetensors";
+inline constexpr char kOptimizerFile[] = "optimizer.safetensors";
+inline constexpr uint64_t kMaxManifestBytes = uint64_t{1} << 28;
+
+// What `manifest.json` of a directory checkpoint says: everything but the elements.
+// docs/checkpoints.md specifies it. Value type.
+struct Manifest {
+  struct FileEntry {
+    std::string name;
+    uint64_t nbytes = 0;
+    uint64_t xxh3 = 0;  // of all its bytes
+  };
+  struct TensorEntry {
+    TensorSpec spec;    // alias_of only where the owner is in the file
+    uint64_t xxh3 = 0;  // of the elements; an alias has its owner's
+  };
+  struct ParameterEntry {
+    std::string parameter;
+    uint64_t step = 0;
+    std::vector<std::string> slots;  // `slot/parameter` in the optimizer file
+  };
+
+  std::string module;
+  Version version;
+  uint64_t step = 0;
+  int64_t create_seconds = 0;  // since the Unix epoch
+  bool weights_only = false;
+  ModuleMetadata metadata;
+  std::vector<FileEntry> files;
+  std::vector<TensorEntry> tensors;  // the state_dict, in its order
+  std::optional<OptimizerConfig> optimizer;
+  std::vector<ParameterEntry> optimizer_state;  // of parameters that have stepped
+  WorkerTable workers;
+
+  const FileEntry* FindFile(absl::string_view name) const;
+};
+
+// All slots that a parameter can have under this optimizer, also those that a step's overrides
+// switch on; their places in ParameterState::slots are those of OptimizerSlots.
+std::vector<SlotInfo> AllSlots(const Optimizer& optimizer, uint32_t index, DType dtype);
+
+// INVALID_ARGUMENT NOT_REPRESENTABLE for text that is not UTF-8.
+absl::StatusOr<std::string> ManifestToText(const Manifest& manifest);
+
+// Checks every field and the digest at the text's end; what it allocates is linear in the text.
+// DATA_LOSS CHECKPOINT_CORRUPT, DIGEST_MISMATCH; INVALID_ARGUMENT CHECKPOINT_UNSUPPORTED (written
+// by a newer format).
+absl::StatusOr<Manifest> ParseManifest(absl::string_view text);
+
+// The manifest of the directory `path`, whose files it checks to be there in their sizes.
+// CHECKPOINT_NOT_FOUND when there is no manifest: the checkpoint is not complete.
+absl::StatusOr<Manifest> ReadManifest(const RootDirectory& root, const std::string& path);
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_SERVER_CHECKPOINT_MANIFEST_H_

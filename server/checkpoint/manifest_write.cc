@@ -1,0 +1,168 @@
+#include <bit>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/digest.h"
+#include "common/base/status.h"
+#include "server/checkpoint/manifest.h"
+#include "server/checkpoint/manifest_text.h"
+
+namespace modelstate {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// The shortest decimal text that reads back to the same bits; what JSON has no number for is a
+// string of its 64 bits.
+Json FromDouble(double value) {
+  if (std::isfinite(value)) return value;
+  return DigestToHex(std::bit_cast<uint64_t>(value));
+}
+
+template <typename T>
+void Set(Json& json, const char* key, const std::optional<T>& value) {
+  if (!value) return;
+  if constexpr (std::is_same_v<T, double>) {
+    json[key] = FromDouble(*value);
+  } else {
+    json[key] = *value;
+  }
+}
+
+Json FromVersion(const Version& version) {
+  return {{"incarnation", DigestToHex(version.incarnation)}, {"number", version.number}};
+}
+
+Json FromHyperparameters(const Hyperparameters& h) {
+  Json json = Json::object();
+  Set(json, "lr", h.lr);
+  Set(json, "weight_decay", h.weight_decay);
+  Set(json, "maximize", h.maximize);
+  Set(json, "momentum", h.momentum);
+  Set(json, "dampening", h.dampening);
+  Set(json, "nesterov", h.nesterov);
+  Set(json, "beta1", h.beta1);
+  Set(json, "beta2", h.beta2);
+  Set(json, "eps", h.eps);
+  return json;
+}
+
+Json FromOptimizer(const OptimizerConfig& config) {
+  Json groups = Json::array();
+  for (const ParameterGroupConfig& group : config.groups) {
+    groups.push_back({{"name", group.name},
+                      {"names", group.selection.names},
+                      {"prefixes", group.selection.prefixes},
+                      {"globs", group.selection.globs},
+                      {"hyperparameters", FromHyperparameters(group.hyperparameters)}});
+  }
+  Json json{{"algorithm", AlgorithmName(config.algorithm)},
+            {"hyperparameters", FromHyperparameters(config.hyperparameters)},
+            {"groups", std::move(groups)},
+            {"quorum", config.quorum}};
+  Set(json, "max_grad_norm", config.max_grad_norm);
+  Set(json, "max_staleness", config.max_staleness);
+  return json;
+}
+
+Json FromTensor(const Manifest::TensorEntry& entry) {
+  Json shape = Json::array();
+  for (int64_t dim : entry.spec.shape.dims()) shape.push_back(dim);
+  Json json{{"name", entry.spec.name},
+            {"kind", TensorKindName(entry.spec.kind)},
+            {"dtype", std::string(DTypeName(entry.spec.dtype))},
+            {"shape", std::move(shape)}};
+  if (entry.spec.kind == TensorKind::kParameter) json["requires_grad"] = entry.spec.requires_grad;
+  if (entry.spec.is_alias()) json["alias_of"] = entry.spec.alias_of;
+  json["xxh3"] = DigestToHex(entry.xxh3);
+  return json;
+}
+
+Json FromWorker(const std::string& worker, const WorkerRecord& record) {
+  const StepAnswer& answer = record.answer;
+  return {{"worker", worker},
+          {"sequence", record.sequence},
+          {"payload_digest", record.payload_digest},
+          {"outcome",
+           answer.outcome == StepOutcome::kSkippedNonfinite ? "skipped_nonfinite" : "applied"},
+          {"version", FromVersion(answer.version)},
+          {"step", answer.step},
+          {"contributions", answer.contributions},
+          {"quorum", answer.quorum},
+          {"grad_norm", FromDouble(answer.grad_norm)},
+          {"clip_coef", FromDouble(answer.clip_coef)},
+          {"nonfinite", answer.nonfinite},
+          {"updated", answer.updated},
+          {"skipped", answer.skipped}};
+}
+
+// One member per line, and one item per line of a list: so that a person can read and compare it.
+void AppendMember(std::string* text, const char* key, const Json& value) {
+  absl::StrAppend(text, "\"", key, "\": ", value.dump(), ",\n");
+}
+
+template <typename T, typename F>
+void AppendList(std::string* text, const char* key, const T& items, F to_json) {
+  absl::StrAppend(text, "\"", key, "\": [");
+  const char* separator = "\n  ";
+  for (const auto& item : items) {
+    absl::StrAppend(text, separator, to_json(item).dump());
+    separator = ",\n  ";
+  }
+  absl::StrAppend(text, "],\n");
+}
+
+std::string ToText(const Manifest& m) {
+  std::string text = "{\n";
+  AppendMember(&text, "format", kManifestFormat);
+  AppendMember(&text, "format_version", kManifestFormatVersion);
+  AppendMember(&text, "module", m.module);
+  AppendMember(&text, "version", FromVersion(m.version));
+  AppendMember(&text, "step", m.step);
+  AppendMember(&text, "create_seconds", m.create_seconds);
+  AppendMember(&text, "weights_only", m.weights_only);
+  AppendMember(&text, "metadata", Json(m.metadata));
+  AppendList(&text, "files", m.files, [](const Manifest::FileEntry& file) {
+    return Json{{"name", file.name}, {"nbytes", file.nbytes}, {"xxh3", DigestToHex(file.xxh3)}};
+  });
+  AppendList(&text, "tensors", m.tensors, FromTensor);
+  AppendMember(&text, "optimizer", m.optimizer ? FromOptimizer(*m.optimizer) : Json());
+  AppendList(&text, "optimizer_state", m.optimizer_state, [](const Manifest::ParameterEntry& p) {
+    return Json{{"parameter", p.parameter}, {"step", p.step}, {"slots", p.slots}};
+  });
+  AppendList(&text, "workers", m.workers,
+             [](const auto& worker) { return FromWorker(worker.first, worker.second); });
+  return text;
+}
+
+}  // namespace
+
+std::vector<SlotInfo> AllSlots(const Optimizer& optimizer, uint32_t index, DType dtype) {
+  Hyperparameters all = optimizer.groups()[optimizer.group_of(index)].hyperparameters;
+  if (optimizer.algorithm() == Algorithm::kSgd) all.momentum = 1;
+  return OptimizerSlots(optimizer.algorithm(), all, dtype);
+}
+
+absl::StatusOr<std::string> ManifestToText(const Manifest& manifest) {
+  std::string text;
+  try {
+    text = ToText(manifest);
+  } catch (const nlohmann::json::exception&) {  // dump() of text that is not UTF-8
+    return MakeError(Reason::kNotRepresentable,
+                     absl::StrCat("module \"", manifest.module,
+                                  "\": a tensor name, worker name or metadata text is not valid "
+                                  "UTF-8, so the manifest cannot hold it; rename it"));
+  }
+  const uint64_t digest =
+      Xxh3(absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(text.data()), text.size()));
+  absl::StrAppend(&text, kManifestTailBegin, DigestToHex(digest), kManifestTailEnd);
+  if (text.size() > kMaxManifestBytes) {
+    return MakeError(Reason::kNotRepresentable,
+                     absl::StrCat("the manifest takes ", text.size(), " bytes; at most ",
+                                  kMaxManifestBytes, " are read: use shorter names"));
+  }
+  return text;
+}
+
+}  // namespace modelstate

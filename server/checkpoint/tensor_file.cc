@@ -1,0 +1,129 @@
+#include "server/checkpoint/tensor_file.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/base/digest.h"
+#include "common/base/status.h"
+#include "common/format/safetensors_writer.h"
+
+namespace modelstate {
+namespace {
+
+constexpr uint64_t kPieceBytes = uint64_t{4} << 20;
+// Small tensors are gathered, so that a module of many writes pieces of this size too.
+constexpr uint64_t kGatherBytes = uint64_t{1} << 20;
+
+// Appends to a file and digests what it appends. Thread-compatible.
+class FileAppender {
+ public:
+  FileAppender(File file, const JobControl& control, ProgressMeter& meter)
+      : file_(std::move(file)), control_(control), meter_(meter) {}
+
+  absl::Status Append(const TensorStorage& storage) {
+    for (uint64_t begin = 0; begin < storage.size(); begin += kPieceBytes) {
+      const uint64_t size = std::min(kPieceBytes, storage.size() - begin);
+      if (gathered_.size() + size > kGatherBytes) MS_RETURN_IF_ERROR(Flush());
+      if (size < kGatherBytes) {
+        const size_t old_size = gathered_.size();
+        gathered_.resize(old_size + size);
+        MS_RETURN_IF_ERROR(
+            storage.CopyToHost(begin, absl::MakeSpan(gathered_).subspan(old_size, size)));
+      } else if (storage.device().host_visible()) {
+        MS_RETURN_IF_ERROR(Write(storage.HostBytes().subspan(begin, size)));
+        meter_.Add(size);
+      } else {
+        std::vector<uint8_t> piece(size);
+        MS_RETURN_IF_ERROR(storage.CopyToHost(begin, absl::MakeSpan(piece)));
+        MS_RETURN_IF_ERROR(Write(piece));
+        meter_.Add(size);
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Write(absl::Span<const uint8_t> bytes) {
+    MS_RETURN_IF_ERROR(control_.CheckNotCancelled());
+    MS_RETURN_IF_ERROR(file_.WriteAt(size_, bytes));
+    digest_.Update(bytes);
+    size_ += bytes.size();
+    return absl::OkStatus();
+  }
+
+  absl::Status Finish() {
+    MS_RETURN_IF_ERROR(Flush());
+    return file_.SyncData();
+  }
+
+  uint64_t size() const { return size_; }
+  uint64_t digest() const { return digest_.Digest(); }
+
+ private:
+  absl::Status Flush() {
+    if (gathered_.empty()) return absl::OkStatus();
+    MS_RETURN_IF_ERROR(Write(gathered_));
+    meter_.Add(gathered_.size());
+    gathered_.clear();
+    return absl::OkStatus();
+  }
+
+  const File file_;
+  const JobControl& control_;
+  ProgressMeter& meter_;
+  std::vector<uint8_t> gathered_;
+  uint64_t size_ = 0;
+  Xxh3Stream digest_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::vector<uint64_t>> DigestTensors(absl::Span<const StorageRef> storages,
+                                                    const JobControl& control) {
+  std::vector<uint64_t> digests;
+  digests.reserve(storages.size());
+  for (const StorageRef& storage : storages) {
+    MS_RETURN_IF_ERROR(control.CheckNotCancelled());
+    MS_ASSIGN_OR_RETURN(const uint64_t digest, storage->Digest());
+    digests.push_back(digest);
+  }
+  return digests;
+}
+
+absl::StatusOr<Manifest::FileEntry> WriteTensorFile(const RootDirectory& root,
+                                                    const std::string& path, TensorFile content,
+                                                    absl::Span<const uint64_t> digests,
+                                                    ProgressMeter& meter,
+                                                    const JobControl& control) {
+  content.metadata[kDigestsMetadataKey] = DigestsMetadata(content.specs, digests);
+  MS_ASSIGN_OR_RETURN(const std::string header,
+                      SafetensorsHeader(content.specs, *content.layout, content.metadata));
+  MS_ASSIGN_OR_RETURN(File file, root.CreateFile(path));
+  FileAppender appender(std::move(file), control, meter);
+  MS_RETURN_IF_ERROR(appender.Write(
+      absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(header.data()), header.size())));
+  // Offset order has no gaps, so appending in it makes the layout's data region.
+  for (const uint32_t index : content.layout->by_offset()) {
+    MS_RETURN_IF_ERROR(appender.Append(*content.storages[index]));
+  }
+  MS_RETURN_IF_ERROR(appender.Finish());
+  if (appender.size() != header.size() + content.layout->total_bytes()) {
+    return absl::InternalError("the storages of a checkpoint do not fit its layout");
+  }
+  return Manifest::FileEntry{path.substr(path.rfind('/') + 1), appender.size(), appender.digest()};
+}
+
+absl::StatusOr<uint64_t> DigestFile(const RootDirectory& root, const std::string& path) {
+  MS_ASSIGN_OR_RETURN(const File file, root.OpenFile(path));
+  MS_ASSIGN_OR_RETURN(const uint64_t size, file.Size());
+  std::vector<uint8_t> piece(std::min(kPieceBytes, size));
+  Xxh3Stream digest;
+  for (uint64_t begin = 0; begin < size; begin += kPieceBytes) {
+    const absl::Span<uint8_t> out =
+        absl::MakeSpan(piece).subspan(0, std::min(kPieceBytes, size - begin));
+    MS_RETURN_IF_ERROR(file.ReadAt(begin, out));
+    digest.Update(out);
+  }
+  return digest.Digest();
+}
+
+}  // namespace modelstate

@@ -1,0 +1,44 @@
+#ifndef MODELSTATE_SERVER_CHECKPOINT_TENSOR_FILE_H_
+#define MODELSTATE_SERVER_CHECKPOINT_TENSOR_FILE_H_
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "common/base/file.h"
+#include "common/base/state_layout.h"
+#include "server/checkpoint/job_progress.h"
+#include "server/checkpoint/manifest.h"
+#include "server/state/tensor_storage.h"
+
+namespace modelstate {
+
+// What a safetensors file of a checkpoint is made of. The lists are parallel; borrowed.
+struct TensorFile {
+  absl::Span<const TensorSpec> specs;
+  const StateLayout* layout = nullptr;
+  absl::Span<const StorageRef> storages;
+  std::map<std::string, std::string> metadata;
+};
+
+// XXH3 of every tensor; computed where no storage has it yet.
+absl::StatusOr<std::vector<uint64_t>> DigestTensors(absl::Span<const StorageRef> storages,
+                                                    const JobControl& control);
+
+// Makes the file `path` (which must not exist), writes it whole, with `digests` in its metadata,
+// and syncs its data. `meter` counts the bytes of the elements. STORAGE_FULL, STORAGE_ERROR;
+// NOT_REPRESENTABLE; CANCELLED. A failure may leave a part of the file.
+absl::StatusOr<Manifest::FileEntry> WriteTensorFile(const RootDirectory& root,
+                                                    const std::string& path, TensorFile content,
+                                                    absl::Span<const uint64_t> digests,
+                                                    ProgressMeter& meter,
+                                                    const JobControl& control);
+
+// Reads the file `path` from begin to end. STORAGE_ERROR, CHECKPOINT_NOT_FOUND.
+absl::StatusOr<uint64_t> DigestFile(const RootDirectory& root, const std::string& path);
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_SERVER_CHECKPOINT_TENSOR_FILE_H_
