@@ -99,7 +99,8 @@ absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenCheckpoint(File file,
   if (!read.ok()) return read;
 
   // A file that is cut off to nothing but the first bytes is still told by them.
-  if (absl::StartsWith(head, "PK\x03\x04") || absl::StartsWith(head, "PK\x05\x06")) {
+  if (absl::StartsWith(head, "PK\x03\x04") || absl::StartsWith(head, "PK\x05\x06") ||
+      absl::StartsWith(head, "PK\x06\x06")) {
     auto reader = TorchZipReader::Open(std::move(file), options);
     if (!reader.ok()) return annotated(reader.status());
     return std::unique_ptr<CheckpointReader>(*std::move(reader));

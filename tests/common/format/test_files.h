@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/file.h"
 #include "common/format/checkpoint_reader.h"
 
@@ -122,7 +123,8 @@ inline std::string Zip(const std::vector<ZipEntry>& entries) {
 // ---- pickles, opcode by opcode ----
 
 inline std::string PickleString(const std::string& text) {
-  return "X" + LittleEndian(text.size(), 4) + text;
+  // Not "X" + ...: gcc 12 takes that for an overlapping copy.
+  return absl::StrCat("X", LittleEndian(text.size(), 4), text);
 }
 
 inline std::string PickleInt(int64_t value) {
