@@ -2,80 +2,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
+#include "common/format/pickle_globals.h"
 #include "common/format/text.h"
 
 namespace modelstate {
 namespace {
 
-struct GlobalRow {
-  const char* name;  // module and name
-  PickleGlobal global;
-  std::optional<DType> dtype;
-  const char* torch_name = "";
-};
-
 using G = PickleGlobal;
-
-constexpr GlobalRow kGlobals[] = {
-    {"collections OrderedDict", G::kOrderedDict, {}},
-    {"collections Counter", G::kCounter, {}},
-    {"__builtin__ set", G::kSet, {}},
-    {"builtins set", G::kSet, {}},
-    {"__builtin__ complex", G::kComplex, {}},
-    {"builtins complex", G::kComplex, {}},
-    {"__builtin__ bytearray", G::kByteArray, {}},
-    {"builtins bytearray", G::kByteArray, {}},
-    {"_codecs encode", G::kCodecsEncode, {}},
-    {"torch._utils _rebuild_tensor", G::kRebuildTensor, {}},
-    {"torch._utils _rebuild_tensor_v2", G::kRebuildTensorV2, {}},
-    {"torch._utils _rebuild_tensor_v3", G::kRebuildTensorV3, {}},
-    {"torch._utils _rebuild_parameter", G::kRebuildParameter, {}},
-    {"torch._utils _rebuild_parameter_with_state", G::kRebuildParameterWithState, {}},
-    {"torch._tensor _rebuild_from_type_v2", G::kRebuildFromType, {}},
-    {"torch Tensor", G::kTensorClass, {}},
-    {"torch.nn.parameter Parameter", G::kParameterClass, {}},
-    {"torch Size", G::kSize, {}},
-    {"torch device", G::kDevice, {}},
-    {"torch.storage UntypedStorage", G::kUntypedStorage, {}, "untyped"},
-    {"torch UntypedStorage", G::kUntypedStorage, {}, "untyped"},
-    {"torch DoubleStorage", G::kStorage, DType::kF64, "float64"},
-    {"torch FloatStorage", G::kStorage, DType::kF32, "float32"},
-    {"torch HalfStorage", G::kStorage, DType::kF16, "float16"},
-    {"torch BFloat16Storage", G::kStorage, DType::kBF16, "bfloat16"},
-    {"torch LongStorage", G::kStorage, DType::kI64, "int64"},
-    {"torch IntStorage", G::kStorage, DType::kI32, "int32"},
-    {"torch ShortStorage", G::kStorage, DType::kI16, "int16"},
-    {"torch CharStorage", G::kStorage, DType::kI8, "int8"},
-    {"torch ByteStorage", G::kStorage, DType::kU8, "uint8"},
-    {"torch BoolStorage", G::kStorage, DType::kBool, "bool"},
-    {"torch ComplexFloatStorage", G::kStorage, DType::kC64, "complex64"},
-    {"torch ComplexDoubleStorage", G::kStorage, {}, "complex128"},
-    {"torch QInt8Storage", G::kStorage, {}, "qint8"},
-    {"torch QUInt8Storage", G::kStorage, {}, "quint8"},
-    {"torch QInt32Storage", G::kStorage, {}, "qint32"},
-    {"torch float64", G::kDType, DType::kF64, "float64"},
-    {"torch float32", G::kDType, DType::kF32, "float32"},
-    {"torch float16", G::kDType, DType::kF16, "float16"},
-    {"torch bfloat16", G::kDType, DType::kBF16, "bfloat16"},
-    {"torch int64", G::kDType, DType::kI64, "int64"},
-    {"torch int32", G::kDType, DType::kI32, "int32"},
-    {"torch int16", G::kDType, DType::kI16, "int16"},
-    {"torch int8", G::kDType, DType::kI8, "int8"},
-    {"torch uint64", G::kDType, DType::kU64, "uint64"},
-    {"torch uint32", G::kDType, DType::kU32, "uint32"},
-    {"torch uint16", G::kDType, DType::kU16, "uint16"},
-    {"torch uint8", G::kDType, DType::kU8, "uint8"},
-    {"torch bool", G::kDType, DType::kBool, "bool"},
-    {"torch float8_e4m3fn", G::kDType, DType::kF8E4M3, "float8_e4m3fn"},
-    {"torch float8_e5m2", G::kDType, DType::kF8E5M2, "float8_e5m2"},
-    {"torch float8_e4m3fnuz", G::kDType, {}, "float8_e4m3fnuz"},
-    {"torch float8_e5m2fnuz", G::kDType, {}, "float8_e5m2fnuz"},
-    {"torch float8_e8m0fnu", G::kDType, {}, "float8_e8m0fnu"},
-    {"torch float4_e2m1fn_x2", G::kDType, {}, "float4_e2m1fn_x2"},
-    {"torch complex64", G::kDType, DType::kC64, "complex64"},
-    {"torch complex128", G::kDType, {}, "complex128"},
-    {"torch complex32", G::kDType, {}, "complex32"},
-};
 
 // Far above any state_dict: a file of 100,000 tensors has 15 MB of pickle and 3 million nodes.
 constexpr size_t kMaxPickleBytes = size_t{256} << 20;
@@ -120,8 +53,6 @@ class PickleParser {
     return Corrupt(absl::StrCat("data.pkl ", what, " (at byte ", start_, ")"));
   }
 
-  // ---- input and stack ----
-
   absl::StatusOr<uint64_t> Unsigned(size_t width) {
     if (text_.size() - at_ < width) return Fail("is cut off");
     uint64_t value = 0;
@@ -155,8 +86,6 @@ class PickleParser {
     stack_.resize(mark);
     return absl::Span<const Id>(popped_);
   }
-
-  // ---- nodes ----
 
   Id Add(Kind kind, int64_t number = 0, uint32_t a = 0) {
     PickleTree::Node node;
@@ -225,14 +154,14 @@ class PickleParser {
   absl::Status Global() {
     MS_ASSIGN_OR_RETURN(const absl::string_view module, Line());
     MS_ASSIGN_OR_RETURN(const absl::string_view name, Line());
-    for (uint32_t row = 0; row < std::size(kGlobals); ++row) {
-      absl::string_view known = kGlobals[row].name;
+    for (uint32_t row = 0; row < PickleGlobals().size(); ++row) {
+      absl::string_view known = PickleGlobals()[row].name;
       if (known.size() != module.size() + 1 + name.size() || known[module.size()] != ' ' ||
           known.substr(0, module.size()) != module || known.substr(module.size() + 1) != name) {
         continue;
       }
       MS_RETURN_IF_ERROR(Push(Kind::kGlobal, 0, row));
-      tree_.nodes_.back().global = static_cast<uint8_t>(kGlobals[row].global);
+      tree_.nodes_.back().global = static_cast<uint8_t>(PickleGlobals()[row].global);
       return absl::OkStatus();
     }
     return MakeError(Reason::kCheckpointUnsupported,
@@ -242,8 +171,6 @@ class PickleParser {
                                   "tensors: torch.save(module.state_dict(), path)"),
                      {{"global", absl::StrCat(module.substr(0, 100), ".", name.substr(0, 100))}});
   }
-
-  // ---- calls ----
 
   absl::Status Call() {
     MS_ASSIGN_OR_RETURN(const Id arguments, Pop());
@@ -267,7 +194,7 @@ class PickleParser {
       case G::kTensorClass:
       case G::kParameterClass:
         return Unsupported(absl::StrCat("the file's pickle calls ",
-                                        kGlobals[tree_.nodes_[function].a].name,
+                                        PickleGlobals()[tree_.nodes_[function].a].name,
                                         ", which a state_dict never does; nothing was run"));
       case G::kRebuildFromType: {
         // (function, type, arguments, state): what it would call, without the Python attributes.
@@ -350,8 +277,6 @@ class PickleParser {
     stack_.push_back(storage);
     return absl::OkStatus();
   }
-
-  // ---- opcodes ----
 
   absl::Status Memoize(uint64_t index) {
     // Pickles number their objects from 0, so an index is far below the pickle's size.
@@ -560,9 +485,11 @@ absl::Span<const PickleTree::Id> PickleTree::items(Id id) const {
   }
 }
 
-std::optional<DType> PickleTree::dtype(Id id) const { return kGlobals[nodes_[id].a].dtype; }
+std::optional<DType> PickleTree::dtype(Id id) const { return PickleGlobals()[nodes_[id].a].dtype; }
 
-absl::string_view PickleTree::global_name(Id id) const { return kGlobals[nodes_[id].a].torch_name; }
+absl::string_view PickleTree::global_name(Id id) const {
+  return PickleGlobals()[nodes_[id].a].torch_name;
+}
 
 const char* PickleTree::KindName(Id id) const {
   switch (kind(id)) {

@@ -38,8 +38,6 @@ TensorSpec Spec(std::string name, DType dtype, const std::vector<int64_t>& dims,
   return spec;
 }
 
-// ---- dtype ----
-
 TEST(DTypeTest, NamesRoundTripAndAreUnique) {
   std::set<std::string> names;
   for (DType dtype : kAllDTypes) {
@@ -66,8 +64,6 @@ TEST(DTypeTest, SizesAndKinds) {
   EXPECT_FALSE(CanRequireGrad(DType::kBool));
 }
 
-// ---- shape ----
-
 TEST(ShapeTest, CountsElements) {
   EXPECT_EQ(Shape().num_elements(), 1);
   EXPECT_EQ(Shape().ToString(), "[]");
@@ -92,8 +88,6 @@ TEST(ShapeTest, RefusesNegativeAndOverflowInAnyOrder) {
   EXPECT_TRUE(Shape::Create(std::vector<int64_t>(64, 1)).ok());
   EXPECT_FALSE(Shape::Create(std::vector<int64_t>(65, 1)).ok());
 }
-
-// ---- layout ----
 
 TEST(StateLayoutTest, PlacesByWidthThenName) {
   const std::vector<TensorSpec> specs = {
@@ -139,8 +133,6 @@ TEST(StateLayoutTest, DigestNamesTheLayout) {
   EXPECT_NE(StateLayout({Spec("a", DType::kF32, {2, 1}), specs[1]}).digest(), digest);
   EXPECT_NE(StateLayout({Spec("A", DType::kF32, {2}), specs[1]}).digest(), digest);
 }
-
-// ---- selection ----
 
 TEST(GlobTest, MatchesAsFnmatchDoes) {
   EXPECT_TRUE(GlobMatch("*.running_*", "layer1.0.bn1.running_mean"));
@@ -190,8 +182,6 @@ TEST(SelectTest, CombinesNamesPrefixesGlobsAndKinds) {
   selection.names = {"b.cache"};  // by its name also a non-persistent buffer comes
   EXPECT_THAT(Select(selection, specs, &unknown), ElementsAre(3));
 }
-
-// ---- status ----
 
 TEST(StatusTest, PayloadCarriesReasonAndMetadata) {
   const absl::Status status =
@@ -247,8 +237,6 @@ TEST(StatusTest, QuotedListShowsTenAndACount) {
   EXPECT_EQ(QuotedList({"a", "b"}), "\"a\", \"b\"");
   EXPECT_THAT(QuotedList(names), HasSubstr("\"9\" and 2 more"));
 }
-
-// ---- digest ----
 
 absl::Span<const uint8_t> Bytes(absl::string_view text) {
   return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};

@@ -120,8 +120,6 @@ inline std::string Zip(const std::vector<ZipEntry>& entries) {
   return out;
 }
 
-// ---- pickles, opcode by opcode ----
-
 inline std::string PickleString(const std::string& text) {
   // Not "X" + ...: gcc 12 takes that for an overlapping copy.
   return absl::StrCat("X", LittleEndian(text.size(), 4), text);

@@ -36,8 +36,6 @@ std::vector<float> ReadFloats(const CheckpointReader& reader, size_t index) {
   return values;
 }
 
-// ---- archive ----
-
 TEST(TorchZipTest, RefusesMalformedArchives) {
   const std::string pickle = PickledStateDict({});
   const std::string data(16, 'x');
@@ -112,8 +110,6 @@ TEST(TorchZipTest, BigEndianFilesAreSwapped) {
   entries.back() = ZipEntry("archive/byteorder", "pdp");
   ExpectError(Zip(entries), kCorrupt, "byteorder");
 }
-
-// ---- pickle ----
 
 std::string Evil(const std::string& body) { return TorchZip("\x80\x02" + body); }
 
@@ -291,8 +287,6 @@ TEST(TorchZipTest, ReadsOldFormsOfPickles) {
   EXPECT_EQ((*reader)->tensors()[0].shape.ToString(), "[4]");
 }
 
-// ---- state_dict place ----
-
 TEST(TorchZipTest, StateDictKeyIsExplained) {
   const std::string file = ReadWholeFile(DataPath("torch-2.15.0/nested.pt"));
   ExpectError(file, kUnsupported, "state_dict_key");
@@ -313,8 +307,6 @@ TEST(TorchZipTest, OtherFormatsAreNamed) {
   ExpectError("plain text that is longer than eight bytes", kCorrupt, "neither");
   ExpectError("\x80\x04" + std::string(20, 'N'), kUnsupported, "bare pickle");
 }
-
-// ---- views ----
 
 TEST(TorchZipTest, ManyViewsOfOneStorageAreReadFromManyThreads) {
   // A flat parameter: 1000 views; with columns of a matrix among them, which are scattered.
