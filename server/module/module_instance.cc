@@ -232,15 +232,8 @@ absl::StatusOr<ModuleInstance::FreezeResult> ModuleInstance::FreezeOnStrand(
   changed.erase(std::unique(changed.begin(), changed.end()), changed.end());
   if (changed.empty()) return FreezeResult{current->version, 0};
 
-  // A tied parameter is one parameter: its other names say the same.
-  std::vector<uint32_t> with_aliases;
-  for (uint32_t index = 0; index < schema.size(); ++index) {
-    if (std::binary_search(changed.begin(), changed.end(), schema.owner(index))) {
-      with_aliases.push_back(index);
-    }
-  }
   std::shared_ptr<ModuleVersion> next = NextVersion(MutationKind::kFreeze);
-  next->schema = schema.WithRequiresGrad(with_aliases, requires_grad);
+  next->schema = schema.WithRequiresGrad(changed, requires_grad);
   const Version version = next->version;
   Publish(std::move(next), optimizer());
   return FreezeResult{version, changed.size()};

@@ -162,6 +162,7 @@ absl::StatusOr<StepAnswer> ModuleInstance::StepOnStrand(StepRequest& request) {
     if (gradients.schema != current->schema) {
       MS_RETURN_IF_ERROR(RematchGradients(current->schema, gradients));
     }
+    next = NextVersion(MutationKind::kStep);  // before the step: nothing may fail after it
     MS_ASSIGN_OR_RETURN(result,
                         ApplyOptimizerStep(*current, *optimizer, options, std::move(gradients),
                                            optimizer_state_, *environment_.compute));

@@ -1,0 +1,226 @@
+#ifndef MODELSTATE_TESTS_SERVER_MODULE_MODULE_FIXTURE_H_
+#define MODELSTATE_TESTS_SERVER_MODULE_MODULE_FIXTURE_H_
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <asio/thread_pool.hpp>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/synchronization/notification.h"
+#include "common/base/status.h"
+#include "server/device/cpu/cpu_device.h"
+#include "server/module/module_instance.h"
+
+namespace modelstate {
+
+// Makes a call that takes a `Done` and waits for its answer.
+template <typename T, typename F>
+absl::StatusOr<T> Await(F&& call) {
+  absl::Notification done;
+  absl::StatusOr<T> result;
+  call([&](absl::StatusOr<T> answer) {
+    result = std::move(answer);
+    done.Notify();
+  });
+  done.WaitForNotification();
+  return result;
+}
+
+inline Shape MakeShape(std::vector<int64_t> dims) { return *Shape::Create(dims); }
+
+inline TensorSpec Parameter(std::string name, std::vector<int64_t> dims,
+                            DType dtype = DType::kF32) {
+  TensorSpec spec;
+  spec.name = std::move(name);
+  spec.dtype = dtype;
+  spec.shape = MakeShape(std::move(dims));
+  return spec;
+}
+
+inline TensorSpec Buffer(std::string name, std::vector<int64_t> dims, DType dtype = DType::kF32) {
+  TensorSpec spec = Parameter(std::move(name), std::move(dims), dtype);
+  spec.kind = TensorKind::kBuffer;
+  return spec;
+}
+
+inline std::string Bytes(const StorageRef& storage) {
+  const absl::Span<const uint8_t> bytes = storage->HostBytes();
+  return std::string(bytes.begin(), bytes.end());
+}
+
+// The bytes of every tensor, by name.
+inline std::map<std::string, std::string> Contents(const ModuleVersion& version) {
+  std::map<std::string, std::string> contents;
+  for (uint32_t i = 0; i < version.schema->size(); ++i) {
+    contents[version.schema->spec(i).name] = Bytes(version.storages[i]);
+  }
+  return contents;
+}
+
+// An F32 tensor of a push or a version, every element the same.
+struct PushTensor {
+  std::string name;
+  float value = 0;
+  TensorKind kind = TensorKind::kGradient;
+};
+
+// A host with one CPU device, on which modules can be made and stepped.
+class ModuleFixture : public ::testing::Test {
+ protected:
+  explicit ModuleFixture(uint64_t device_bytes = uint64_t{1} << 30,
+                         uint64_t snapshot_bytes = uint64_t{1} << 30)
+      : device_(device_bytes),
+        compute_(2),
+        snapshot_budget_(std::make_shared<MemoryBudget>(Reason::kSnapshotLimit, "held versions",
+                                                        "--snapshot_memory", snapshot_bytes)),
+        push_budget_(std::make_shared<MemoryBudget>(Reason::kPushMemory, "arriving pushes",
+                                                    "--push_memory", uint64_t{1} << 30)) {}
+
+  ModuleEnvironment Environment() {
+    return {&device_,         &compute_,    &strands_,
+            snapshot_budget_, push_budget_, [this] { return now_; }};
+  }
+
+  // Element i of a tensor is its index in the module plus i / 8, in its dtype where that is F32;
+  // other dtypes are filled with bytes.
+  std::shared_ptr<ModuleInstance> MakeModule(std::vector<TensorSpec> specs,
+                                             std::optional<float> fill = std::nullopt) {
+    auto schema = ModuleSchema::Create(std::move(specs), 1);
+    EXPECT_TRUE(schema.ok()) << schema.status();
+    std::vector<StorageRef> storages;
+    for (uint32_t i = 0; i < (*schema)->size(); ++i) {
+      const TensorSpec& spec = (*schema)->spec(i);
+      if ((*schema)->owner(i) != i) {
+        storages.push_back(storages[(*schema)->owner(i)]);
+        continue;
+      }
+      RefPtr<TensorStorage> storage = *TensorStorage::Allocate(device_, spec.nbytes());
+      absl::Span<uint8_t> bytes = storage->MutableHostBytes();
+      if (spec.dtype == DType::kF32) {
+        for (size_t k = 0; k * 4 < bytes.size(); ++k) {
+          const float value =
+              fill.value_or(static_cast<float>(i) + 0.125F * static_cast<float>(k % 64));
+          std::memcpy(bytes.data() + 4 * k, &value, 4);
+        }
+      } else {
+        for (size_t k = 0; k < bytes.size(); ++k) bytes[k] = static_cast<uint8_t>(k * 7 + i);
+      }
+      storages.push_back(std::move(storage));
+    }
+    return std::make_shared<ModuleInstance>("tiny", Environment(), *schema, std::move(storages),
+                                            ModuleMetadata{{"purpose", "test"}});
+  }
+
+  absl::StatusOr<GradientSet> Stage(ModuleInstance& module, const std::vector<PushTensor>& push) {
+    const VersionRef current = module.Current();
+    std::vector<PushedTensor> table;
+    for (const PushTensor& tensor : push) {
+      PushedTensor& entry = table.emplace_back();
+      entry.name = tensor.name;
+      entry.kind = tensor.kind;
+      if (const auto index = current->schema->Find(tensor.name)) {
+        entry.dtype = current->schema->spec(*index).dtype;
+        entry.shape = current->schema->spec(*index).shape;
+      }
+    }
+    absl::StatusOr<GradientSet> gradients =
+        StageGradients(current->schema, std::move(table), device_, *push_budget_);
+    if (!gradients.ok()) return gradients;
+    for (size_t i = 0; i < push.size(); ++i) {
+      absl::Span<uint8_t> bytes = gradients->entries[i].storage->MutableHostBytes();
+      if (gradients->tensors[i].dtype == DType::kBF16) {
+        uint32_t bits = 0;
+        std::memcpy(&bits, &push[i].value, 4);
+        const uint16_t half = static_cast<uint16_t>(bits >> 16);
+        for (size_t k = 0; k + 1 < bytes.size(); k += 2) std::memcpy(bytes.data() + k, &half, 2);
+      } else {
+        for (size_t k = 0; k + 3 < bytes.size(); k += 4) {
+          std::memcpy(bytes.data() + k, &push[i].value, 4);
+        }
+      }
+    }
+    return gradients;
+  }
+
+  absl::StatusOr<StepAnswer> Apply(ModuleInstance& module, StepRequest request) {
+    return Await<StepAnswer>([&](ModuleInstance::Done<StepAnswer> done) {
+      module.ApplyStep(std::move(request), std::move(done));
+    });
+  }
+
+  absl::StatusOr<StepAnswer> Push(ModuleInstance& module, const std::vector<PushTensor>& push,
+                                  StepRequest request = {}) {
+    MS_ASSIGN_OR_RETURN(request.gradients, Stage(module, push));
+    return Apply(module, std::move(request));
+  }
+
+  absl::StatusOr<VersionRef> Configure(ModuleInstance& module, OptimizerConfig config,
+                                       bool reset = false) {
+    return Await<VersionRef>([&](ModuleInstance::Done<VersionRef> done) {
+      module.ConfigureOptimizer(std::move(config), reset, std::move(done));
+    });
+  }
+
+  static OptimizerConfig Sgd(double lr = 1, double momentum = 0) {
+    OptimizerConfig config;
+    config.algorithm = Algorithm::kSgd;
+    config.hyperparameters.lr = lr;
+    config.hyperparameters.momentum = momentum;
+    return config;
+  }
+  static OptimizerConfig AdamW(double lr = 0.01) {
+    OptimizerConfig config;
+    config.algorithm = Algorithm::kAdamW;
+    config.hyperparameters.lr = lr;
+    return config;
+  }
+
+  absl::StatusOr<ModuleInstance::FreezeResult> SetRequiresGrad(ModuleInstance& module,
+                                                               Selection selection, bool value) {
+    return Await<ModuleInstance::FreezeResult>(
+        [&](ModuleInstance::Done<ModuleInstance::FreezeResult> done) {
+          module.SetRequiresGrad(std::move(selection), value, std::move(done));
+        });
+  }
+
+  static Selection Names(std::vector<std::string> names) {
+    Selection selection;
+    selection.names = std::move(names);
+    return selection;
+  }
+
+  absl::StatusOr<CapturedState> Capture(ModuleInstance& module) {
+    return Await<CapturedState>(
+        [&](ModuleInstance::Done<CapturedState> done) { module.Capture(std::move(done)); });
+  }
+
+  static void Delete(ModuleInstance& module) {
+    absl::Notification done;
+    module.Delete([&done] { done.Notify(); });
+    done.WaitForNotification();
+  }
+
+  absl::Time now_ = absl::FromUnixSeconds(1'700'000'000);
+  CpuDevice device_;
+  ComputePool compute_;
+  asio::thread_pool strands_{2};
+  std::shared_ptr<MemoryBudget> snapshot_budget_;
+  std::shared_ptr<MemoryBudget> push_budget_;
+};
+
+// The reason of a failure; a status without one fails the test's comparison.
+inline std::optional<Reason> ReasonOf(const absl::Status& status) { return GetReason(status); }
+template <typename T>
+std::optional<Reason> ReasonOf(const absl::StatusOr<T>& result) {
+  return GetReason(result.status());
+}
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_TESTS_SERVER_MODULE_MODULE_FIXTURE_H_
