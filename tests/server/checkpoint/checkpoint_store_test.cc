@@ -1,0 +1,328 @@
+#include "server/checkpoint/checkpoint_store.h"
+
+#include <thread>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "common/base/digest.h"
+#include "server/checkpoint/manifest.h"
+#include "tests/server/checkpoint/checkpoint_fixture.h"
+
+namespace modelstate {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::ElementsAre;
+using ::testing::Eq;
+using ::testing::HasSubstr;
+
+class CheckpointStoreTest : public CheckpointFixture {
+ protected:
+  CheckpointStoreTest() {
+    module_ = MakeModule({Parameter("weight", {40, 30}), Buffer("running_mean", {30})});
+    EXPECT_TRUE(Configure(*module_, AdamW()).ok());
+    EXPECT_TRUE(Push(*module_, {{"weight", 1}}).ok());
+  }
+
+  CheckpointInfo Only(bool verify) {
+    auto list = store_->List("", "", 10, verify);
+    EXPECT_TRUE(list.ok()) << list.status();
+    EXPECT_EQ(list->size(), 1u);
+    return list->empty() ? CheckpointInfo() : list->front();
+  }
+  std::vector<std::string> Paths(const std::string& directory, const std::string& after = "",
+                                 size_t limit = 100) {
+    std::vector<std::string> paths;
+    auto list = store_->List(directory, after, limit, false);
+    EXPECT_TRUE(list.ok()) << list.status();
+    for (const CheckpointInfo& info : *list) paths.push_back(info.path);
+    return paths;
+  }
+
+  std::shared_ptr<ModuleInstance> module_;
+};
+
+TEST_F(CheckpointStoreTest, SaveDescribesWhatListFinds) {
+  const auto saved = Save(*module_, "c");
+  ASSERT_TRUE(saved.ok()) << saved.status();
+  const CheckpointInfo info = Only(/*verify=*/true);
+  for (const CheckpointInfo& each : {*saved, info}) {
+    EXPECT_EQ(each.path, "c");
+    EXPECT_EQ(each.format, "modelstate directory");
+    EXPECT_EQ(each.module, "tiny");
+    EXPECT_EQ(each.version, module_->Current()->version);
+    EXPECT_EQ(each.step, 1u);
+    EXPECT_EQ(each.tensor_count, 2u);
+    EXPECT_TRUE(each.has_optimizer);
+    EXPECT_EQ(each.problem, "");
+    uint64_t bytes = 0;
+    ASSERT_EQ(each.files.size(), 3u);
+    for (const auto& file : each.files) {
+      EXPECT_EQ(file.nbytes, fs::file_size(root_ / "c" / file.name)) << file.name;
+      bytes += file.nbytes;
+    }
+    EXPECT_EQ(each.nbytes, bytes);
+  }
+  EXPECT_EQ(info.verified, true);
+  EXPECT_EQ(Only(false).verified, std::nullopt);
+  EXPECT_EQ(std::distance(fs::directory_iterator(root_), {}), 1);  // no temporary is left
+}
+
+TEST_F(CheckpointStoreTest, OverwriteReplacesAndOnlyWhenAskedFor) {
+  ASSERT_TRUE(Save(*module_, "c").ok());
+  const std::string first = ReadWhole(root_ / "c/manifest.json");
+  ASSERT_TRUE(Push(*module_, {{"weight", 1}}).ok());
+  EXPECT_THAT(ReasonOf(Save(*module_, "c")), Eq(Reason::kCheckpointExists));
+  EXPECT_EQ(ReadWhole(root_ / "c/manifest.json"), first);
+  const auto saved = Save(*module_, "c", {.overwrite = true, .weights_only = false});
+  ASSERT_TRUE(saved.ok()) << saved.status();
+  EXPECT_EQ(Only(true).step, 2u);
+  EXPECT_EQ(std::distance(fs::directory_iterator(root_), {}), 1);
+  // Overwrite of what is not there is a plain save.
+  EXPECT_TRUE(Save(*module_, "d", {.overwrite = true, .weights_only = false}).ok());
+}
+
+TEST_F(CheckpointStoreTest, SaveRefusesPathsThatWouldLoseOtherFiles) {
+  fs::create_directories(root_ / "mine");
+  WriteWhole(root_ / "mine/notes.txt", "x");
+  WriteWhole(root_ / "file.safetensors", "x");
+  ASSERT_TRUE(Save(*module_, "c").ok());
+  for (const char* path : {"mine", "file.safetensors", "c/inner", ".", "../out", "/abs", "", "a//b",
+                           "x.tmp-0123456789abcdef"}) {
+    EXPECT_THAT(ReasonOf(Save(*module_, path, {.overwrite = true, .weights_only = false})),
+                Eq(Reason::kInvalidField))
+        << path;
+  }
+  EXPECT_FALSE(Save(*module_, std::string(240, 'n')).ok());
+  EXPECT_TRUE(Save(*module_, std::string(234, 'n')).ok());
+  EXPECT_EQ(ReadWhole(root_ / "mine/notes.txt"), "x");
+}
+
+TEST_F(CheckpointStoreTest, SavesToOnePathAtOnceLeaveOneWholeCheckpoint) {
+  const CapturedState state = *Capture(*module_);
+  static const auto ignore = [](const JobProgress&) {};
+  std::atomic<int> won{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 8; ++i) {
+    threads.emplace_back([&] {
+      const JobControl control(ignore);
+      const auto saved = store_->Save(state, "c", {}, control);
+      if (saved.ok()) {
+        ++won;
+      } else {
+        EXPECT_THAT(ReasonOf(saved), Eq(Reason::kCheckpointExists));
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(won, 1);
+  EXPECT_EQ(Only(true).verified, true);
+  EXPECT_EQ(std::distance(fs::directory_iterator(root_), {}), 1);
+}
+
+TEST_F(CheckpointStoreTest, OpenRemovesWhatACrashLeftAndNothingElse) {
+  ASSERT_TRUE(Save(*module_, "runs/a").ok());
+  fs::copy(root_ / "runs/a", root_ / "runs/b.tmp-0123456789abcdef", fs::copy_options::recursive);
+  fs::create_directories(root_ / "c.tmp-ffffffffffffffff/deep");
+  fs::create_directories(root_ / "c.tmp-fffffffffffffff");   // too short: not ours
+  fs::create_directories(root_ / "c.tmp-0123456789ABCDEF");  // not as we write it
+  WriteWhole(root_ / "file.tmp-0123456789abcdef", "a file is not ours");
+  ASSERT_TRUE(CheckpointStore::Open(root_.string()).ok());
+  EXPECT_FALSE(fs::exists(root_ / "runs/b.tmp-0123456789abcdef"));
+  EXPECT_FALSE(fs::exists(root_ / "c.tmp-ffffffffffffffff"));
+  EXPECT_TRUE(fs::exists(root_ / "c.tmp-fffffffffffffff"));
+  EXPECT_TRUE(fs::exists(root_ / "c.tmp-0123456789ABCDEF"));
+  EXPECT_TRUE(fs::exists(root_ / "file.tmp-0123456789abcdef"));
+  EXPECT_THAT(Paths("runs"), ElementsAre("runs/a"));
+}
+
+TEST_F(CheckpointStoreTest, DirectoryWithoutManifestIsAProblemAndIsRefused) {
+  ASSERT_TRUE(Save(*module_, "c").ok());
+  fs::remove(root_ / "c/manifest.json");
+  EXPECT_THAT(Only(false).problem, HasSubstr("manifest.json"));
+  EXPECT_EQ(Only(true).verified, false);
+  auto loaded = MakeModule({});
+  EXPECT_THAT(ReasonOf(Load(*loaded, "c")), Eq(Reason::kCheckpointNotFound));
+  EXPECT_EQ(loaded->state(), ModuleState::kEmpty);
+}
+
+// One byte changed anywhere: verify finds it, and a load either finds it or does not depend on it.
+TEST_F(CheckpointStoreTest, FlippedByteIsFoundByVerifyAndByLoad) {
+  ASSERT_TRUE(Save(*module_, "c").ok());
+  const auto good = Contents(*module_->Current());
+  for (const char* name : {"model.safetensors", "optimizer.safetensors", "manifest.json"}) {
+    const fs::path path = root_ / "c" / name;
+    const std::string bytes = ReadWhole(path);
+    const size_t stride = std::max<size_t>(bytes.size() / 97, 1);
+    for (size_t at = 0; at < bytes.size(); at += stride) {
+      std::string bad = bytes;
+      bad[at] = static_cast<char>(bad[at] ^ 0x10);
+      WriteWhole(path, bad);
+      const CheckpointInfo info = Only(/*verify=*/true);
+      EXPECT_EQ(info.verified, false) << name << " byte " << at;
+      EXPECT_NE(info.problem, "") << name << " byte " << at;
+      auto module = MakeModule({});
+      const auto loaded = Load(*module, "c");
+      if (loaded.ok()) {
+        // A byte of the header that says nothing, such as free metadata.
+        EXPECT_EQ(Contents(**loaded), good) << name << " byte " << at;
+        EXPECT_EQ(std::string(name).substr(0, 8) == "manifest", false) << at;
+      } else {
+        EXPECT_EQ(module->state(), ModuleState::kEmpty);
+      }
+    }
+    // The elements are at the end of the file.
+    if (absl::EndsWith(name, ".safetensors")) {
+      std::string bad = bytes;
+      bad.back() = static_cast<char>(bad.back() ^ 1);
+      WriteWhole(path, bad);
+      auto module = MakeModule({});
+      EXPECT_THAT(ReasonOf(Load(*module, "c")), Eq(Reason::kDigestMismatch)) << name;
+    }
+    WriteWhole(path, bytes);
+  }
+  EXPECT_EQ(Only(true).verified, true);
+}
+
+TEST_F(CheckpointStoreTest, TruncatedFileIsFoundByVerifyAndByLoad) {
+  ASSERT_TRUE(Save(*module_, "c").ok());
+  for (const char* name : {"model.safetensors", "optimizer.safetensors", "manifest.json"}) {
+    const fs::path path = root_ / "c" / name;
+    const std::string bytes = ReadWhole(path);
+    for (size_t i = 0; i < 34; ++i) {
+      WriteWhole(path, bytes.substr(0, bytes.size() * i / 34));
+      EXPECT_NE(Only(false).problem, "") << name;
+      auto module = MakeModule({});
+      const auto loaded = Load(*module, "c");
+      EXPECT_EQ(loaded.status().code(), absl::StatusCode::kDataLoss) << name << loaded.status();
+    }
+    fs::remove(path);
+    auto module = MakeModule({});
+    EXPECT_FALSE(Load(*module, "c").ok());
+    WriteWhole(path, bytes);
+  }
+}
+
+// A manifest that somebody wrote on purpose has a digest that fits.
+TEST_F(CheckpointStoreTest, HostileManifestIsRefusedFieldByField) {
+  ASSERT_TRUE(Save(*module_, "c").ok());
+  const fs::path path = root_ / "c/manifest.json";
+  const std::string text = ReadWhole(path);
+  const std::string mark = "\"manifest_xxh3\": \"";
+  const auto reseal = [&mark](std::string changed) {
+    changed.resize(changed.rfind(mark));
+    const uint64_t digest =
+        Xxh3(absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(changed.data()), changed.size()));
+    return absl::StrCat(changed, mark, DigestToHex(digest), "\"\n}\n");
+  };
+  ASSERT_EQ(reseal(text), text);
+  const std::pair<const char*, const char*> changes[] = {
+      {"\"format\": \"modelstate checkpoint\"", "\"format\": \"other\""},
+      {"\"step\": 1", "\"step\": -1"},
+      {"\"step\": 1", "\"step\": 1e400"},
+      {"\"step\": 1", "\"step\": [[[[[[[["},
+      {"\"module\": \"tiny\"", "\"module\": 3"},
+      {"\"metadata\": {", "\"metadata\": {\"x\": {}, "},
+      {"\"name\":\"model.safetensors\"", "\"name\":\"../../etc/passwd\""},
+      {"\"name\":\"optimizer.safetensors\"", "\"name\":\"model.safetensors\""},
+      {"\"kind\":\"buffer\"", "\"kind\":\"gradient\""},
+      {"\"kind\":\"buffer\"", "\"kind\":\"parameter\",\"requires_grad\":true"},
+      {"\"dtype\":\"F32\"", "\"dtype\":\"F33\""},
+      {"\"shape\":[40,30]", "\"shape\":[40,4611686018427387904,30]"},
+      {"\"shape\":[40,30]", "\"shape\":[30,40]"},
+      {"\"shape\":[40,30]", "\"shape\":[-40,30]"},
+      {"\"name\":\"running_mean\"", "\"name\":\"weight\""},
+      {"\"algorithm\":\"adamw\"", "\"algorithm\":\"sgd9\""},
+      {"\"lr\":0.01", "\"lr\":\"7ff0000000000000\""},
+      {"\"lr\":0.01", "\"lr\":null"},
+      {"\"parameter\":\"weight\"", "\"parameter\":\"running_mean\""},
+      {"\"slots\":[\"exp_avg\",\"exp_avg_sq\"]", "\"slots\":[\"exp_avg\"]"},
+      {"\"slots\":[\"exp_avg\",\"exp_avg_sq\"]", "\"slots\":[0]"},
+      {"\"workers\": [", "\"workers\": [{\"worker\": \"w\"}"},
+      {"\"workers\": [", "\"workers\": 3, \"x\": ["},
+  };
+  for (const auto& [from, to] : changes) {
+    std::string changed = text;
+    const size_t at = changed.find(from);
+    ASSERT_NE(at, std::string::npos) << from;
+    changed.replace(at, std::string(from).size(), to);
+    WriteWhole(path, reseal(changed));
+    auto module = MakeModule({});
+    const auto loaded = Load(*module, "c");
+    EXPECT_FALSE(loaded.ok()) << to;
+    EXPECT_TRUE(ReasonOf(loaded).has_value()) << to << ": " << loaded.status();
+    EXPECT_EQ(module->state(), ModuleState::kEmpty);
+  }
+  std::string newer = text;
+  newer.replace(newer.find("\"format_version\": 1"), 19, "\"format_version\": 2");
+  WriteWhole(path, reseal(newer));
+  auto module = MakeModule({});
+  EXPECT_THAT(ReasonOf(Load(*module, "c")), Eq(Reason::kCheckpointUnsupported));
+  WriteWhole(path, std::string(1000, '['));
+  EXPECT_THAT(ReasonOf(Load(*module, "c")), Eq(Reason::kCheckpointCorrupt));
+}
+
+TEST_F(CheckpointStoreTest, ListPagesByPathAndLeavesOtherFilesOut) {
+  for (const char* path : {"runs/b", "runs/a", "runs/c", "top"}) {
+    ASSERT_TRUE(Save(*module_, path).ok());
+  }
+  fs::copy_file(root_ / "top/model.safetensors", root_ / "runs/plain.safetensors");
+  WriteWhole(root_ / "runs/notes.txt", "x");
+  WriteWhole(root_ / "runs/broken.pt", "not a zip");
+  fs::create_directories(root_ / "runs/x.tmp-0123456789abcdef");
+  EXPECT_THAT(Paths(""), ElementsAre("top"));
+  EXPECT_THAT(Paths("runs"), ElementsAre("runs/a", "runs/b", "runs/broken.pt", "runs/c",
+                                         "runs/plain.safetensors"));
+  EXPECT_THAT(Paths("runs", "runs/a", 2), ElementsAre("runs/b", "runs/broken.pt"));
+  EXPECT_THAT(Paths("runs", "runs/plain.safetensors"), ElementsAre());
+  EXPECT_THAT(ReasonOf(store_->List("nowhere", "", 10, false)), Eq(Reason::kCheckpointNotFound));
+  const auto list = *store_->List("runs", "runs/b", 10, true);
+  EXPECT_NE(list[0].problem, "");
+  EXPECT_EQ(list[0].verified, false);
+  EXPECT_EQ(list[2].format, "safetensors");
+  EXPECT_EQ(list[2].verified, true);
+}
+
+TEST_F(CheckpointStoreTest, DeleteRemovesCheckpointsOnly) {
+  ASSERT_TRUE(Save(*module_, "c").ok());
+  fs::create_directories(root_ / "mine");
+  WriteWhole(root_ / "notes.txt", "x");
+  fs::copy_file(root_ / "c/model.safetensors", root_ / "plain.safetensors");
+  for (const char* path : {"mine", "notes.txt", "."}) {
+    EXPECT_THAT(ReasonOf(store_->Delete(path)), Eq(Reason::kCheckpointUnsupported)) << path;
+  }
+  EXPECT_THAT(ReasonOf(store_->Delete("none")), Eq(Reason::kCheckpointNotFound));
+  EXPECT_TRUE(store_->Delete("c").ok());
+  EXPECT_TRUE(store_->Delete("plain.safetensors").ok());
+  EXPECT_THAT(Paths(""), ElementsAre());
+  EXPECT_TRUE(fs::exists(root_ / "mine"));
+  EXPECT_TRUE(fs::exists(root_ / "notes.txt"));
+}
+
+TEST(ManifestTest, DoublesComeBackBitForBit) {
+  Manifest manifest;
+  manifest.module = "m";
+  manifest.files.push_back({kModelFile, 1, 2});
+  const uint64_t patterns[] = {0x0000000000000000, 0x8000000000000000, 0x0000000000000001,
+                               0x3FB999999999999A, 0x7FEFFFFFFFFFFFFF, 0x7FF0000000000000,
+                               0xFFF0000000000000, 0x7FF8000000000001, 0x4340000000000001,
+                               0x3FF0000000000000};
+  for (uint64_t bits : patterns) {
+    WorkerRecord& record = manifest.workers[absl::StrCat("w", bits)];
+    record.sequence = 1;
+    record.answer.grad_norm = std::bit_cast<double>(bits);
+  }
+  const auto text = ManifestToText(manifest);
+  ASSERT_TRUE(text.ok()) << text.status();
+  const auto parsed = ParseManifest(*text);
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  for (uint64_t bits : patterns) {
+    const double value = parsed->workers.at(absl::StrCat("w", bits)).answer.grad_norm;
+    EXPECT_EQ(std::bit_cast<uint64_t>(value), bits);
+  }
+  manifest.module = "\xFF";
+  EXPECT_THAT(ReasonOf(ManifestToText(manifest)), Eq(Reason::kNotRepresentable));
+}
+
+}  // namespace
+}  // namespace modelstate
