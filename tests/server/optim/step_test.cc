@@ -12,7 +12,6 @@ namespace {
 
 using testing::DrawMany;
 using ::testing::ElementsAre;
-using ::testing::HasSubstr;
 using testing::SteppedModule;
 
 OptimizerConfig AdamW() {

@@ -1,0 +1,68 @@
+#include "server/device/cpu/cpu_device.h"
+
+#include <gmock/gmock.h>
+
+#include <vector>
+
+#include "common/base/status.h"
+#include "server/device/cpu/host_memory_source.h"
+
+namespace modelstate {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr size_t kHugePage = size_t{2} << 20;
+
+TEST(HostMemorySource, AlignsSmallTo64BytesAndLargeToHugePages) {
+  HostMemorySource source;
+  for (size_t bytes : {size_t{1}, size_t{100}, kHugePage - 1, kHugePage, 3 * kHugePage + 5}) {
+    void* ptr = source.Allocate(bytes);
+    ASSERT_NE(ptr, nullptr);
+    const size_t alignment = bytes < kHugePage ? 64 : kHugePage;
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(ptr) % alignment, 0u) << bytes;
+    static_cast<uint8_t*>(ptr)[0] = 1;
+    static_cast<uint8_t*>(ptr)[bytes - 1] = 1;
+    source.Free(ptr, bytes);
+  }
+  EXPECT_EQ(source.Allocate(~size_t{0}), nullptr);
+}
+
+TEST(CpuDevice, CopiesBothWaysInsideTheBuffer) {
+  CpuDevice device(1000);
+  DeviceBuffer buffer = *device.pool()->Allocate(8);
+  ASSERT_TRUE(device.FillZero(buffer).ok());
+  const std::vector<uint8_t> in = {1, 2, 3};
+  ASSERT_TRUE(device.CopyFromHost(in, buffer, 5).ok());
+  std::vector<uint8_t> out(4);
+  ASSERT_TRUE(device.CopyToHost(buffer, 4, absl::MakeSpan(out)).ok());
+  EXPECT_THAT(out, ::testing::ElementsAre(0, 1, 2, 3));
+  EXPECT_FALSE(device.CopyFromHost(in, buffer, 6).ok());
+  EXPECT_FALSE(device.CopyToHost(buffer, ~uint64_t{0}, absl::MakeSpan(out)).ok());
+}
+
+TEST(MakeDevice, CpuTakesThreeQuartersOfTheMemoryByDefault) {
+  for (const char* spec : {"cpu", "auto"}) {
+    absl::StatusOr<std::unique_ptr<Device>> device = MakeDevice(spec, 0);
+    ASSERT_TRUE(device.ok()) << device.status();
+    EXPECT_EQ((*device)->name(), "cpu");
+    EXPECT_TRUE((*device)->host_visible());
+    EXPECT_EQ((*device)->pool()->usage().limit_bytes, HostMemoryBytes() / 4 * 3);
+  }
+  EXPECT_EQ((*MakeDevice("cpu", 77))->pool()->usage().limit_bytes, 77u);
+}
+
+TEST(MakeDevice, GpuThatIsNotBuiltInIsNeverASilentCpu) {
+  const absl::Status error = MakeDevice("cuda:0", 0).status();
+  EXPECT_EQ(error.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(error.message()), HasSubstr("not built in"));
+}
+
+TEST(MakeDevice, RefusesOtherNames) {
+  for (const char* spec : {"", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"}) {
+    EXPECT_EQ(GetReason(MakeDevice(spec, 0).status()), Reason::kInvalidField) << spec;
+  }
+}
+
+}  // namespace
+}  // namespace modelstate

@@ -1,0 +1,71 @@
+#include "server/device/memory_budget.h"
+
+#include <gmock/gmock.h>
+
+#include <limits>
+#include <optional>
+#include <thread>
+#include <vector>
+
+namespace modelstate {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::shared_ptr<MemoryBudget> Make(uint64_t limit) {
+  return std::make_shared<MemoryBudget>(Reason::kPushMemory, "memory for arriving pushes",
+                                        "--push_memory_bytes", limit);
+}
+
+TEST(MemoryBudget, ReservationGivesItsBytesBack) {
+  std::shared_ptr<MemoryBudget> budget = Make(100);
+  {
+    MemoryBudget::Reservation a = *budget->Reserve(60);
+    MemoryBudget::Reservation b = std::move(a);
+    EXPECT_EQ(a.bytes(), 0u);
+    EXPECT_EQ(b.bytes(), 60u);
+    EXPECT_EQ(budget->used(), 60u);
+    b = *budget->Reserve(10);
+    EXPECT_EQ(budget->used(), 10u);
+  }
+  EXPECT_EQ(budget->used(), 0u);
+}
+
+TEST(MemoryBudget, RefusesWithReasonFlagAndRetryHint) {
+  std::shared_ptr<MemoryBudget> budget = Make(100);
+  const MemoryBudget::Reservation held = *budget->Reserve(60);
+  const absl::Status full = budget->Reserve(41).status();
+  EXPECT_EQ(GetReason(full), Reason::kPushMemory);
+  EXPECT_TRUE(GetRetryAfter(full).has_value());
+  EXPECT_THAT(std::string(full.message()), HasSubstr("--push_memory_bytes"));
+  EXPECT_TRUE(budget->Reserve(40).ok());
+  // Nothing to wait for: it is larger than the whole budget.
+  for (uint64_t bytes : {uint64_t{101}, std::numeric_limits<uint64_t>::max()}) {
+    const absl::Status never = budget->Reserve(bytes).status();
+    EXPECT_EQ(GetReason(never), Reason::kPushMemory);
+    EXPECT_FALSE(GetRetryAfter(never).has_value());
+  }
+}
+
+TEST(MemoryBudget, ReservationOutlivesTheOwnersReference) {
+  std::optional<MemoryBudget::Reservation> reservation = *Make(10)->Reserve(5);
+  reservation.reset();
+}
+
+TEST(MemoryBudget, NeverExceedsItsLimitUnderContention) {
+  std::shared_ptr<MemoryBudget> budget = Make(10);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < 10000; ++i) {
+        absl::StatusOr<MemoryBudget::Reservation> r = budget->Reserve(4);
+        ASSERT_LE(budget->used(), 10u);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(budget->used(), 0u);
+}
+
+}  // namespace
+}  // namespace modelstate

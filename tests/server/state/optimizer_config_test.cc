@@ -1,0 +1,181 @@
+#include "server/state/optimizer_config.h"
+
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <functional>
+#include <utility>
+
+#include "common/base/status.h"
+#include "server/state/optimizer_state.h"
+
+namespace modelstate {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+class OptimizerTest : public ::testing::Test {
+ protected:
+  OptimizerTest() {
+    std::vector<TensorSpec> specs(5);
+    const char* names[] = {"a.w", "a.b", "norm.w", "norm.mean", "tied"};
+    for (int i = 0; i < 5; ++i) specs[i].name = names[i];
+    specs[3].kind = TensorKind::kBuffer;
+    specs[4].alias_of = "a.w";
+    schema_ = *ModuleSchema::Create(std::move(specs), 1);
+  }
+
+  absl::Status Error(const OptimizerConfig& config) {
+    return Optimizer::Create(config, *schema_).status();
+  }
+
+  std::shared_ptr<const ModuleSchema> schema_;
+};
+
+TEST_F(OptimizerTest, DefaultsAreTorchs) {
+  OptimizerConfig config;
+  Hyperparameters h = (*Optimizer::Create(config, *schema_))->groups()[0].hyperparameters;
+  EXPECT_EQ(h.lr, 1e-3);
+  EXPECT_EQ(h.weight_decay, 0.0);
+  EXPECT_EQ(h.momentum, 0.0);
+  EXPECT_EQ(h.dampening, 0.0);
+  EXPECT_EQ(h.nesterov, false);
+  EXPECT_EQ(h.maximize, false);
+  EXPECT_FALSE(h.beta1.has_value());
+  config.algorithm = Algorithm::kAdamW;
+  h = (*Optimizer::Create(config, *schema_))->groups()[0].hyperparameters;
+  EXPECT_EQ(h.weight_decay, 1e-2);
+  EXPECT_EQ(h.beta1, 0.9);
+  EXPECT_EQ(h.beta2, 0.999);
+  EXPECT_EQ(h.eps, 1e-8);
+  EXPECT_FALSE(h.momentum.has_value());
+}
+
+TEST_F(OptimizerTest, RefusesValuesInTorchsWords) {
+  using H = Hyperparameters;
+  struct Case {
+    Algorithm algorithm;
+    std::function<void(H&)> set;
+    std::string text;
+  };
+  const Case cases[] = {
+      {Algorithm::kSgd, [](H& h) { h.lr = -1; }, "Invalid learning rate: -1.0"},
+      {Algorithm::kSgd, [](H& h) { h.lr = std::nan(""); }, "Invalid learning rate: nan"},
+      {Algorithm::kSgd, [](H& h) { h.lr = INFINITY; }, "Invalid learning rate: inf"},
+      {Algorithm::kSgd, [](H& h) { h.momentum = -1e-5; }, "Invalid momentum value: -1e-05"},
+      {Algorithm::kSgd, [](H& h) { h.weight_decay = -3; }, "Invalid weight_decay value: -3.0"},
+      {Algorithm::kSgd, [](H& h) { h.nesterov = true; },
+       "Nesterov momentum requires a momentum and zero dampening"},
+      {Algorithm::kSgd,
+       [](H& h) {
+         h.nesterov = true;
+         h.momentum = 0.9;
+         h.dampening = 0.1;
+       },
+       "Nesterov momentum requires a momentum and zero dampening"},
+      {Algorithm::kAdamW, [](H& h) { h.lr = -1; }, "Invalid learning rate: -1.0"},
+      {Algorithm::kAdamW, [](H& h) { h.eps = -1e-8; }, "Invalid epsilon value: -1e-08"},
+      {Algorithm::kAdamW, [](H& h) { h.beta1 = 1; }, "Invalid beta parameter at index 0: 1.0"},
+      {Algorithm::kAdamW, [](H& h) { h.beta2 = -0.25; },
+       "Invalid beta parameter at index 1: -0.25"},
+      {Algorithm::kAdamW, [](H& h) { h.weight_decay = -0.1; }, "Invalid weight_decay value: -0.1"},
+      {Algorithm::kSgd, [](H& h) { h.beta1 = 0.9; }, "sgd has no beta1"},
+      {Algorithm::kAdamW, [](H& h) { h.nesterov = true; }, "adamw has no nesterov"},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.text);
+    OptimizerConfig config;
+    config.algorithm = c.algorithm;
+    c.set(config.hyperparameters);
+    const absl::Status error = Error(config);
+    EXPECT_EQ(GetReason(error), Reason::kInvalidField);
+    EXPECT_THAT(std::string(error.message()), StartsWith(c.text));
+    // The same in a group, and as an override of one step.
+    OptimizerConfig grouped;
+    grouped.algorithm = c.algorithm;
+    grouped.groups = {{"g", {}, config.hyperparameters}};
+    EXPECT_THAT(std::string(Error(grouped).message()), HasSubstr("group \"g\": " + c.text));
+    OptimizerConfig plain;
+    plain.algorithm = c.algorithm;
+    std::shared_ptr<const Optimizer> optimizer = *Optimizer::Create(plain, *schema_);
+    EXPECT_EQ(GetReason(optimizer->Resolve({{std::nullopt, config.hyperparameters}}).status()),
+              Reason::kInvalidField);
+  }
+  OptimizerConfig clip;
+  clip.max_grad_norm = 0;
+  EXPECT_EQ(GetReason(Error(clip)), Reason::kInvalidField);
+}
+
+TEST_F(OptimizerTest, EachParameterIsInTheFirstGroupThatTakesIt) {
+  OptimizerConfig config;
+  config.groups.resize(2);
+  config.groups[0].name = "norm";
+  config.groups[0].selection.globs = {"norm.*"};
+  config.groups[0].hyperparameters.lr = 5;
+  config.groups[1].name = "named";
+  config.groups[1].selection.names = {"tied", "norm.w"};
+  std::shared_ptr<const Optimizer> optimizer = *Optimizer::Create(config, *schema_);
+  ASSERT_EQ(optimizer->groups().size(), 3u);
+  EXPECT_EQ(optimizer->group_of(2), 0u);
+  EXPECT_EQ(optimizer->group_of(0), 1u) << "taken through its second name";
+  EXPECT_EQ(optimizer->group_of(4), 1u);
+  EXPECT_EQ(optimizer->group_of(1), 2u);
+  EXPECT_EQ(optimizer->groups()[0].parameter_count, 1u) << "a glob leaves buffers out";
+  EXPECT_EQ(optimizer->groups()[1].parameter_count, 1u);
+  EXPECT_EQ(optimizer->groups()[2].parameter_count, 1u);
+  EXPECT_EQ(optimizer->groups()[0].hyperparameters.lr, 5.0);
+  EXPECT_EQ(optimizer->groups()[2].hyperparameters.lr, 1e-3);
+}
+
+TEST_F(OptimizerTest, GroupMayNotNameABufferOrNothing) {
+  OptimizerConfig config;
+  config.groups.resize(1);
+  config.groups[0].selection.names = {"norm.mean"};
+  EXPECT_EQ(GetReason(Error(config)), Reason::kNotAParameter);
+  config.groups[0].selection.names = {"nope"};
+  EXPECT_EQ(GetReason(Error(config)), Reason::kTensorNotFound);
+}
+
+TEST_F(OptimizerTest, OverridesOfOneStep) {
+  OptimizerConfig config;
+  config.groups.resize(1);
+  config.groups[0].selection.names = {"a.w"};
+  std::shared_ptr<const Optimizer> optimizer = *Optimizer::Create(config, *schema_);
+  GroupOverride all;
+  all.hyperparameters.lr = 7;
+  GroupOverride second;
+  second.group = 1;
+  second.hyperparameters.momentum = 0.5;
+  std::vector<Hyperparameters> resolved = *optimizer->Resolve({all, second});
+  EXPECT_EQ(resolved[0].lr, 7.0);
+  EXPECT_EQ(resolved[1].lr, 7.0);
+  EXPECT_EQ(resolved[0].momentum, 0.0);
+  EXPECT_EQ(resolved[1].momentum, 0.5);
+  EXPECT_EQ((*optimizer->Resolve({}))[0].lr, 1e-3) << "for that step only";
+
+  second.hyperparameters.lr = 8;
+  EXPECT_EQ(GetReason(optimizer->Resolve({all, second}).status()), Reason::kOverrideConflict);
+  second.group = 2;
+  EXPECT_EQ(GetReason(optimizer->Resolve({second}).status()), Reason::kOverrideConflict);
+}
+
+TEST(OptimizerSlots, AreTorchsWithAMasterForNarrowParameters) {
+  auto names = [](Algorithm algorithm, double momentum, DType dtype) {
+    Hyperparameters h;
+    h.momentum = momentum;
+    std::string text;
+    for (const SlotInfo& slot : OptimizerSlots(algorithm, h, dtype)) {
+      text += std::string(slot.name) + ":" + std::string(DTypeName(slot.dtype)) + " ";
+    }
+    return text;
+  };
+  EXPECT_EQ(names(Algorithm::kSgd, 0, DType::kF32), "");
+  EXPECT_EQ(names(Algorithm::kSgd, 0.9, DType::kF32), "momentum_buffer:F32 ");
+  EXPECT_EQ(names(Algorithm::kSgd, 0.9, DType::kBF16), "master:F32 momentum_buffer:F32 ");
+  EXPECT_EQ(names(Algorithm::kAdamW, 0, DType::kF64), "exp_avg:F64 exp_avg_sq:F64 ");
+  EXPECT_EQ(names(Algorithm::kAdamW, 0, DType::kF16), "master:F32 exp_avg:F32 exp_avg_sq:F32 ");
+}
+
+}  // namespace
+}  // namespace modelstate
