@@ -1,5 +1,8 @@
 #include "server/checkpoint/checkpoint_store.h"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <thread>
 
 #include "absl/strings/match.h"
@@ -134,6 +137,46 @@ TEST_F(CheckpointStoreTest, OpenRemovesWhatACrashLeftAndNothingElse) {
   EXPECT_TRUE(fs::exists(root_ / "c.tmp-0123456789ABCDEF"));
   EXPECT_TRUE(fs::exists(root_ / "file.tmp-0123456789abcdef"));
   EXPECT_THAT(Paths("runs"), ElementsAre("runs/a"));
+}
+
+// A process that ends at any of the places where a save reports leaves the old checkpoint.
+TEST_F(CheckpointStoreTest, ProcessThatEndsDuringASaveLeavesTheOldCheckpoint) {
+  auto module = MakeModule({Parameter("a", {600, 600}), Parameter("b", {600, 600})});
+  ASSERT_TRUE(Configure(*module, AdamW()).ok());
+  ASSERT_TRUE(Push(*module, {{"a", 1}, {"b", 1}}).ok());
+  ASSERT_TRUE(Save(*module, "c").ok());
+  ASSERT_TRUE(Push(*module, {{"a", 1}, {"b", 1}}).ok());
+  const CapturedState state = *Capture(*module);
+  int killed = 0;
+  for (int last_report = 1;; ++last_report) {
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      int reports = 0;
+      const auto end_there = [&reports, last_report](const JobProgress&) {
+        if (++reports == last_report) _exit(7);
+      };
+      const JobControl control(end_there);
+      const bool saved =
+          store_->Save(state, "c", {.overwrite = true, .weights_only = false}, control).ok();
+      _exit(saved ? 0 : 1);
+    }
+    int status = 0;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFEXITED(status));
+    store_ = *CheckpointStore::Open(root_.string());  // the next start
+    const CheckpointInfo info = Only(/*verify=*/true);
+    EXPECT_EQ(info.verified, true) << info.problem;
+    EXPECT_EQ(std::distance(fs::directory_iterator(root_), {}), 1);
+    if (WEXITSTATUS(status) == 0) {
+      EXPECT_EQ(info.step, 2u);
+      break;
+    }
+    ASSERT_EQ(WEXITSTATUS(status), 7);
+    EXPECT_EQ(info.step, 1u) << "after report " << last_report;
+    ++killed;
+  }
+  EXPECT_GE(killed, 6);  // at the begin, in both files, and right before the rename
 }
 
 TEST_F(CheckpointStoreTest, DirectoryWithoutManifestIsAProblemAndIsRefused) {
