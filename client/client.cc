@@ -67,6 +67,8 @@ absl::StatusOr<Client> Client::Connect(const std::string& target, ClientOptions 
   return Client(std::make_shared<Connection>(std::move(channel), options));
 }
 
+const ClientOptions& Client::connection_options() const { return connection_->options(); }
+
 absl::StatusOr<ServerInfo> Client::GetServerInfo() const {
   MS_ASSIGN_OR_RETURN(const v1::GetServerInfoResponse response,
                       connection_->Call(&v1::ModelState::Stub::GetServerInfo,

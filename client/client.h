@@ -142,7 +142,9 @@ class Client {
   absl::Status Watch(const std::string& module, const std::function<bool(const WatchEvent&)>& event,
                      Cancellation* cancellation = nullptr) const;
 
-  Connection& connection() const { return *connection_; }  // for the library itself
+  // For the library itself.
+  Connection& connection() const { return *connection_; }
+  const ClientOptions& connection_options() const;
 
  private:
   explicit Client(std::shared_ptr<Connection> connection) : connection_(std::move(connection)) {}

@@ -15,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "client/backoff.h"
 #include "client/client.h"
 #include "common/wire/status_mapping.h"
 #include "modelstate/v1/service.grpc.pb.h"
@@ -52,30 +53,6 @@ class CancellationScope {
   Cancellation* const cancellation_;
   grpc::ClientContext* const context_;
 };
-
-// The waits between attempts of one call. Thread-compatible.
-class Backoff {
- public:
-  explicit Backoff(const ClientOptions& options)
-      : options_(options), delay_(options.initial_backoff) {}
-
-  // After a failure: whether to try again, and if so waits first (returns early when cancelled).
-  bool WaitBeforeRetry(const absl::Status& status, Cancellation* cancellation = nullptr);
-
-  // Progress was made: the count of attempts begins again.
-  void Reset() {
-    attempts_ = 1;
-    delay_ = options_.initial_backoff;
-  }
-
- private:
-  const ClientOptions options_;
-  int attempts_ = 1;
-  absl::Duration delay_;
-};
-
-// Whether `status` says that the same call may succeed later.
-bool IsTransient(const absl::Status& status);
 
 // A channel with its stub. Thread-safe.
 class Connection {

@@ -1,0 +1,53 @@
+#ifndef MODELSTATE_CLIENT_FILES_FETCH_TO_FILE_H_
+#define MODELSTATE_CLIENT_FILES_FETCH_TO_FILE_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "client/client.h"
+
+namespace modelstate::client {
+
+struct FetchToFileOptions {
+  Selection selection;
+  // Go on with what an earlier, broken-off call left for the same path, when its version is still
+  // held; else begin anew.
+  bool resume = false;
+  // Of the pin that holds the version; renewed while the transfer runs, and how long after a
+  // failure a resume finds it.
+  absl::Duration lease = absl::Seconds(60);
+  uint32_t chunk_bytes = 0;  // 0: the server chooses
+  ProgressCallback progress;
+};
+
+struct FetchToFileResult {
+  Version version;
+  uint64_t step = 0;
+  uint64_t tensors = 0;
+  uint64_t tensors_with_bytes = 0;  // not tied to another
+  uint64_t data_bytes = 0;
+  uint64_t file_bytes = 0;
+  uint64_t received_bytes = 0;  // by this call
+  // Of tensors_with_bytes: whose XXH3 the server confirmed. After a broken transfer the server can
+  // no longer confirm a tensor that it has changed since; its digest in the file is our own.
+  uint64_t verified_digests = 0;
+  bool resumed = false;
+  std::string note;  // why a resume began anew; empty: nothing to say
+};
+
+// A snapshot into a safetensors file. One version is pinned, its bytes are written to
+// `path`.partial at their places, a transfer that breaks goes on with what is missing, and when all
+// digests agree the file is synced and renamed to `path`; nothing is ever seen there that is not
+// whole. On failure `path`.partial and the record `path`.partial.json stay for a resume.
+// Errors: those of Fetch; RESOURCE_EXHAUSTED STORAGE_FULL, INTERNAL STORAGE_ERROR of the local
+// disk.
+absl::StatusOr<FetchToFileResult> FetchToFile(const Client& client, const std::string& module,
+                                              const std::string& path,
+                                              const FetchToFileOptions& options = {},
+                                              Cancellation* cancellation = nullptr);
+
+}  // namespace modelstate::client
+
+#endif  // MODELSTATE_CLIENT_FILES_FETCH_TO_FILE_H_

@@ -1,0 +1,60 @@
+#ifndef MODELSTATE_CLIENT_RANGE_FETCH_H_
+#define MODELSTATE_CLIENT_RANGE_FETCH_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "client/client.h"
+#include "common/base/state_layout.h"
+
+namespace modelstate::client {
+
+struct RangeRequest {
+  std::string module;
+  Selection selection;
+  std::string snapshot_id;
+  std::vector<ByteRange> ranges;  // ascending and disjoint; empty: all
+  std::string layout_digest;      // not empty: LAYOUT_MISMATCH when the layout is another
+  uint32_t chunk_bytes = 0;
+};
+
+struct RangeHeader {
+  Version version;
+  uint64_t step = 0;
+  std::string layout_digest;
+  uint64_t total_bytes = 0;
+};
+
+// Who takes the ranges. Called by the thread that calls FetchRanges.
+class RangeSink {
+ public:
+  virtual ~RangeSink() = default;
+  virtual absl::Status OnHeader(const RangeHeader& header) = 0;
+  // The whole table, checked; its layout is StateLayout(specs).
+  virtual absl::Status OnTable(std::vector<TensorSpec> specs) = 0;
+  // Memory for the bytes from `offset` of the data region on: 1 to `max` bytes.
+  virtual absl::Span<uint8_t> Destination(uint64_t offset, uint64_t max) = 0;
+  virtual absl::Status OnChunkDone(uint64_t offset, uint64_t length) = 0;
+};
+
+struct RangeResult {
+  absl::Status status;
+  uint64_t received_bytes = 0;
+  // Per tensor of the table: the XXH3 of what arrived, where all of it was part of this stream, and
+  // whether the server's agreed.
+  std::vector<std::optional<uint64_t>> digests;
+  std::vector<bool> verified;
+};
+
+// One attempt to fetch ranges of a snapshot. What arrived before a failure stays useful: the sink
+// has it, in order. For callers that put the pieces together themselves.
+RangeResult FetchRanges(const Client& client, const RangeRequest& request, RangeSink* sink,
+                        Cancellation* cancellation);
+
+}  // namespace modelstate::client
+
+#endif  // MODELSTATE_CLIENT_RANGE_FETCH_H_
