@@ -52,7 +52,7 @@ void WithCodec(DType dtype, Function function) {
   }
 }
 
-template <typename T>
+template <typename T, bool kScaled>
 BlockNorm SumOfSquares(const T* g, size_t n, T scale) {
   constexpr size_t kLanes = 16;
   double sums[kLanes] = {};
@@ -61,13 +61,13 @@ BlockNorm SumOfSquares(const T* g, size_t n, T scale) {
   const size_t whole = n / kLanes * kLanes;
   for (size_t i = 0; i < whole; i += kLanes) {
     for (size_t lane = 0; lane < kLanes; ++lane) {
-      const T x = g[i + lane] / scale;
+      const T x = kScaled ? g[i + lane] / scale : g[i + lane];
       residue[lane] += x - x;
       sums[lane] += static_cast<double>(x) * static_cast<double>(x);
     }
   }
   for (size_t lane = 0; whole + lane < n; ++lane) {
-    const T x = g[whole + lane] / scale;
+    const T x = kScaled ? g[whole + lane] / scale : g[whole + lane];
     residue[lane] += x - x;
     sums[lane] += static_cast<double>(x) * static_cast<double>(x);
   }
@@ -78,6 +78,11 @@ BlockNorm SumOfSquares(const T* g, size_t n, T scale) {
     }
   }
   return {sums[0], residue[0] == 0};
+}
+
+template <typename T>
+BlockNorm SumOfSquares(const T* g, size_t n, T scale) {
+  return scale != 1 ? SumOfSquares<T, true>(g, n, scale) : SumOfSquares<T, false>(g, n, scale);
 }
 
 template <typename T>

@@ -22,7 +22,7 @@ struct Norm {
 };
 
 // Sums neighbours, then neighbours of those: a tree that depends on the count alone.
-double TreeSum(std::vector<double> values) {
+double TreeSum(absl::Span<double> values) {  // overwrites them
   if (values.empty()) return 0;
   for (size_t count = values.size(); count > 1; count = (count + 1) / 2) {
     for (size_t i = 0; i < count / 2; ++i) values[i] = values[2 * i] + values[2 * i + 1];
@@ -50,19 +50,21 @@ Norm ComputeNorm(const StepPlan& plan, const ModuleSchema& schema, double grad_s
 
   Norm norm;
   std::vector<double> tensor_sums;
+  tensor_sums.reserve(plan.tensors.size());
+  std::vector<double> sums;
   for (size_t t = 0; t < plan.tensors.size(); ++t) {
-    std::vector<double> sums;
+    sums.clear();
     bool finite = true;
     for (size_t b = first_block[t]; b < first_block[t + 1]; ++b) {
       sums.push_back(blocks[b].sum_of_squares);
       finite &= blocks[b].finite;
     }
-    tensor_sums.push_back(TreeSum(std::move(sums)));
+    tensor_sums.push_back(TreeSum(absl::MakeSpan(sums)));
     if (!finite && norm.nonfinite.size() < kNamesShown) {
       norm.nonfinite.push_back(schema.spec(plan.tensors[t].index).name);
     }
   }
-  norm.total = std::sqrt(TreeSum(std::move(tensor_sums)));
+  norm.total = std::sqrt(TreeSum(absl::MakeSpan(tensor_sums)));
   return norm;
 }
 

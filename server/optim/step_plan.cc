@@ -44,6 +44,7 @@ absl::StatusOr<StepPlan> MakeStepPlan(const ModuleVersion& current, const Optimi
         "belong to the current schema");
   }
   StepPlan plan;
+  plan.tensors.reserve(gradients.entries.size());
   plan.algorithm = optimizer.algorithm();
   plan.options = &options;
   for (size_t e = 0; e < gradients.entries.size(); ++e) {
@@ -67,9 +68,11 @@ absl::StatusOr<StepPlan> MakeStepPlan(const ModuleVersion& current, const Optimi
     tensor.step = state.parameters[entry.index].step + 1;
     plan.tensors.push_back(std::move(tensor));
   }
-  // So that sums over tensors do not depend on the order of the push.
-  std::sort(plan.tensors.begin(), plan.tensors.end(),
-            [](const TensorStep& a, const TensorStep& b) { return a.index < b.index; });
+  // So that sums over tensors do not depend on the order of the push, most often this one already.
+  const auto by_index = [](const TensorStep& a, const TensorStep& b) { return a.index < b.index; };
+  if (!std::is_sorted(plan.tensors.begin(), plan.tensors.end(), by_index)) {
+    std::sort(plan.tensors.begin(), plan.tensors.end(), by_index);
+  }
 
   const TensorStep* last = nullptr;
   for (TensorStep& tensor : plan.tensors) {
