@@ -1,0 +1,62 @@
+#include "client/cli/context.h"
+
+#include <cstdio>
+#include <iostream>
+#include <optional>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "common/base/status.h"
+
+namespace modelstate::cli {
+
+ExitCode ExitCodeOf(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kOk:
+      return kSuccess;
+    case absl::StatusCode::kNotFound:
+      return kNotFound;
+    case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kDeadlineExceeded:
+      return kUnavailable;
+    case absl::StatusCode::kDataLoss:
+      return kCorrupt;
+    case absl::StatusCode::kCancelled:
+      return kInterrupted;
+    default:
+      return kRefused;
+  }
+}
+
+absl::StatusOr<Client> Context::Connect() const {
+  ClientOptions options;
+  // A person waits: say soon that nobody answers.
+  options.timeout = absl::Seconds(10);
+  MS_ASSIGN_OR_RETURN(const Client probe, Client::Connect(server, options));
+  (void)probe;
+  options.timeout = absl::Minutes(10);  // listings with digests and verifying read every byte
+  return Client::Connect(server, options);
+}
+
+void Context::Finish(const absl::Status& status) {
+  if (status.ok()) return;
+  exit_code = ExitCodeOf(status);
+  const std::optional<Reason> reason = GetReason(status);
+  if (json) {
+    Json error = {{"code", absl::StatusCodeToString(status.code())},
+                  {"message", std::string(status.message())}};
+    if (reason) error["reason"] = std::string(ReasonName(*reason));
+    if (reason) error["metadata"] = GetErrorMetadata(status);
+    Print({{"error", error}});
+    return;
+  }
+  std::cerr << "modelstate: " << absl::StatusCodeToString(status.code())
+            << (reason ? absl::StrCat(" ", ReasonName(*reason)) : "") << ": " << status.message()
+            << "\n";
+}
+
+void Context::Print(const Json& document) {
+  std::cout << document.dump(2, ' ', false, Json::error_handler_t::replace) << std::endl;
+}
+
+}  // namespace modelstate::cli

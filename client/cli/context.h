@@ -1,0 +1,55 @@
+#ifndef MODELSTATE_CLIENT_CLI_CONTEXT_H_
+#define MODELSTATE_CLIENT_CLI_CONTEXT_H_
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "client/client.h"
+
+namespace modelstate::cli {
+
+// In the order in which fields are set, as people read them.
+using Json = nlohmann::ordered_json;
+
+// What each exit code says; also in --help.
+enum ExitCode {
+  kSuccess = 0,
+  kDifferent = 1,
+  kUsage = 2,
+  kNotFound = 3,
+  kRefused = 4,
+  kUnavailable = 5,
+  kCorrupt = 6,
+  kInterrupted = 130,
+};
+ExitCode ExitCodeOf(const absl::Status& status);
+
+// The global options, and what every command needs. One per process.
+struct Context {
+  std::string server = "localhost:50051";
+  bool json = false;
+  // Cancelled by SIGINT and SIGTERM.
+  client::Cancellation* interrupt = nullptr;
+  int exit_code = kSuccess;
+
+  absl::StatusOr<Client> Connect() const;
+
+  // Ends a command: reports an error, to stderr or as {"error": ...}, and sets the exit code.
+  void Finish(const absl::Status& status);
+  // One JSON document on stdout.
+  static void Print(const Json& document);
+};
+
+// Each adds its commands to `app`; `context` outlives it.
+void AddModuleCommands(CLI::App* app, Context* context);      // ls info create rm watch
+void AddTensorCommands(CLI::App* app, Context* context);      // params buffers
+void AddCheckpointCommands(CLI::App* app, Context* context);  // load save checkpoints
+void AddTransferCommands(CLI::App* app, Context* context);    // fetch pin diff
+void AddStepCommands(CLI::App* app, Context* context);        // push optimizer
+
+}  // namespace modelstate::cli
+
+#endif  // MODELSTATE_CLIENT_CLI_CONTEXT_H_

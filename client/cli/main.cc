@@ -1,0 +1,80 @@
+// The `modelstate` command line: a thin layer over client/.
+#include <malloc.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <thread>
+
+#include "client/cli/context.h"
+
+namespace {
+
+constexpr char kFooter[] =
+    "Exit codes:\n"
+    "  0  done\n"
+    "  1  a difference or a negative answer\n"
+    "  2  wrong usage\n"
+    "  3  not found\n"
+    "  4  refused: an argument or the state does not allow it\n"
+    "  5  the server cannot be reached, or took too long\n"
+    "  6  data that arrived, or a file, is corrupt\n"
+    "  130  interrupted\n";
+
+// gRPC allocates for every read and glibc gives the pages back; keep them. Before any thread.
+void TuneMalloc() {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, 2000000000);
+  mallopt(M_TOP_PAD, 64 << 20);
+  mallopt(M_ARENA_MAX, 1);
+#endif
+}
+
+// The first SIGINT or SIGTERM cancels what runs, a second one ends the process.
+void CancelOnSignals(modelstate::client::Cancellation* cancellation) {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGTERM);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  std::thread([signals, cancellation] {
+    int signal = 0;
+    sigwait(&signals, &signal);
+    cancellation->Cancel();
+    sigwait(&signals, &signal);
+    _exit(modelstate::cli::kInterrupted);
+  }).detach();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  using modelstate::cli::Context;
+  TuneMalloc();
+  // Never destroyed: the signal thread uses it to the end.
+  auto* cancellation = new modelstate::client::Cancellation();
+  CancelOnSignals(cancellation);
+
+  Context context;
+  context.interrupt = cancellation;
+  CLI::App app("Looks at, fills, steps and fetches the models of a modelstate server.",
+               "modelstate");
+  app.add_option("--server", context.server, "HOST:PORT of the server")
+      ->envname("MODELSTATE_SERVER")
+      ->capture_default_str();
+  app.add_flag("--json", context.json, "One JSON document on stdout, for programs");
+  app.require_subcommand(1);
+  app.fallthrough();
+  app.footer(kFooter);
+  modelstate::cli::AddModuleCommands(&app, &context);
+  modelstate::cli::AddTensorCommands(&app, &context);
+  modelstate::cli::AddCheckpointCommands(&app, &context);
+  modelstate::cli::AddTransferCommands(&app, &context);
+  modelstate::cli::AddStepCommands(&app, &context);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? modelstate::cli::kSuccess : modelstate::cli::kUsage;
+  }
+  return context.exit_code;
+}

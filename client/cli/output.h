@@ -1,0 +1,58 @@
+#ifndef MODELSTATE_CLIENT_CLI_OUTPUT_H_
+#define MODELSTATE_CLIENT_CLI_OUTPUT_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "client/cli/context.h"
+#include "client/types.h"
+
+namespace modelstate::cli {
+
+// A table for people: columns as wide as their widest cell, numbers to the right.
+class Table {
+ public:
+  explicit Table(std::vector<std::string> header) { rows_.push_back(std::move(header)); }
+  void Add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
+  void Print() const;
+
+ private:
+  std::vector<std::vector<std::string>> rows_;
+};
+
+// "1.2 GiB".
+std::string HumanBytes(uint64_t bytes);
+std::string HumanTime(absl::Time time);
+
+const char* StateName(client::ModuleState state);
+Json ToJson(const Version& version);
+Json ToJson(const client::ModuleInfo& module);
+Json ToJson(const client::TensorInfo& tensor);
+
+// A bar with rate and time left on stderr, when that is a terminal and JSON is not asked for.
+// Thread-compatible.
+class ProgressBar {
+ public:
+  explicit ProgressBar(const Context& context);
+  ~ProgressBar() { Clear(); }
+
+  void Update(const client::Progress& progress);
+  void Clear();
+  client::ProgressCallback callback() {
+    return [this](const client::Progress& progress) { Update(progress); };
+  }
+
+ private:
+  const bool enabled_;
+  bool shown_ = false;
+  std::string phase_;
+  absl::Time phase_start_;
+  uint64_t phase_first_ = 0;
+  absl::Time next_ = absl::InfinitePast();
+};
+
+}  // namespace modelstate::cli
+
+#endif  // MODELSTATE_CLIENT_CLI_OUTPUT_H_
