@@ -37,7 +37,7 @@ T Load(const uint8_t* p) {
   for (size_t i = sizeof(T); i > 0; --i) value = static_cast<T>(value << 8 | p[i - 1]);
   return value;
 }
-uint16_t Load16(const uint8_t* p) { return Load<uint32_t>(p) & 0xFFFF; }
+uint16_t Load16(const uint8_t* p) { return Load<uint16_t>(p); }
 uint32_t Load32(const uint8_t* p) { return Load<uint32_t>(p); }
 uint64_t Load64(const uint8_t* p) { return Load<uint64_t>(p); }
 

@@ -62,7 +62,7 @@ inline std::string ReadWholeFile(const std::string& path) {
 
 inline std::string LittleEndian(uint64_t value, int width) {
   std::string text;
-  for (int i = 0; i < width; ++i) text.push_back(static_cast<char>(value >> (8 * i)));
+  for (int i = 0; i < width; ++i) text.push_back(i < 8 ? static_cast<char>(value >> (8 * i)) : 0);
   return text;
 }
 
