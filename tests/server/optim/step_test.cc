@@ -1,7 +1,9 @@
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -280,6 +282,29 @@ TEST(StepDeterminism, SameBitsWithAnyNumberOfThreads) {
       EXPECT_TRUE(bytes == reference) << threads << " threads";
       EXPECT_EQ(result->grad_norm, norm) << threads << " threads";
     }
+  }
+}
+
+TEST(StepDeterminism, NormDoesNotDependOnTheOrderOfThePush) {
+  constexpr size_t kTensors = 50;
+  constexpr uint64_t kSeed = 7;
+  CpuDevice device(uint64_t{1} << 30);
+  SteppedModule module(device);
+  std::vector<TensorSpec> specs;
+  SteppedModule::Push push;
+  for (size_t i = 0; i < kTensors; ++i) {
+    specs.push_back(SteppedModule::Parameter(absl::StrCat("p", i), {3}));
+    // Of many magnitudes, so that every other order of addition rounds differently.
+    std::vector<float> values = DrawMany<float>(i, 3);
+    for (float& value : values) value = std::ldexp(value * 1.2345678f, static_cast<int>(i % 9));
+    push.emplace_back(absl::StrCat("p", i), SteppedModule::Bytes(values));
+  }
+  module.Create(std::move(specs), Sgd(0.1));
+  const double norm = module.Step(push)->grad_norm;
+  std::mt19937_64 random(kSeed);
+  for (int round = 0; round < 20; ++round) {
+    std::shuffle(push.begin(), push.end(), random);
+    EXPECT_EQ(module.Step(push)->grad_norm, norm) << "seed " << kSeed << " round " << round;
   }
 }
 
