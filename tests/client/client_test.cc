@@ -1,0 +1,156 @@
+#include "client/client.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "tests/client/fake_server.h"
+
+namespace modelstate::client {
+namespace {
+
+using ::testing::ElementsAre;
+
+class ClientTest : public ::testing::Test {
+ protected:
+  FakeServer server_;
+  Client client_ = server_.Connect();
+};
+
+TEST_F(ClientTest, ErrorsKeepReasonAndMetadata) {
+  const absl::Status status = client_.GetModule("x").status();
+  EXPECT_EQ(GetReason(status), Reason::kModuleNotFound);
+  EXPECT_EQ(GetErrorMetadata(status)["module"], "x");
+  EXPECT_EQ(client_.GetModule("m")->state, ModuleState::kReady);
+}
+
+TEST_F(ClientTest, ListingsTurnPages) {
+  const absl::StatusOr<TensorList> parameters = client_.ListParameters("m", {}, true);
+  ASSERT_TRUE(parameters.ok()) << parameters.status();
+  EXPECT_EQ(parameters->tensors.size(), 33u);
+  EXPECT_EQ(parameters->tensors[0].spec.name, "layer1.weight");
+  EXPECT_EQ(parameters->tensors[0].xxh3, Xxh3(server_.bytes(1)));
+  EXPECT_EQ(client_.ListBuffers("m")->tensors.size(), 8u);
+}
+
+TEST_F(ClientTest, FetchIntoMemory) {
+  uint64_t progress = 0;
+  FetchOptions options;
+  options.progress = [&](const Progress& value) { progress = value.done_bytes; };
+  const absl::StatusOr<StateDict> state = client_.Fetch("m", options);
+  ASSERT_TRUE(state.ok()) << state.status();
+  ASSERT_EQ(state->size(), server_.specs.size());
+  for (size_t i = 0; i < state->size(); ++i) {
+    EXPECT_EQ(state->specs()[i].name, server_.specs[i].name);
+    EXPECT_EQ(state->bytes(i), server_.bytes(i)) << i;
+  }
+  EXPECT_EQ(state->bytes(*state->Find("tied.weight")), server_.bytes(7));
+  EXPECT_EQ(state->version(), (Version{77, 5}));
+  EXPECT_EQ(state->verified_digests(), 40u);
+  EXPECT_EQ(progress, server_.layout.total_bytes());
+  EXPECT_FALSE(state->Find("nothing").has_value());
+}
+
+TEST_F(ClientTest, FetchBeginsAgainAfterABreak) {
+  server_.break_after = {0, 20000};
+  const absl::StatusOr<StateDict> state = client_.Fetch("m");
+  ASSERT_TRUE(state.ok()) << state.status();
+  EXPECT_EQ(server_.streams, 3u);
+}
+
+TEST_F(ClientTest, FetchRefusesWrongDigestsAndTruncation) {
+  server_.wrong_digest = true;
+  EXPECT_EQ(GetReason(client_.Fetch("m").status()), Reason::kDigestMismatch);
+  server_.no_trailer = true;
+  EXPECT_EQ(GetReason(client_.Fetch("m").status()), Reason::kChunkInvalid);
+}
+
+class StepTest : public ClientTest {
+ protected:
+  StepTest() {
+    for (size_t i : {39, 1, 2}) {
+      refs_.push_back({server_.specs[i], server_.bytes(i)});
+      refs_.back().spec.kind = TensorKind::kGradient;
+      bytes_.append(reinterpret_cast<const char*>(server_.bytes(i).data()),
+                    server_.bytes(i).size());
+    }
+  }
+
+  std::vector<TensorRef> refs_;
+  std::string bytes_;
+};
+
+TEST_F(StepTest, SendsTensorsInOrder) {
+  StepOptions options;
+  options.worker = "w";
+  options.sequence = 3;
+  const absl::StatusOr<StepResult> result = client_.ApplyStep("m", refs_, options);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->outcome, StepOutcome::kApplied);
+  EXPECT_EQ(server_.step_bytes, bytes_);
+  EXPECT_THAT(server_.step_names, ElementsAre("layer39.weight", "layer1.weight", "layer2.weight"));
+  EXPECT_EQ(server_.step_headers[0].total_bytes(), bytes_.size());
+}
+
+TEST_F(StepTest, NamedStepsAreSentAgain) {
+  server_.fail_steps = 2;
+  StepOptions options;
+  options.worker = "w";
+  options.sequence = 3;
+  ASSERT_TRUE(client_.ApplyStep("m", refs_, options).ok());
+  ASSERT_EQ(server_.step_headers.size(), 3u);
+  EXPECT_EQ(server_.step_headers[2].sequence(), 3u);
+  EXPECT_EQ(server_.step_bytes, bytes_);
+}
+
+TEST_F(StepTest, NamelessStepsAreNot) {
+  server_.fail_steps = 1;
+  EXPECT_TRUE(absl::IsUnavailable(client_.ApplyStep("m", refs_, {}).status()));
+  EXPECT_EQ(server_.step_headers.size(), 1u);
+}
+
+TEST_F(StepTest, ReplayIsAHeaderAlone) {
+  const absl::StatusOr<StepResult> result = client_.ReplayStep("m", "w", 3);
+  ASSERT_TRUE(result.ok());
+  EXPECT_TRUE(result->replayed);
+}
+
+TEST_F(StepTest, BytesMustFitTheSpec) {
+  refs_[1].bytes.remove_suffix(1);
+  const absl::Status status = client_.ApplyStep("m", refs_, {}).status();
+  EXPECT_EQ(GetReason(status), Reason::kInvalidField);
+  EXPECT_EQ(server_.step_headers.size(), 0u);
+}
+
+TEST_F(ClientTest, WatchEndsWhenItsCallbackOrACancellationSaysSo) {
+  uint64_t last = 0;
+  const auto until = [&](uint64_t number) {
+    return [&last, number](const WatchEvent& event) {
+      last = event.module.version.number;
+      return last < number;
+    };
+  };
+  EXPECT_TRUE(client_.Watch("m", until(3)).ok());
+  EXPECT_EQ(last, 3u);
+  Cancellation cancellation;
+  const absl::Status status = client_.Watch(
+      "m",
+      [&](const WatchEvent& event) {
+        if (event.module.version.number == 2) cancellation.Cancel();
+        return true;
+      },
+      &cancellation);
+  EXPECT_TRUE(absl::IsCancelled(status)) << status;
+  EXPECT_TRUE(absl::IsCancelled(client_.Fetch("m", {}, &cancellation).status()));
+}
+
+TEST(Connect, SaysThatNobodyAnswers) {
+  ClientOptions options;
+  options.timeout = absl::Milliseconds(100);
+  EXPECT_TRUE(absl::IsUnavailable(Client::Connect("localhost:1", options).status()));
+}
+
+}  // namespace
+}  // namespace modelstate::client

@@ -1,0 +1,235 @@
+#ifndef MODELSTATE_TESTS_CLIENT_FAKE_SERVER_H_
+#define MODELSTATE_TESTS_CLIENT_FAKE_SERVER_H_
+
+#include <grpcpp/server.h>
+#include <grpcpp/server_builder.h>
+
+#include <algorithm>
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "client/client.h"
+#include "common/base/digest.h"
+#include "common/base/state_layout.h"
+#include "common/base/status.h"
+#include "common/wire/convert.h"
+#include "common/wire/status_mapping.h"
+#include "modelstate/v1/service.grpc.pb.h"
+
+namespace modelstate {
+
+// A server of one module "m" that speaks plain protobuf and can be told to misbehave. Its knobs are
+// set between calls.
+class FakeServer final : public v1::ModelState::Service {
+ public:
+  FakeServer() {
+    for (int i = 0; i < 40; ++i) {
+      TensorSpec spec;
+      spec.name = absl::StrCat("layer", i, ".weight");
+      spec.kind = i % 5 == 0 ? TensorKind::kBuffer : TensorKind::kParameter;
+      spec.dtype = i % 3 == 0 ? DType::kBF16 : DType::kF32;
+      spec.shape = *Shape::Create({i, 100});
+      specs.push_back(std::move(spec));
+    }
+    TensorSpec tied = specs[7];
+    tied.name = "tied.weight";
+    tied.alias_of = specs[7].name;
+    specs.push_back(std::move(tied));
+    layout = StateLayout(specs);
+    std::mt19937 random(11);
+    region.resize(layout.total_bytes());
+    for (char& c : region) c = static_cast<char>(random());
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort("localhost:0", grpc::InsecureServerCredentials(), &port_);
+    builder.RegisterService(this);
+    server_ = builder.BuildAndStart();
+  }
+  ~FakeServer() override { server_->Shutdown(std::chrono::system_clock::now()); }
+
+  Client Connect() const {
+    ClientOptions options;
+    options.timeout = absl::Seconds(30);
+    options.initial_backoff = absl::Milliseconds(1);
+    options.max_backoff = absl::Milliseconds(5);
+    return *Client::Connect(absl::StrCat("localhost:", port_), options);
+  }
+
+  absl::Span<const uint8_t> bytes(size_t index) const {
+    const ByteRange range = layout.range(index);
+    return absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(region.data()), region.size())
+        .subspan(range.begin, range.size());
+  }
+
+  std::vector<TensorSpec> specs;
+  StateLayout layout;
+  std::string region;
+  uint64_t version = 5;
+
+  // Each stream of the list ends with UNAVAILABLE after so many bytes; later ones are whole.
+  std::vector<uint64_t> break_after;
+  bool no_trailer = false;
+  bool wrong_digest = false;
+  size_t streams = 0;
+  uint64_t sent_bytes = 0;
+  std::string held = "pin-1";  // the snapshot that is held
+  int pins = 0;
+  int releases = 0;
+
+  int fail_steps = 0;  // the next so many ApplyStep calls end with UNAVAILABLE after the trailer
+  std::vector<v1::StepHeader> step_headers;
+  std::string step_bytes;
+  std::vector<std::string> step_names;
+
+ private:
+  using Context = grpc::ServerContext;
+
+  grpc::Status GetModule(Context*, const v1::GetModuleRequest* request,
+                         v1::Module* response) override {
+    if (request->module() != "m") {
+      return ToGrpcStatus(MakeError(Reason::kModuleNotFound, "no module \"x\"", {{"module", "x"}}));
+    }
+    response->set_name("m");
+    response->set_state(v1::READY);
+    return grpc::Status::OK;
+  }
+
+  void List(bool buffers, const v1::ListTensorsRequest& request,
+            v1::ListTensorsResponse* response) const {
+    // Seven on a page, so that the client must turn pages.
+    size_t i = request.page_token().empty() ? 0 : std::stoul(request.page_token());
+    for (; i < specs.size() && response->tensors_size() < 7; ++i) {
+      if ((specs[i].kind == TensorKind::kBuffer) != buffers) continue;
+      v1::TensorInfo* info = response->add_tensors();
+      TensorSpecToProto(specs[i], info);
+      info->set_changed_version(1);
+      if (request.digests()) info->set_xxh3(DigestToHex(Xxh3(bytes(i))));
+    }
+    if (i < specs.size()) response->set_next_page_token(absl::StrCat(i));
+    VersionToProto({77, version}, response->mutable_version());
+  }
+  grpc::Status ListParameters(Context*, const v1::ListTensorsRequest* request,
+                              v1::ListTensorsResponse* response) override {
+    List(false, *request, response);
+    return grpc::Status::OK;
+  }
+  grpc::Status ListBuffers(Context*, const v1::ListTensorsRequest* request,
+                           v1::ListTensorsResponse* response) override {
+    List(true, *request, response);
+    return grpc::Status::OK;
+  }
+
+  grpc::Status PinSnapshot(Context*, const v1::PinSnapshotRequest* request,
+                           v1::Snapshot* response) override {
+    if (request->snapshot_id().empty()) {
+      held = absl::StrCat("pin-", ++pins);
+    } else if (request->snapshot_id() != held) {
+      return ToGrpcStatus(MakeError(Reason::kSnapshotNotFound, "no such pin"));
+    }
+    response->set_snapshot_id(held);
+    VersionToProto({77, version}, response->mutable_version());
+    return grpc::Status::OK;
+  }
+  grpc::Status ReleaseSnapshot(Context*, const v1::ReleaseSnapshotRequest*,
+                               v1::ReleaseSnapshotResponse*) override {
+    ++releases;
+    return grpc::Status::OK;
+  }
+
+  grpc::Status StreamStateDict(Context*, const v1::StreamStateDictRequest* request,
+                               grpc::ServerWriter<v1::StatePart>* writer) override {
+    if (!request->snapshot_id().empty() && request->snapshot_id() != held) {
+      return ToGrpcStatus(MakeError(Reason::kSnapshotNotFound, "no such pin"));
+    }
+    const uint64_t limit = streams < break_after.size() ? break_after[streams] : UINT64_MAX;
+    ++streams;
+    v1::StatePart part;
+    v1::Header& header = *part.mutable_header();
+    header.set_module("m");
+    VersionToProto({77, version}, header.mutable_version());
+    header.set_layout_digest(layout.digest());
+    header.set_tensor_count(specs.size());
+    header.set_total_bytes(layout.total_bytes());
+    writer->Write(part);
+    part.mutable_tensors();
+    for (size_t i = 0; i < specs.size(); ++i) {
+      v1::TensorInfo* info = part.mutable_tensors()->add_tensors();
+      TensorSpecToProto(specs[i], info);
+      info->set_offset(layout.range(i).begin);
+    }
+    writer->Write(part);
+    std::vector<ByteRange> ranges = *ByteRangesFromProto(request->ranges());
+    if (ranges.empty()) ranges.push_back({0, layout.total_bytes()});
+    uint64_t sent = 0;
+    for (const ByteRange& range : ranges) {
+      for (uint64_t pos = range.begin; pos < range.end;) {
+        const uint64_t size = std::min<uint64_t>(5000, range.end - pos);
+        if (sent + size > limit) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "broken");
+        part.mutable_chunk()->set_offset(pos);
+        part.mutable_chunk()->set_data(region.substr(pos, size));
+        writer->Write(part);
+        sent += size;
+        sent_bytes += size;
+        pos += size;
+      }
+    }
+    if (no_trailer) return grpc::Status::OK;
+    part.mutable_trailer()->set_total_bytes(sent);
+    for (uint32_t i = 0; i < specs.size(); ++i) {
+      const ByteRange place = layout.range(i);
+      const bool whole =
+          std::any_of(ranges.begin(), ranges.end(), [&place](const ByteRange& range) {
+            return range.begin <= place.begin && place.end <= range.end;
+          });
+      if (!layout.owns_bytes(i) || !whole) continue;
+      v1::TensorDigest* digest = part.mutable_trailer()->add_digests();
+      digest->set_index(i);
+      digest->set_xxh3(DigestToHex(Xxh3(bytes(i)) + (wrong_digest && i == 3 ? 1 : 0)));
+    }
+    writer->Write(part);
+    return grpc::Status::OK;
+  }
+
+  grpc::Status ApplyStep(Context*, grpc::ServerReader<v1::StepPart>* reader,
+                         v1::ApplyStepResponse* response) override {
+    step_bytes.clear();
+    step_names.clear();
+    v1::StepPart part;
+    bool trailer = false;
+    while (reader->Read(&part)) {
+      if (part.has_header()) step_headers.push_back(part.header());
+      for (const v1::TensorInfo& info : part.tensors().tensors()) step_names.push_back(info.name());
+      step_bytes += part.chunk().data();
+      trailer |= part.has_trailer();
+    }
+    if (fail_steps > 0) {
+      --fail_steps;
+      return grpc::Status(grpc::StatusCode::UNAVAILABLE, "the answer is lost");
+    }
+    response->set_outcome(v1::APPLIED);
+    response->set_replayed(!trailer);
+    response->set_step(1);
+    return grpc::Status::OK;
+  }
+
+  grpc::Status WatchModule(Context* context, const v1::WatchModuleRequest*,
+                           grpc::ServerWriter<v1::WatchModuleResponse>* writer) override {
+    v1::WatchModuleResponse response;
+    response.set_last_mutation(v1::STEP);
+    for (uint64_t number = 1; !context->IsCancelled(); ++number) {
+      response.mutable_module()->mutable_version()->set_number(number);
+      if (!writer->Write(response)) break;
+    }
+    return grpc::Status::CANCELLED;
+  }
+
+  int port_ = 0;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_TESTS_CLIENT_FAKE_SERVER_H_

@@ -1,0 +1,168 @@
+#include "client/files/fetch_to_file.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "client/files/tensor_file.h"
+#include "common/format/checkpoint_reader.h"
+#include "tests/client/fake_server.h"
+
+namespace modelstate::client {
+namespace {
+
+using ::testing::HasSubstr;
+
+class FetchToFileTest : public ::testing::Test {
+ protected:
+  FetchToFileTest() {
+    std::filesystem::remove_all(folder_);
+    std::filesystem::create_directories(folder_);
+  }
+  ~FetchToFileTest() override { std::filesystem::remove_all(folder_); }
+
+  // The file is read as any safetensors file is, and equals the server's state.
+  void ExpectWholeFile() {
+    absl::StatusOr<File> file = OpenForRead(path_);
+    ASSERT_TRUE(file.ok()) << file.status();
+    absl::StatusOr<std::unique_ptr<CheckpointReader>> reader = OpenCheckpoint(*std::move(file));
+    ASSERT_TRUE(reader.ok()) << reader.status();
+    size_t found = 0;
+    for (size_t k = 0; k < (*reader)->tensors().size(); ++k) {
+      const StoredTensor& tensor = (*reader)->tensors()[k];
+      for (size_t i = 0; i < server_.specs.size(); ++i) {
+        if (server_.specs[i].name != tensor.name) continue;
+        ++found;
+        EXPECT_EQ(tensor.kind, server_.specs[i].kind) << tensor.name;
+        std::vector<uint8_t> bytes(tensor.nbytes());
+        // Read checks the digests that the header carries.
+        ASSERT_TRUE((*reader)->Read(k, absl::MakeSpan(bytes)).ok());
+        EXPECT_EQ(absl::MakeConstSpan(bytes), server_.bytes(i)) << tensor.name;
+      }
+    }
+    EXPECT_EQ(found, server_.specs.size());
+    EXPECT_FALSE(std::filesystem::exists(path_ + ".partial"));
+    EXPECT_FALSE(std::filesystem::exists(path_ + ".partial.json"));
+  }
+
+  FakeServer server_;
+  Client client_ = server_.Connect();
+  const std::filesystem::path folder_ =
+      std::filesystem::path(::testing::TempDir()) /
+      ::testing::UnitTest::GetInstance()->current_test_info()->name();
+  const std::string path_ = (folder_ / "m.safetensors").string();
+};
+
+TEST_F(FetchToFileTest, WritesAWholeFile) {
+  const absl::StatusOr<FetchToFileResult> result = FetchToFile(client_, "m", path_);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->verified_digests, 40u);
+  EXPECT_EQ(result->tensors_with_bytes, 40u);
+  EXPECT_EQ(result->version, (Version{77, 5}));
+  EXPECT_EQ(result->file_bytes, std::filesystem::file_size(path_));
+  EXPECT_EQ(server_.releases, 1);
+  ExpectWholeFile();
+}
+
+TEST_F(FetchToFileTest, AfterABreakOnlyTheMissingBytesAreSent) {
+  server_.break_after = {43000, 5000, 12345};
+  const absl::StatusOr<FetchToFileResult> result = FetchToFile(client_, "m", path_);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(server_.streams, 4u);
+  EXPECT_EQ(server_.sent_bytes, server_.layout.total_bytes()) << "no byte twice";
+  EXPECT_EQ(result->verified_digests, 40u) << "those of broken streams by the server's listing";
+  EXPECT_EQ(server_.pins, 1);
+  ExpectWholeFile();
+}
+
+TEST_F(FetchToFileTest, ResumesInAnotherCallWhileThePinIsHeld) {
+  server_.break_after = std::vector<uint64_t>(20, 0);
+  server_.break_after[0] = 50000;
+  EXPECT_TRUE(absl::IsUnavailable(FetchToFile(client_, "m", path_).status()));
+  EXPECT_TRUE(std::filesystem::exists(path_ + ".partial"));
+  EXPECT_FALSE(std::filesystem::exists(path_));
+  server_.break_after.clear();
+  FetchToFileOptions options;
+  options.resume = true;
+  const absl::StatusOr<FetchToFileResult> result = FetchToFile(client_, "m", path_, options);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_TRUE(result->resumed);
+  EXPECT_EQ(result->received_bytes, server_.layout.total_bytes() - 50000);
+  EXPECT_EQ(result->verified_digests, 40u);
+  EXPECT_EQ(server_.pins, 1);
+  ExpectWholeFile();
+}
+
+TEST_F(FetchToFileTest, BeginsAnewAndSaysSoWhenThePinIsGone) {
+  server_.break_after = std::vector<uint64_t>(20, 0);
+  server_.break_after[0] = 50000;
+  EXPECT_FALSE(FetchToFile(client_, "m", path_).ok());
+  server_.break_after.clear();
+  server_.held = "another";
+  FetchToFileOptions options;
+  options.resume = true;
+  const absl::StatusOr<FetchToFileResult> result = FetchToFile(client_, "m", path_, options);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_FALSE(result->resumed);
+  EXPECT_THAT(result->note, HasSubstr("version 5 is no longer held"));
+  EXPECT_EQ(result->received_bytes, server_.layout.total_bytes());
+  ExpectWholeFile();
+}
+
+TEST_F(FetchToFileTest, AnotherSelectionBeginsAnew) {
+  server_.break_after = std::vector<uint64_t>(20, 0);
+  EXPECT_FALSE(FetchToFile(client_, "m", path_).ok());
+  server_.break_after.clear();
+  FetchToFileOptions options;
+  options.resume = true;
+  options.selection.prefixes = {"layer"};
+  const absl::StatusOr<FetchToFileResult> result = FetchToFile(client_, "m", path_, options);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->note, HasSubstr("another module or selection"));
+}
+
+TEST_F(FetchToFileTest, WrongBytesLeaveNothingBehind) {
+  server_.wrong_digest = true;
+  EXPECT_EQ(GetReason(FetchToFile(client_, "m", path_).status()), Reason::kDigestMismatch);
+  EXPECT_TRUE(std::filesystem::is_empty(folder_));
+}
+
+TEST_F(FetchToFileTest, BytesThatRotOnTheDiskAreFound) {
+  server_.break_after = std::vector<uint64_t>(20, 0);
+  server_.break_after[0] = 50000;
+  EXPECT_FALSE(FetchToFile(client_, "m", path_).ok());
+  server_.break_after.clear();
+  {
+    const absl::StatusOr<File> check = OpenForRead(path_ + ".partial");
+    const uint64_t size = *check->Size();
+    FILE* file = std::fopen((path_ + ".partial").c_str(), "r+");
+    std::fseek(file, static_cast<long>(size - 30000), SEEK_SET);
+    std::fputc('!', file);
+    std::fclose(file);
+  }
+  FetchToFileOptions options;
+  options.resume = true;
+  EXPECT_EQ(GetReason(FetchToFile(client_, "m", path_, options).status()), Reason::kDigestMismatch);
+}
+
+TEST_F(FetchToFileTest, FilesAreReadBackAndCompared) {
+  ASSERT_TRUE(FetchToFile(client_, "m", path_).ok());
+  const absl::StatusOr<TensorFile> file = TensorFile::Read(path_);
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_EQ(file->refs(TensorKind::kGradient).size(), server_.specs.size());
+  const std::string other = (folder_ / "other.safetensors").string();
+  server_.region[server_.layout.range(4).begin] ^= 1;
+  ASSERT_TRUE(FetchToFile(client_, "m", other).ok());
+  EXPECT_TRUE(CompareTensorFiles(path_, path_)->differences.empty());
+  const absl::StatusOr<FileComparison> comparison = CompareTensorFiles(path_, other);
+  ASSERT_TRUE(comparison.ok());
+  ASSERT_EQ(comparison->differences.size(), 1u);
+  EXPECT_EQ(comparison->differences[0].name, "layer4.weight");
+  EXPECT_EQ(comparison->differences[0].what, "1 of 1600 bytes differ");
+}
+
+}  // namespace
+}  // namespace modelstate::client
