@@ -1,0 +1,40 @@
+#include <vector>
+
+#include "common/base/status.h"
+#include "server/rpc/module_convert.h"
+#include "server/rpc/page_token.h"
+#include "server/rpc/service.h"
+#include "server/rpc/unary_handler.h"
+
+namespace modelstate {
+
+grpc::ServerUnaryReactor* ModelStateService::ListCheckpoints(
+    Context*, const v1::ListCheckpointsRequest* request, v1::ListCheckpointsResponse* response) {
+  return UnaryHandler::AnswerOnIoThread(runtime_, [this, request, response]() -> absl::Status {
+    MS_ASSIGN_OR_RETURN(const size_t page_size, PageSize(request->page_size(), 100, 1000));
+    v1::ListCheckpointsRequest listing = *request;
+    listing.clear_page_size();
+    listing.clear_page_token();
+    const std::string scope = PageScope(listing, "checkpoints");
+    MS_ASSIGN_OR_RETURN(const std::string after, DecodePageToken(scope, request->page_token()));
+    const std::string directory = request->directory().empty() ? "." : request->directory();
+    // One more than the page tells whether there is another; it must not be verified for that.
+    MS_ASSIGN_OR_RETURN(std::vector<CheckpointInfo> found,
+                        runtime_.checkpoints->List(directory, after, page_size, request->verify()));
+    for (const CheckpointInfo& info : found) CheckpointToProto(info, response->add_checkpoints());
+    if (found.size() == page_size) {
+      MS_ASSIGN_OR_RETURN(const std::vector<CheckpointInfo> more,
+                          runtime_.checkpoints->List(directory, found.back().path, 1, false));
+      if (!more.empty()) response->set_next_page_token(EncodePageToken(scope, found.back().path));
+    }
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* ModelStateService::DeleteCheckpoint(
+    Context*, const v1::DeleteCheckpointRequest* request, v1::DeleteCheckpointResponse*) {
+  return UnaryHandler::AnswerOnIoThread(
+      runtime_, [this, request] { return runtime_.checkpoints->Delete(request->path()); });
+}
+
+}  // namespace modelstate

@@ -1,0 +1,109 @@
+#ifndef MODELSTATE_SERVER_RPC_JOB_HANDLER_H_
+#define MODELSTATE_SERVER_RPC_JOB_HANDLER_H_
+
+#include <optional>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "server/checkpoint/checkpoint_job.h"
+#include "server/rpc/server_stream_handler.h"
+
+namespace modelstate {
+
+// A call that runs a job on an I/O thread: it answers with the job's progress, then its result.
+// Progress is conflated: at most about ten messages a second, the newest, and each phase's first
+// and last. A caller that goes cancels the job; the call ends when the job has.
+template <typename Response>
+class JobHandler : public ServerStreamHandler<Response> {
+ protected:
+  using Base = ServerStreamHandler<Response>;
+  using typename Base::Turn;
+
+  JobHandler(Runtime& runtime, grpc::CallbackServerContext* context) : Base(runtime, context) {}
+
+  // The job. Runs on an I/O thread; calls End once, then or later.
+  virtual void Run() = 0;
+
+  // From any thread. `response` has the result, and is only sent when OK.
+  void End(absl::Status status, Response response = Response()) {
+    {
+      absl::MutexLock lock(&mutex_);
+      end_ = std::move(status);
+      result_ = std::move(response);
+    }
+    this->Wake();
+  }
+
+  const JobControl& control() const { return control_; }
+
+ private:
+  // Bound before the job begins, and called by it alone.
+  struct Reporter {
+    JobHandler* handler;
+    void operator()(const JobProgress& progress) const { handler->Report(progress); }
+  };
+
+  void Report(const JobProgress& progress) {
+    {
+      absl::MutexLock lock(&mutex_);
+      const absl::Time now = absl::Now();
+      const bool edge = progress.phase != phase_ || progress.done_bytes == progress.total_bytes;
+      if (!edge && now - reported_ < absl::Milliseconds(100)) return;
+      phase_ = progress.phase;
+      reported_ = now;
+      progress_ = progress;
+    }
+    this->Wake();
+  }
+
+  Turn Next(Response* message, absl::Status* status) final {
+    if (!started_) {
+      started_ = true;
+      this->runtime_.PostIo([this, self = this->Share()] { Run(); });
+      return Turn::kWait;
+    }
+    absl::MutexLock lock(&mutex_);
+    if (this->gone()) {
+      if (!end_) return Turn::kWait;
+      *status = this->GoneStatus();
+      return Turn::kEnd;
+    }
+    if (progress_ && (!end_ || end_->ok())) {
+      message->Clear();
+      message->mutable_progress()->set_phase(progress_->phase);
+      message->mutable_progress()->set_done_bytes(progress_->done_bytes);
+      message->mutable_progress()->set_total_bytes(progress_->total_bytes);
+      progress_.reset();
+      return Turn::kMessage;
+    }
+    if (!end_) return Turn::kWait;
+    if (end_->ok() && result_) {
+      *message = *std::move(result_);
+      result_.reset();
+      return Turn::kMessage;
+    }
+    *status = *end_;
+    return Turn::kEnd;
+  }
+
+  void OnGone() final { control_.Cancel(); }
+
+  const Reporter reporter_{this};
+  JobControl control_{reporter_};
+  bool started_ = false;  // by turns
+
+  absl::Mutex mutex_;
+  const char* phase_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  absl::Time reported_ ABSL_GUARDED_BY(mutex_);
+  std::optional<JobProgress> progress_ ABSL_GUARDED_BY(mutex_);
+  std::optional<absl::Status> end_ ABSL_GUARDED_BY(mutex_);
+  std::optional<Response> result_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_SERVER_RPC_JOB_HANDLER_H_

@@ -1,0 +1,101 @@
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "common/base/status.h"
+#include "server/checkpoint/checkpoint_source.h"
+#include "server/rpc/job_handler.h"
+#include "server/rpc/module_convert.h"
+#include "server/rpc/module_factory.h"
+#include "server/rpc/service.h"
+
+namespace modelstate {
+namespace {
+
+class LoadCheckpointHandler final : public JobHandler<v1::LoadCheckpointResponse> {
+ public:
+  LoadCheckpointHandler(Runtime& runtime, grpc::CallbackServerContext* context,
+                        const v1::LoadCheckpointRequest* request)
+      : JobHandler(runtime, context), request_(*request) {}
+
+ private:
+  void Run() override {
+    if (absl::Status status = Load(); !status.ok()) Fail(std::move(status));
+  }
+
+  // Everything up to the commit, which ends the job.
+  absl::Status Load() {
+    MS_RETURN_IF_ERROR(FindOrCreateModule());
+    MS_ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointSource> source,
+                        CheckpointSource::Open(runtime_.checkpoints->root(), request_.path(),
+                                               request_.state_dict_key()));
+    MS_ASSIGN_OR_RETURN(LoadPlan plan, LoadPlan::Create(module_->name(), module_->Current()->schema,
+                                                        source->incoming(),
+                                                        LoadOptionsFromProto(request_.options())));
+    MS_ASSIGN_OR_RETURN(StagedLoad staged, source->Stage(std::move(plan), module_->device(),
+                                                         *module_->environment().push_budget,
+                                                         *runtime_.readers, control()));
+    std::optional<RestoredState> restored;
+    if (!request_.weights_only()) {
+      MS_ASSIGN_OR_RETURN(restored, source->Restore(*staged.plan.schema, module_->device(),
+                                                    control(), runtime_.readers.get()));
+    }
+    MS_RETURN_IF_ERROR(control().CheckNotCancelled());
+    v1::LoadCheckpointResponse response;
+    v1::LoadCheckpointResult* result = response.mutable_result();
+    LoadPlanToProto(staged.plan, result->mutable_load());
+    result->set_format(source->format());
+    result->set_optimizer_loaded(restored && restored->optimizer != nullptr);
+    result->set_read_bytes(source->read_bytes());
+    const uint64_t bytes = staged.plan.total_bytes;
+    control().Report({"commit", bytes, bytes});
+    module_->CommitLoad(
+        std::move(staged), std::nullopt, std::move(restored),
+        [this, self = Share(),
+         response = std::move(response)](absl::StatusOr<VersionRef> version) mutable {
+          if (!version.ok()) return Fail(version.status());
+          ModuleToProto(*module_, **version,
+                        response.mutable_result()->mutable_load()->mutable_module());
+          End(absl::OkStatus(), std::move(response));
+        });
+    return absl::OkStatus();
+  }
+
+  absl::Status FindOrCreateModule() {
+    absl::StatusOr<std::shared_ptr<ModuleInstance>> module = runtime_.FindModule(request_.module());
+    if (!module.ok() && request_.create_module() &&
+        GetReason(module.status()) == Reason::kModuleNotFound) {
+      module = CreateEmptyModule(runtime_, request_.module());
+      created_ = module.ok();
+    }
+    MS_RETURN_IF_ERROR(module.status());
+    module_ = *std::move(module);
+    return absl::OkStatus();
+  }
+
+  // A module that was made for this load goes with it, unless another load has filled it.
+  void Fail(absl::Status status) {
+    const bool remove = created_ && module_->state() == ModuleState::kEmpty &&
+                        runtime_.registry->Find(module_->name()).value_or(nullptr) == module_;
+    if (!remove) return End(std::move(status));
+    absl::Status deleted =
+        runtime_.registry->Delete(module_->name(), [this, self = Share(), status] { End(status); });
+    if (!deleted.ok()) End(std::move(status));
+  }
+
+  const v1::LoadCheckpointRequest request_;
+  std::shared_ptr<ModuleInstance> module_;
+  bool created_ = false;
+};
+
+}  // namespace
+
+grpc::ServerWriteReactor<v1::LoadCheckpointResponse>* ModelStateService::LoadCheckpoint(
+    Context* context, const v1::LoadCheckpointRequest* request) {
+  auto* handler = new LoadCheckpointHandler(runtime_, context, request);
+  handler->Wake();
+  return handler;
+}
+
+}  // namespace modelstate

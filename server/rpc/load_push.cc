@@ -1,0 +1,176 @@
+#include "server/rpc/load_push.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+#include "common/base/tensor_cast.h"
+#include "common/wire/convert.h"
+#include "common/wire/part_codec.h"
+#include "server/rpc/module_convert.h"
+#include "server/rpc/push_admission.h"
+
+namespace modelstate {
+namespace {
+
+constexpr size_t kScratchBytes = size_t{64} << 10;
+
+IncomingTensor ToIncoming(const ReceivedTensor& tensor) {
+  IncomingTensor incoming;
+  incoming.name = tensor.spec.name;
+  incoming.dtype = tensor.spec.dtype;
+  incoming.shape = tensor.spec.shape;
+  incoming.kind = tensor.stated_kind;
+  if (tensor.stated_kind) incoming.kind_rule = "request";
+  incoming.requires_grad = tensor.stated_requires_grad;
+  incoming.alias_of = tensor.spec.alias_of;
+  return incoming;
+}
+
+// For each entry of a table, the one that its bytes come with: itself, or the first of the names
+// that are tied together.
+std::vector<uint32_t> FindHolders(absl::Span<const ReceivedTensor> tensors) {
+  absl::flat_hash_map<absl::string_view, uint32_t> first;
+  std::vector<uint32_t> holders(tensors.size());
+  for (uint32_t i = 0; i < tensors.size(); ++i) {
+    const TensorSpec& spec = tensors[i].spec;
+    const absl::string_view owner = spec.is_alias() ? spec.alias_of : spec.name;
+    // An alias with values of its own is its own holder.
+    holders[i] =
+        tensors[i].owns_bytes || tensors[i].values ? i : first.emplace(owner, i).first->second;
+    first.emplace(owner, i);
+  }
+  return holders;
+}
+
+}  // namespace
+
+void LoadPush::OnMessage(grpc::ByteBuffer* message) {
+  const bool first = !receiver_.has_header();
+  absl::StatusOr<PartKind> kind = receiver_.Receive(message, &header_);
+  if (!kind.ok()) return Fail(kind.status());
+  if (first && *kind == PartKind::kHeader) {
+    if (absl::Status status = Begin(); !status.ok()) return Fail(status);
+  }
+  call_.ReadNext();
+}
+
+void LoadPush::Fail(const absl::Status& status) {
+  arrivals_.clear();
+  targets_.clear();
+  staged_.reset();
+  call_.Finish(status);
+}
+
+absl::Status LoadPush::Begin() {
+  MS_ASSIGN_OR_RETURN(module_, runtime_.FindModule(header_.module()));
+  MS_RETURN_IF_ERROR(CheckPushFits(*module_->environment().push_budget, header_.total_bytes()));
+  TensorReceiver::Options options;
+  options.tensor_count = header_.tensor_count();
+  options.total_bytes = header_.total_bytes();
+  return receiver_.Begin(std::move(options));
+}
+
+absl::Status LoadPush::OnTable(absl::Span<const ReceivedTensor> tensors) {
+  std::vector<IncomingTensor> incoming;
+  incoming.reserve(tensors.size());
+  for (const ReceivedTensor& tensor : tensors) {
+    if (tensor.stated_kind && *tensor.stated_kind != TensorKind::kParameter &&
+        *tensor.stated_kind != TensorKind::kBuffer) {
+      return MakeError(Reason::kInvalidField,
+                       absl::StrCat("tensor \"", tensor.spec.name, "\" has kind ",
+                                    TensorKindName(*tensor.stated_kind),
+                                    "; a state_dict holds parameters and buffers"),
+                       {{"tensor", tensor.spec.name}});
+    }
+    incoming.push_back(ToIncoming(tensor));
+  }
+  MS_ASSIGN_OR_RETURN(LoadPlan plan,
+                      LoadPlan::Create(module_->name(), module_->Current()->schema, incoming,
+                                       LoadOptionsFromProto(header_.options())));
+  holder_ = FindHolders(tensors);
+  // What arrives in another dtype is held twice until it is cast.
+  uint64_t bytes = plan.total_bytes;
+  for (const LoadPlan::Item& item : plan.items) {
+    if (item.source_dtype != item.target_dtype) bytes += tensors[item.source].spec.nbytes();
+  }
+  Device& device = module_->device();
+  staged_.emplace();
+  MS_ASSIGN_OR_RETURN(staged_->reservation, module_->environment().push_budget->Reserve(bytes));
+  arrivals_.resize(tensors.size());
+  targets_.resize(plan.items.size());
+  for (size_t i = 0; i < plan.items.size(); ++i) {
+    const LoadPlan::Item& item = plan.items[i];
+    const uint32_t holder = holder_[item.source];
+    MS_ASSIGN_OR_RETURN(targets_[i], TensorStorage::Allocate(device, item.target_bytes));
+    if (arrivals_[holder]) continue;  // two targets of one source: copied at the end
+    if (item.source_dtype == item.target_dtype) {
+      arrivals_[holder] = targets_[i];
+    } else {
+      MS_ASSIGN_OR_RETURN(arrivals_[holder],
+                          TensorStorage::Allocate(device, tensors[holder].spec.nbytes()));
+    }
+  }
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (!tensors[i].values || !arrivals_[i]) continue;
+    std::memcpy(arrivals_[i]->MutableHostBytes().data(), tensors[i].values->data(),
+                tensors[i].values->size());
+  }
+  staged_->plan = std::move(plan);
+  scratch_.resize(kScratchBytes);
+  return absl::OkStatus();
+}
+
+absl::Span<uint8_t> LoadPush::Destination(size_t index, uint64_t offset, uint64_t max) {
+  if (arrivals_[index]) return arrivals_[index]->MutableHostBytes().subspan(offset, max);
+  return absl::MakeSpan(scratch_).subspan(0, std::min<uint64_t>(max, kScratchBytes));
+}
+
+void LoadPush::OnEnd() {
+  if (absl::Status status = receiver_.CheckFinished(); !status.ok()) return Fail(status);
+  runtime_.PostIo([this] {
+    if (absl::Status status = CompleteItems(); !status.ok()) return Fail(status);
+    Commit();
+  });
+}
+
+absl::Status LoadPush::CompleteItems() {
+  if (!staged_) return absl::InternalError("a load ended without its table");
+  for (size_t i = 0; i < staged_->plan.items.size(); ++i) {
+    const LoadPlan::Item& item = staged_->plan.items[i];
+    const RefPtr<TensorStorage>& arrival = arrivals_[holder_[item.source]];
+    if (arrival != targets_[i]) {
+      const TensorSpec& spec = receiver_.tensors()[item.source].spec;
+      CastElements(item.source_dtype, arrival->HostBytes().data(), item.target_dtype,
+                   targets_[i]->MutableHostBytes().data(), spec.shape.num_elements());
+    } else if (std::optional<uint64_t> digest = receiver_.digest(item.source)) {
+      targets_[i]->CacheDigest(*digest);
+    }
+  }
+  arrivals_.clear();
+  for (RefPtr<TensorStorage>& target : targets_) staged_->storages.push_back(std::move(target));
+  targets_.clear();
+  return absl::OkStatus();
+}
+
+void LoadPush::Commit() {
+  v1::LoadResult result;
+  LoadPlanToProto(staged_->plan, &result);
+  std::optional<Version> base;
+  if (header_.has_base()) base = VersionFromProto(header_.base());
+  StagedLoad load = *std::move(staged_);
+  staged_.reset();
+  module_->CommitLoad(
+      std::move(load), base, std::nullopt,
+      [this, result = std::move(result)](absl::StatusOr<VersionRef> version) mutable {
+        if (!version.ok()) return call_.Finish(version.status());
+        ModuleToProto(*module_, **version, result.mutable_module());
+        call_.Finish(absl::OkStatus(), SerializeMessage(result));
+      });
+}
+
+}  // namespace modelstate

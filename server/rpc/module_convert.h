@@ -1,0 +1,40 @@
+#ifndef MODELSTATE_SERVER_RPC_MODULE_CONVERT_H_
+#define MODELSTATE_SERVER_RPC_MODULE_CONVERT_H_
+
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "google/protobuf/repeated_ptr_field.h"
+#include "modelstate/v1/checkpoint.pb.h"
+#include "modelstate/v1/state.pb.h"
+#include "modelstate/v1/step.pb.h"
+#include "modelstate/v1/types.pb.h"
+#include "server/checkpoint/checkpoint_store.h"
+#include "server/module/module_instance.h"
+
+// The server's domain <-> the wire. Errors are INVALID_FIELD and name the field.
+namespace modelstate {
+
+void ModuleToProto(const ModuleInstance& module, const ModuleVersion& version, v1::Module* proto);
+
+Hyperparameters HyperparametersFromProto(const v1::Hyperparameters& proto);
+void HyperparametersToProto(const Hyperparameters& hyperparameters, v1::Hyperparameters* proto);
+
+// UNIMPLEMENTED for rounds with a quorum.
+absl::StatusOr<OptimizerConfig> OptimizerConfigFromProto(const v1::OptimizerConfig& proto);
+void OptimizerToProto(const ModuleInstance& module, const ModuleVersion& version,
+                      const Optimizer& optimizer, v1::Optimizer* proto);
+
+std::vector<GroupOverride> GroupOverridesFromProto(
+    const google::protobuf::RepeatedPtrField<v1::GroupOverride>& proto);
+void StepAnswerToProto(const StepAnswer& answer, v1::ApplyStepResponse* proto);
+
+LoadOptions LoadOptionsFromProto(const v1::LoadOptions& proto);
+// All but the module: decisions, keys and how many tensors.
+void LoadPlanToProto(const LoadPlan& plan, v1::LoadResult* proto);
+
+void CheckpointToProto(const CheckpointInfo& info, v1::Checkpoint* proto);
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_SERVER_RPC_MODULE_CONVERT_H_

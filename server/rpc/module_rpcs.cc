@@ -1,0 +1,93 @@
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+#include "common/wire/convert.h"
+#include "server/rpc/module_convert.h"
+#include "server/rpc/module_factory.h"
+#include "server/rpc/page_token.h"
+#include "server/rpc/service.h"
+#include "server/rpc/unary_handler.h"
+
+namespace modelstate {
+
+grpc::ServerUnaryReactor* ModelStateService::CreateModule(Context*,
+                                                          const v1::CreateModuleRequest* request,
+                                                          v1::Module* response) {
+  return UnaryHandler::AnswerOnIoThread(runtime_, [this, request, response]() -> absl::Status {
+    MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module,
+                        CreateModuleFromSpec(runtime_, *request));
+    ModuleToProto(*module, *module->Current(), response);
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* ModelStateService::GetModule(Context*,
+                                                       const v1::GetModuleRequest* request,
+                                                       v1::Module* response) {
+  return UnaryHandler::AnswerNow(runtime_, [&]() -> absl::Status {
+    MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module,
+                        runtime_.FindModule(request->module()));
+    ModuleToProto(*module, *module->Current(), response);
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* ModelStateService::ListModules(Context*,
+                                                         const v1::ListModulesRequest* request,
+                                                         v1::ListModulesResponse* response) {
+  return UnaryHandler::AnswerNow(runtime_, [&]() -> absl::Status {
+    MS_ASSIGN_OR_RETURN(const size_t page_size, PageSize(request->page_size(), 100, 1000));
+    const std::string scope = PageScope(v1::ListModulesRequest(), "modules");
+    MS_ASSIGN_OR_RETURN(const std::string after, DecodePageToken(scope, request->page_token()));
+    const auto modules = runtime_.registry->List(after, page_size + 1);
+    for (size_t i = 0; i < modules.size() && i < page_size; ++i) {
+      ModuleToProto(*modules[i], *modules[i]->Current(), response->add_modules());
+    }
+    if (modules.size() > page_size) {
+      response->set_next_page_token(EncodePageToken(scope, modules[page_size - 1]->name()));
+    }
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* ModelStateService::DeleteModule(Context*,
+                                                          const v1::DeleteModuleRequest* request,
+                                                          v1::DeleteModuleResponse*) {
+  return UnaryHandler::AnswerLater(runtime_, [&](UnaryHandler* call) -> absl::Status {
+    MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module,
+                        runtime_.FindModule(request->module()));
+    return runtime_.registry->Delete(request->module(), [this, call, module] {
+      runtime_.pins->ReleaseModule(*module);
+      call->Finish(absl::OkStatus());
+    });
+  });
+}
+
+grpc::ServerUnaryReactor* ModelStateService::MoveModule(Context*, const v1::MoveModuleRequest*,
+                                                        v1::Module*) {
+  return UnaryHandler::AnswerNow(runtime_, [] {
+    return absl::UnimplementedError(
+        "MoveModule is not built yet; to read another dtype use selection.float_dtype");
+  });
+}
+
+grpc::ServerUnaryReactor* ModelStateService::SetRequiresGrad(
+    Context*, const v1::SetRequiresGradRequest* request, v1::SetRequiresGradResponse* response) {
+  return UnaryHandler::AnswerLater(runtime_, [&](UnaryHandler* call) -> absl::Status {
+    MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module,
+                        runtime_.FindModule(request->module()));
+    MS_ASSIGN_OR_RETURN(Selection selection, SelectionFromProto(request->selection()));
+    module->SetRequiresGrad(std::move(selection), request->requires_grad(),
+                            [call, response](absl::StatusOr<ModuleInstance::FreezeResult> result) {
+                              if (result.ok()) {
+                                VersionToProto(result->version, response->mutable_version());
+                                response->set_changed(result->changed);
+                              }
+                              call->Finish(result.status());
+                            });
+    return absl::OkStatus();
+  });
+}
+
+}  // namespace modelstate

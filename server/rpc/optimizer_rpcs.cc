@@ -1,0 +1,47 @@
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+#include "server/rpc/module_convert.h"
+#include "server/rpc/service.h"
+#include "server/rpc/unary_handler.h"
+
+namespace modelstate {
+
+grpc::ServerUnaryReactor* ModelStateService::ConfigureOptimizer(
+    Context*, const v1::ConfigureOptimizerRequest* request, v1::Optimizer* response) {
+  return UnaryHandler::AnswerLater(runtime_, [&](UnaryHandler* call) -> absl::Status {
+    MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module,
+                        runtime_.FindModule(request->module()));
+    MS_ASSIGN_OR_RETURN(OptimizerConfig config, OptimizerConfigFromProto(request->optimizer()));
+    module->ConfigureOptimizer(std::move(config), request->reset_state(),
+                               [call, response, module](absl::StatusOr<VersionRef> version) {
+                                 if (version.ok()) {
+                                   OptimizerToProto(*module, **version, *module->optimizer(),
+                                                    response);
+                                 }
+                                 call->Finish(version.status());
+                               });
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* ModelStateService::GetOptimizer(Context*,
+                                                          const v1::GetOptimizerRequest* request,
+                                                          v1::Optimizer* response) {
+  return UnaryHandler::AnswerNow(runtime_, [&]() -> absl::Status {
+    MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module,
+                        runtime_.FindModule(request->module()));
+    const std::shared_ptr<const Optimizer> optimizer = module->optimizer();
+    if (optimizer == nullptr) {
+      return MakeError(Reason::kNoOptimizer,
+                       absl::StrCat("module \"", module->name(),
+                                    "\" has no optimizer; set one with ConfigureOptimizer"),
+                       {{"module", module->name()}});
+    }
+    OptimizerToProto(*module, *module->Current(), *optimizer, response);
+    return absl::OkStatus();
+  });
+}
+
+}  // namespace modelstate

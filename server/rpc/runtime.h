@@ -1,0 +1,55 @@
+#ifndef MODELSTATE_SERVER_RPC_RUNTIME_H_
+#define MODELSTATE_SERVER_RPC_RUNTIME_H_
+
+#include <asio/post.hpp>
+#include <asio/thread_pool.hpp>
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "server/checkpoint/checkpoint_store.h"
+#include "server/device/compute_pool.h"
+#include "server/device/device.h"
+#include "server/module/module_registry.h"
+#include "server/module/pin_table.h"
+#include "server/rpc/call_tracker.h"
+#include "server/rpc/stall_watch.h"
+
+namespace modelstate {
+
+// What all handlers work on: made by Server before the first call, ended after the last one. The
+// members are thread-safe; the pointers do not change.
+struct Runtime {
+  uint64_t incarnation = 0;  // of this start of the server
+  absl::Time start_time;
+  uint64_t max_message_bytes = 0;
+  uint64_t max_chunk_bytes = 0;
+  absl::Duration stream_stall_timeout;
+
+  CallTracker calls;
+  std::unique_ptr<Device> device;
+  std::unique_ptr<ComputePool> compute;
+  std::unique_ptr<ComputePool> readers;  // of checkpoint files
+  std::unique_ptr<CheckpointStore> checkpoints;
+  std::unique_ptr<asio::thread_pool> strands;
+  std::unique_ptr<ModuleRegistry> registry;
+  std::unique_ptr<PinTable> pins;
+  std::unique_ptr<StallSweeper> stalls;
+  // For what touches files or reads a lot of memory: gRPC's threads must not.
+  std::unique_ptr<asio::thread_pool> io;
+
+  template <typename Task>
+  void PostIo(Task&& task) {
+    asio::post(*io, std::forward<Task>(task));
+  }
+
+  // INVALID_FIELD when `name` is empty, else as ModuleRegistry::Find.
+  absl::StatusOr<std::shared_ptr<ModuleInstance>> FindModule(absl::string_view name) const;
+};
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_SERVER_RPC_RUNTIME_H_

@@ -1,0 +1,171 @@
+#include "server/rpc/server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/server_builder.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/random.h"
+#include "common/base/status.h"
+
+namespace modelstate {
+namespace {
+
+constexpr size_t kPushQueues = 2;
+constexpr uint64_t kMinMessageBytes = uint64_t{64} << 10;
+// What a chunk's message has beside its data.
+constexpr uint64_t kChunkOverhead = 64;
+
+absl::Status OptionError(absl::string_view flag, absl::string_view text) {
+  return MakeError(Reason::kInvalidField, absl::StrCat("--", flag, ": ", text),
+                   {{"field", std::string(flag)}});
+}
+
+absl::Status MakeCheckpointRoot(const std::string& path) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  if (error) return OptionError("checkpoint_root", absl::StrCat(path, ": ", error.message()));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options) {
+  std::unique_ptr<Server> server(new Server(std::move(options)));
+  MS_RETURN_IF_ERROR(server->CheckOptions());
+  MS_RETURN_IF_ERROR(server->StartRuntime());
+  MS_RETURN_IF_ERROR(server->Listen());
+  return server;
+}
+
+absl::Status Server::CheckOptions() const {
+  if (options_.max_message_bytes < kMinMessageBytes ||
+      options_.max_message_bytes > uint64_t{INT32_MAX}) {
+    return OptionError("max_message_bytes", "must be 64KiB to 2GiB - 1");
+  }
+  if (options_.max_chunk_bytes < 4096 ||
+      options_.max_chunk_bytes > options_.max_message_bytes - kChunkOverhead) {
+    return OptionError("max_chunk_bytes", "must be at least 4KiB and smaller than a message");
+  }
+  if (options_.io_threads == 0 || options_.io_threads > 1024) {
+    return OptionError("io_threads", "must be 1 to 1024");
+  }
+  if (options_.compute_threads > 1024)
+    return OptionError("compute_threads", "must be at most 1024");
+  if (options_.max_lease <= absl::ZeroDuration())
+    return OptionError("max_lease", "must be positive");
+  if (options_.stream_stall_timeout <= absl::ZeroDuration()) {
+    return OptionError("stream_stall_timeout", "must be positive");
+  }
+  if (options_.drain_timeout < absl::ZeroDuration()) {
+    return OptionError("drain_timeout", "must not be negative");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Server::StartRuntime() {
+  runtime_.incarnation = RandomUint64();
+  runtime_.start_time = absl::Now();
+  runtime_.max_message_bytes = options_.max_message_bytes;
+  runtime_.max_chunk_bytes = options_.max_chunk_bytes;
+  runtime_.stream_stall_timeout = options_.stream_stall_timeout;
+  MS_ASSIGN_OR_RETURN(runtime_.device, MakeDevice(options_.device, options_.device_memory_bytes));
+  runtime_.compute = std::make_unique<ComputePool>(options_.compute_threads);
+  runtime_.readers = std::make_unique<ComputePool>(options_.io_threads);
+  MS_RETURN_IF_ERROR(MakeCheckpointRoot(options_.checkpoint_root));
+  MS_ASSIGN_OR_RETURN(runtime_.checkpoints, CheckpointStore::Open(options_.checkpoint_root));
+  runtime_.io = std::make_unique<asio::thread_pool>(options_.io_threads);
+  runtime_.strands = std::make_unique<asio::thread_pool>(runtime_.compute->threads());
+
+  const uint64_t limit = runtime_.device->pool()->usage().limit_bytes;
+  const auto or_half = [limit](uint64_t bytes) { return bytes != 0 ? bytes : limit / 2; };
+  ModuleEnvironment environment;
+  environment.device = runtime_.device.get();
+  environment.compute = runtime_.compute.get();
+  environment.strands = runtime_.strands.get();
+  environment.push_budget =
+      std::make_shared<MemoryBudget>(Reason::kPushMemory, "memory for arriving pushes and loads",
+                                     "--push_memory_bytes", or_half(options_.push_memory_bytes));
+  environment.snapshot_budget = std::make_shared<MemoryBudget>(
+      Reason::kSnapshotLimit, "memory for versions that pins and streams hold",
+      "--snapshot_memory_bytes", or_half(options_.snapshot_memory_bytes));
+  environment.clock = [] { return absl::Now(); };
+  runtime_.pins = std::make_unique<PinTable>(environment.clock, options_.max_lease);
+  runtime_.registry = std::make_unique<ModuleRegistry>(std::move(environment));
+  runtime_.stalls = std::make_unique<StallSweeper>(
+      options_.stream_stall_timeout, std::min(absl::Seconds(1), options_.stream_stall_timeout / 4),
+      [this] { runtime_.pins->ExpireDue(); });
+  return absl::OkStatus();
+}
+
+absl::Status Server::Listen() {
+  LinkServiceDescriptors();
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  service_ = std::make_unique<ModelStateService>(&runtime_);
+  reflection_ = std::make_unique<ReflectionV1>(std::vector<std::string>{
+      "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection",
+      "grpc.reflection.v1alpha.ServerReflection", v1::ModelState::service_full_name()});
+
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port_);
+  // Two servers on one port would share its connections between them.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.SetMaxReceiveMessageSize(static_cast<int>(options_.max_message_bytes));
+  builder.SetMaxSendMessageSize(-1);
+  builder.RegisterService(service_.get());
+  builder.RegisterService(reflection_.get());
+  queues_ = std::make_unique<PushQueues>(&builder, kPushQueues);
+  server_ = builder.BuildAndStart();
+  if (server_ == nullptr || port_ == 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("--listen: cannot listen on ", options_.listen,
+                     "; is the address right, and is it free? (port 0 picks a free one)"));
+  }
+  address_ = absl::StrCat(options_.listen.substr(0, options_.listen.rfind(':')), ":", port_);
+
+  grpc::HealthCheckServiceInterface* health = server_->GetHealthCheckService();
+  health->SetServingStatus(v1::ModelState::service_full_name(), true);
+  runtime_.registry->SetListener(
+      [health](const std::string& module, bool ready) { health->SetServingStatus(module, ready); });
+  queues_->Start(&runtime_, service_->push_methods());
+  return absl::OkStatus();
+}
+
+std::shared_ptr<grpc::Channel> Server::InProcessChannel(const grpc::ChannelArguments& arguments) {
+  return server_->InProcessChannel(arguments);
+}
+
+void Server::Drain() { Stop(options_.drain_timeout); }
+
+Server::~Server() { Stop(absl::ZeroDuration()); }
+
+void Server::Stop(absl::Duration grace) {
+  if (std::exchange(stopped_, true)) return;
+  if (server_ != nullptr) {
+    // Health first, so that balancers look elsewhere before calls are refused.
+    server_->GetHealthCheckService()->SetServingStatus(false);
+    runtime_.calls.BeginDrain();
+    runtime_.calls.WaitUntilIdle(absl::Now() + grace);
+    server_->Shutdown(std::chrono::system_clock::now());
+    // Calls that were cut off still have to end: a job stops at its next piece of a file.
+    runtime_.calls.WaitUntilIdle(absl::InfiniteFuture());
+    queues_->Stop();
+    server_->Wait();
+  }
+  runtime_.stalls.reset();
+  // No call runs any more, so neither pool gives the other anything to do.
+  if (runtime_.io != nullptr) runtime_.io->join();
+  if (runtime_.strands != nullptr) runtime_.strands->join();
+  server_.reset();
+  queues_.reset();
+  runtime_.pins.reset();
+  runtime_.registry.reset();
+}
+
+}  // namespace modelstate

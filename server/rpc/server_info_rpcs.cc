@@ -1,0 +1,44 @@
+#include "absl/strings/str_cat.h"
+#include "common/format/checkpoint_reader.h"
+#include "common/wire/convert.h"
+#include "server/rpc/service.h"
+#include "server/rpc/unary_handler.h"
+
+namespace modelstate {
+
+grpc::ServerUnaryReactor* ModelStateService::GetServerInfo(Context*,
+                                                           const v1::GetServerInfoRequest*,
+                                                           v1::GetServerInfoResponse* response) {
+  return UnaryHandler::AnswerNow(runtime_, [&] {
+    response->set_version(MODELSTATE_VERSION);
+    response->set_incarnation(runtime_.incarnation);
+    const BufferPool::Usage usage = runtime_.device->pool()->usage();
+    v1::DeviceInfo* device = response->add_devices();
+    device->set_name(runtime_.device->name());
+    device->set_memory_limit_bytes(usage.limit_bytes);
+    device->set_memory_used_bytes(usage.used_bytes);
+    device->set_memory_pooled_bytes(usage.pooled_bytes);
+    const ModuleEnvironment& environment = runtime_.registry->environment();
+    v1::Limits* limits = response->mutable_limits();
+    limits->set_max_message_bytes(runtime_.max_message_bytes);
+    limits->set_max_chunk_bytes(runtime_.max_chunk_bytes);
+    limits->set_push_memory_limit_bytes(environment.push_budget->limit());
+    limits->set_push_memory_used_bytes(environment.push_budget->used());
+    limits->set_snapshot_memory_limit_bytes(environment.snapshot_budget->limit());
+    limits->set_snapshot_memory_used_bytes(environment.snapshot_budget->used());
+    DurationToProto(runtime_.pins->max_lease(), limits->mutable_max_lease());
+    DurationToProto(runtime_.stream_stall_timeout, limits->mutable_stream_stall_timeout());
+    for (CheckpointFormat format : {CheckpointFormat::kSafetensors, CheckpointFormat::kTorchZip}) {
+      response->add_checkpoint_formats(CheckpointFormatName(format));
+    }
+    response->add_checkpoint_formats("modelstate directory");
+    for (Algorithm algorithm : {Algorithm::kSgd, Algorithm::kAdamW}) {
+      response->add_optimizers(AlgorithmName(algorithm));
+    }
+    TimeToProto(runtime_.start_time, response->mutable_start_time());
+    response->set_module_count(runtime_.registry->size());
+    return absl::OkStatus();
+  });
+}
+
+}  // namespace modelstate

@@ -1,0 +1,156 @@
+#include "server/rpc/state_stream.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+#include "common/base/tensor_cast.h"
+#include "common/wire/convert.h"
+
+namespace modelstate {
+
+absl::StatusOr<std::unique_ptr<StateStream>> StateStream::Create(
+    Snapshot snapshot, std::shared_ptr<const StateView> view, Options options) {
+  const uint64_t total = view->layout.total_bytes();
+  for (const ByteRange& range : options.ranges) {
+    if (range.end <= total) continue;
+    return MakeError(Reason::kRangeOutsideLayout,
+                     absl::StrCat("ranges: [", range.begin, ", ", range.end,
+                                  ") reaches past the data region of this selection, which has ",
+                                  total, " bytes; the header's total_bytes tells it"),
+                     {{"begin", absl::StrCat(range.begin)},
+                      {"end", absl::StrCat(range.end)},
+                      {"total_bytes", absl::StrCat(total)}});
+  }
+  if (options.ranges.empty() && total > 0) options.ranges.push_back({0, total});
+  return std::unique_ptr<StateStream>(
+      new StateStream(std::move(snapshot), std::move(view), std::move(options)));
+}
+
+StateStream::StateStream(Snapshot snapshot, std::shared_ptr<const StateView> view, Options options)
+    : snapshot_(std::move(snapshot)),
+      view_(std::move(view)),
+      options_(std::move(options)),
+      table_(view_->specs.size(),
+             [this](size_t index, v1::TensorInfo* info) { FillTableEntry(index, info); }) {
+  if (!options_.ranges.empty()) {
+    offset_ = options_.ranges.front().begin;
+    position_ = view_->layout.FindPosition(offset_);
+  }
+}
+
+void StateStream::FillHeader(v1::Header* header) const {
+  header->set_module(options_.module);
+  VersionToProto(snapshot_->version, header->mutable_version());
+  header->set_step(snapshot_->step);
+  header->set_schema_revision(snapshot_->schema->revision());
+  header->set_layout_digest(view_->layout.digest());
+  header->set_tensor_count(view_->specs.size());
+  header->set_total_bytes(view_->layout.total_bytes());
+  header->set_not_modified(options_.not_modified);
+}
+
+void StateStream::FillTableEntry(size_t index, v1::TensorInfo* info) const {
+  TensorSpecToProto(view_->specs[index], info);
+  info->set_offset(view_->layout.range(index).begin);
+  info->set_changed_version(snapshot_->changed_version[view_->indices[index]]);
+}
+
+std::optional<grpc::ByteBuffer> StateStream::Next() {
+  switch (phase_) {
+    case Phase::kHeader: {
+      v1::StatePart part;
+      FillHeader(part.mutable_header());
+      phase_ = options_.not_modified ? Phase::kDone : Phase::kTable;
+      return SerializeMessage(part);
+    }
+    case Phase::kTable: {
+      v1::StatePart part;
+      if (table_.Next(part.mutable_tensors())) return SerializeMessage(part);
+      phase_ = Phase::kChunks;
+      [[fallthrough]];
+    }
+    case Phase::kChunks:
+      if (range_ < options_.ranges.size()) return NextChunk();
+      phase_ = Phase::kDone;
+      trailer_.mutable_trailer()->set_total_bytes(sent_bytes_);
+      return SerializeMessage(trailer_);
+    case Phase::kDone:
+      return std::nullopt;
+  }
+  return std::nullopt;
+}
+
+grpc::ByteBuffer StateStream::NextChunk() {
+  const ByteRange& range = options_.ranges[range_];
+  const uint64_t end = std::min(range.end, offset_ + options_.chunk_bytes);
+  encoder_.Begin(offset_);
+  while (offset_ < end) {
+    const uint32_t index = view_->layout.by_offset()[position_];
+    const ByteRange tensor = view_->layout.range(index);
+    const uint64_t piece_end = std::min(end, tensor.end);
+    if (piece_end > offset_) AddPiece(index, offset_ - tensor.begin, piece_end - tensor.begin);
+    offset_ = std::max(offset_, piece_end);
+    if (offset_ >= tensor.end) ++position_;
+  }
+  sent_bytes_ += encoder_.size();
+  if (offset_ == range.end && ++range_ < options_.ranges.size()) {
+    offset_ = options_.ranges[range_].begin;
+    position_ = view_->layout.FindPosition(offset_);
+  }
+  return encoder_.Finish();
+}
+
+void StateStream::AddPiece(uint32_t index, uint64_t begin, uint64_t end) {
+  const StorageRef& source = storage(index);
+  if (!is_cast(index)) {
+    const absl::Span<const uint8_t> bytes = source->HostBytes().subspan(begin, end - begin);
+    Digest(index, begin, bytes);
+    source->Ref();
+    encoder_.AddBorrowed(
+        bytes, [](void* storage) { static_cast<const TensorStorage*>(storage)->Unref(); },
+        const_cast<TensorStorage*>(source.get()));
+    return;
+  }
+  // A range may begin or end inside an element: cast the elements that it touches.
+  const DType from = snapshot_->schema->spec(view_->indices[index]).dtype;
+  const DType to = view_->specs[index].dtype;
+  const uint64_t width = DTypeSize(to);
+  const uint64_t first = begin / width;
+  const uint64_t last = (end + width - 1) / width;
+  auto* cast = new std::vector<uint8_t>((last - first) * width);
+  CastElements(from, source->HostBytes().data() + first * DTypeSize(from), to, cast->data(),
+               static_cast<int64_t>(last - first));
+  const auto bytes = absl::MakeConstSpan(*cast).subspan(begin - first * width, end - begin);
+  Digest(index, begin, bytes);
+  encoder_.AddBorrowed(
+      bytes, [](void* vector) { delete static_cast<std::vector<uint8_t>*>(vector); }, cast);
+}
+
+void StateStream::Digest(uint32_t index, uint64_t begin, absl::Span<const uint8_t> bytes) {
+  if (options_.skip_digests) return;
+  if (begin == 0) {
+    contiguous_ = 0;
+    known_digest_ = is_cast(index) ? std::nullopt : storage(index)->CachedDigest();
+    hash_.Reset();
+  } else if (begin != contiguous_ || contiguous_ == 0) {
+    contiguous_ = 0;  // not from its first byte on: it will have no digest
+    return;
+  }
+  contiguous_ += bytes.size();
+  if (!known_digest_) hash_.Update(bytes);
+  if (contiguous_ < view_->specs[index].nbytes()) return;
+  contiguous_ = 0;
+  if (!known_digest_) {
+    known_digest_ = hash_.Digest();
+    if (!is_cast(index)) storage(index)->CacheDigest(*known_digest_);
+  }
+  v1::Trailer* trailer = trailer_.mutable_trailer();
+  if (static_cast<size_t>(trailer->digests_size()) >= kMaxDigests) return;
+  v1::TensorDigest* digest = trailer->add_digests();
+  digest->set_index(index);
+  digest->set_xxh3(DigestToHex(*known_digest_));
+}
+
+}  // namespace modelstate

@@ -1,0 +1,95 @@
+#ifndef MODELSTATE_SERVER_RPC_STATE_STREAM_H_
+#define MODELSTATE_SERVER_RPC_STATE_STREAM_H_
+
+#include <grpcpp/support/byte_buffer.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "common/base/digest.h"
+#include "common/base/state_layout.h"
+#include "common/wire/part_codec.h"
+#include "common/wire/table_splitter.h"
+#include "modelstate/v1/state.pb.h"
+#include "server/state/snapshot.h"
+
+namespace modelstate {
+
+// The messages of one StreamStateDict answer, made one by one: header, table, chunks, trailer; or
+// only a header that says not_modified.
+//
+// Chunks borrow the tensors' storages (a reference each, until gRPC has sent the bytes); what is
+// cast to another dtype is copied. A tensor whose digest is not known yet is hashed as its bytes
+// pass, and the digest is kept with the storage: once per version, not per reader.
+//
+// REQUIRES: storages that the host can see. Thread-compatible.
+class StateStream {
+ public:
+  static constexpr uint64_t kDefaultChunkBytes = uint64_t{1} << 20;
+  // A trailer with more digests would exceed what a default client accepts; those of further
+  // tensors are left out.
+  static constexpr size_t kMaxDigests = 130000;
+
+  struct Options {
+    std::string module;
+    // Ascending, disjoint; empty: everything.
+    std::vector<ByteRange> ranges;
+    uint64_t chunk_bytes = kDefaultChunkBytes;
+    bool skip_digests = false;
+    bool not_modified = false;
+  };
+
+  // OUT_OF_RANGE RANGE_OUTSIDE_LAYOUT.
+  static absl::StatusOr<std::unique_ptr<StateStream>> Create(Snapshot snapshot,
+                                                             std::shared_ptr<const StateView> view,
+                                                             Options options);
+
+  // The next message; nullopt after the last.
+  std::optional<grpc::ByteBuffer> Next();
+
+ private:
+  enum class Phase { kHeader, kTable, kChunks, kDone };
+
+  StateStream(Snapshot snapshot, std::shared_ptr<const StateView> view, Options options);
+
+  void FillHeader(v1::Header* header) const;
+  void FillTableEntry(size_t index, v1::TensorInfo* info) const;
+  grpc::ByteBuffer NextChunk();
+  // Bytes [begin, end) of the tensor at `index` of the view.
+  void AddPiece(uint32_t index, uint64_t begin, uint64_t end);
+  void Digest(uint32_t index, uint64_t begin, absl::Span<const uint8_t> bytes);
+  const StorageRef& storage(uint32_t index) const {
+    return snapshot_->storages[view_->indices[index]];
+  }
+  bool is_cast(uint32_t index) const {
+    return view_->specs[index].dtype != snapshot_->schema->spec(view_->indices[index]).dtype;
+  }
+
+  const Snapshot snapshot_;
+  const std::shared_ptr<const StateView> view_;
+  const Options options_;
+  Phase phase_ = Phase::kHeader;
+  TableSplitter table_;
+  ChunkEncoder encoder_;
+
+  // The next byte: in ranges[range_], at `offset_`, of the tensor at by_offset()[position_].
+  size_t range_ = 0;
+  uint64_t offset_ = 0;
+  size_t position_ = 0;
+  uint64_t sent_bytes_ = 0;
+
+  // Bytes of the tensor at hand that passed without a gap from its first.
+  uint64_t contiguous_ = 0;
+  std::optional<uint64_t> known_digest_;
+  Xxh3Stream hash_;
+  v1::StatePart trailer_;
+};
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_SERVER_RPC_STATE_STREAM_H_

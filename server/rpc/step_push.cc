@@ -1,0 +1,174 @@
+#include "server/rpc/step_push.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+#include "common/wire/convert.h"
+#include "common/wire/part_codec.h"
+#include "server/rpc/module_convert.h"
+#include "server/rpc/push_admission.h"
+
+namespace modelstate {
+namespace {
+
+constexpr size_t kScratchBytes = size_t{64} << 10;
+constexpr size_t kMaxWorkerBytes = 256;
+
+// Fixed width and little-endian, so that no two lists of fields look alike.
+void AppendNumber(uint64_t value, std::string* out) {
+  for (int i = 0; i < 8; ++i) out->push_back(static_cast<char>(value >> (8 * i)));
+}
+
+void AppendDouble(double value, std::string* out) {
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(bits));
+  AppendNumber(bits, out);
+}
+
+void AppendText(absl::string_view text, std::string* out) {
+  AppendNumber(text.size(), out);
+  absl::StrAppend(out, text);
+}
+
+absl::Status FieldError(absl::string_view field, absl::string_view text) {
+  return MakeError(Reason::kInvalidField, text, {{"field", std::string(field)}});
+}
+
+}  // namespace
+
+void StepPush::OnMessage(grpc::ByteBuffer* message) {
+  const bool first = !receiver_.has_header();
+  absl::StatusOr<PartKind> kind = receiver_.Receive(message, &header_);
+  if (!kind.ok()) return Fail(kind.status());
+  if (!first || *kind != PartKind::kHeader) return call_.ReadNext();
+  if (absl::Status status = Begin(); !status.ok()) return Fail(status);
+  if (header_.worker().empty()) return call_.ReadNext();
+  module_->FindStep(header_.worker(), header_.sequence(),
+                    [this](absl::StatusOr<std::optional<StepAnswer>> answer) {
+                      if (!answer.ok()) return call_.Finish(answer.status());
+                      replay_ = answer->has_value();
+                      call_.ReadNext();
+                    });
+}
+
+void StepPush::Fail(const absl::Status& status) {
+  destinations_.clear();
+  gradients_.reset();
+  call_.Finish(status);
+}
+
+absl::Status StepPush::Begin() {
+  MS_ASSIGN_OR_RETURN(module_, runtime_.FindModule(header_.module()));
+  if (header_.worker().empty() != (header_.sequence() == 0)) {
+    return FieldError(header_.worker().empty() ? "worker" : "sequence",
+                      "worker and sequence name a step together: set both (sequences begin at 1), "
+                      "or neither");
+  }
+  if (header_.worker().size() > kMaxWorkerBytes) {
+    return FieldError("worker", absl::StrCat("worker has ", header_.worker().size(),
+                                             " bytes; at most ", kMaxWorkerBytes, " are allowed"));
+  }
+  MS_RETURN_IF_ERROR(CheckPushFits(*module_->environment().push_budget, header_.total_bytes()));
+  TensorReceiver::Options options;
+  options.tensor_count = header_.tensor_count();
+  options.total_bytes = header_.total_bytes();
+  options.default_kind = TensorKind::kGradient;
+  return receiver_.Begin(std::move(options));
+}
+
+absl::Status StepPush::OnTable(absl::Span<const ReceivedTensor> tensors) {
+  std::vector<PushedTensor> table;
+  table.reserve(tensors.size());
+  for (const ReceivedTensor& tensor : tensors) {
+    if (tensor.spec.is_alias()) {
+      return MakeError(Reason::kInvalidField,
+                       absl::StrCat("\"", tensor.spec.name,
+                                    "\" has alias_of: push a tied parameter's gradient once, "
+                                    "under either name, without it"),
+                       {{"tensor", tensor.spec.name}});
+    }
+    table.push_back({tensor.spec.name, tensor.spec.kind, tensor.spec.dtype, tensor.spec.shape});
+  }
+  if (replay_) {
+    scratch_.resize(kScratchBytes);
+    return absl::OkStatus();
+  }
+  MS_ASSIGN_OR_RETURN(
+      gradients_, StageGradients(module_->Current()->schema, std::move(table), module_->device(),
+                                 *module_->environment().push_budget));
+  destinations_.reserve(tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    destinations_.push_back(gradients_->entries[i].storage->MutableHostBytes());
+    if (tensors[i].values) {
+      std::memcpy(destinations_[i].data(), tensors[i].values->data(), tensors[i].values->size());
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Span<uint8_t> StepPush::Destination(size_t index, uint64_t offset, uint64_t max) {
+  if (replay_) return absl::MakeSpan(scratch_).subspan(0, std::min<uint64_t>(max, kScratchBytes));
+  return destinations_[index].subspan(offset, max);
+}
+
+void StepPush::OnEnd() {
+  absl::StatusOr<StepRequest> request = CompleteRequest();
+  if (!request.ok()) return Fail(request.status());
+  Apply(*std::move(request));
+}
+
+absl::StatusOr<StepRequest> StepPush::CompleteRequest() {
+  StepRequest request;
+  request.worker = header_.worker();
+  request.sequence = header_.sequence();
+  const bool header_alone = receiver_.has_header() && receiver_.tensors().empty() &&
+                            !receiver_.finished() && !request.worker.empty();
+  if (header_alone) return request;
+  MS_RETURN_IF_ERROR(receiver_.CheckFinished());
+  if (header_.has_base()) request.base = VersionFromProto(header_.base());
+  if (header_.weight() != 0) request.weight = header_.weight();
+  if (header_.has_grad_scale()) request.grad_scale = header_.grad_scale();
+  request.overrides = GroupOverridesFromProto(header_.group_overrides());
+  request.payload_digest = PayloadDigest();
+  request.gradients = std::move(gradients_);
+  gradients_.reset();
+  return request;
+}
+
+void StepPush::Apply(StepRequest request) {
+  module_->ApplyStep(std::move(request), [this](absl::StatusOr<StepAnswer> answer) {
+    if (!answer.ok()) return call_.Finish(answer.status());
+    v1::ApplyStepResponse response;
+    StepAnswerToProto(*answer, &response);
+    call_.Finish(absl::OkStatus(), SerializeMessage(response));
+  });
+}
+
+// Over the table in its order, for each tensor with the XXH3-64 of its elements (so it does not
+// matter how they were cut into chunks, or whether they came inline), then weight, grad_scale and
+// the overrides. The base is left out: it says when the gradients were computed, not what they are.
+std::string StepPush::PayloadDigest() const {
+  std::string text = "modelstate.v1 step";
+  AppendNumber(receiver_.tensors().size(), &text);
+  for (size_t i = 0; i < receiver_.tensors().size(); ++i) {
+    const TensorSpec& spec = receiver_.tensors()[i].spec;
+    AppendText(spec.name, &text);
+    AppendNumber(static_cast<uint64_t>(spec.kind), &text);
+    AppendNumber(static_cast<uint64_t>(spec.dtype), &text);
+    AppendNumber(spec.shape.rank(), &text);
+    for (int64_t dim : spec.shape.dims()) AppendNumber(static_cast<uint64_t>(dim), &text);
+    AppendNumber(receiver_.digest(i).value_or(0), &text);
+  }
+  AppendDouble(header_.weight() == 0 ? 1 : header_.weight(), &text);
+  AppendNumber(header_.has_grad_scale() ? 1 : 0, &text);
+  AppendDouble(header_.grad_scale(), &text);
+  for (const v1::GroupOverride& item : header_.group_overrides()) {
+    AppendText(item.SerializeAsString(), &text);
+  }
+  return Xxh3Hex128(text);
+}
+
+}  // namespace modelstate

@@ -1,0 +1,57 @@
+#ifndef MODELSTATE_SERVER_RPC_STEP_PUSH_H_
+#define MODELSTATE_SERVER_RPC_STEP_PUSH_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "common/wire/tensor_receiver.h"
+#include "modelstate/v1/step.pb.h"
+#include "server/optim/gradient_set.h"
+#include "server/rpc/push_call.h"
+#include "server/rpc/runtime.h"
+
+namespace modelstate {
+
+// The messages of one ApplyStep call.
+//
+// The header is looked up first: a step that was answered before is not staged again. Its payload,
+// where it is sent once more, is only hashed and compared. Else the table is matched with the
+// module's schema, which admits and allocates the storages that the chunks are then copied into.
+// Nothing of it touches the module before the stream has ended after its trailer.
+class StepPush final : public PushSession, private TensorDestination {
+ public:
+  StepPush(Runtime* runtime, PushCall* call) : runtime_(*runtime), call_(*call) {}
+
+  void OnMessage(grpc::ByteBuffer* message) override;
+  void OnEnd() override;
+
+ private:
+  absl::Status Begin();
+  // Gives the memory back before the caller hears of it.
+  void Fail(const absl::Status& status);
+  absl::StatusOr<StepRequest> CompleteRequest();
+  void Apply(StepRequest request);
+  // XXH3-128 over everything that the push says: see the definition.
+  std::string PayloadDigest() const;
+
+  absl::Status OnTable(absl::Span<const ReceivedTensor> tensors) override;
+  absl::Span<uint8_t> Destination(size_t index, uint64_t offset, uint64_t max) override;
+
+  Runtime& runtime_;
+  PushCall& call_;
+  v1::StepHeader header_;
+  TensorReceiver receiver_{this};
+  std::shared_ptr<ModuleInstance> module_;
+  bool replay_ = false;  // answered before: hash, and drop
+  std::optional<GradientSet> gradients_;
+  std::vector<absl::Span<uint8_t>> destinations_;  // by table index
+  std::vector<uint8_t> scratch_;                   // where a replay's bytes go
+};
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_SERVER_RPC_STEP_PUSH_H_
