@@ -59,9 +59,9 @@ absl::StatusOr<SnapshotInfo> Pin(const Connection& connection, const std::string
 absl::StatusOr<Client> Client::Connect(const std::string& target, ClientOptions options) {
   std::shared_ptr<grpc::Channel> channel =
       grpc::CreateChannel(target, grpc::InsecureChannelCredentials());
-  if (!channel->WaitForConnected(absl::ToChronoTime(absl::Now() + options.timeout))) {
+  if (!channel->WaitForConnected(absl::ToChronoTime(absl::Now() + options.connect_timeout))) {
     return absl::UnavailableError(absl::StrCat("no server answers at ", target, " within ",
-                                               absl::FormatDuration(options.timeout),
+                                               absl::FormatDuration(options.connect_timeout),
                                                "; is it running, and is this its address?"));
   }
   return Client(std::make_shared<Connection>(std::move(channel), options));

@@ -20,6 +20,8 @@ namespace modelstate::client {
 class Connection;
 
 struct ClientOptions {
+  // How long Connect waits for the server to answer.
+  absl::Duration connect_timeout = absl::Seconds(10);
   // Deadline of each unary call. Streams have none: they end with their Cancellation.
   absl::Duration timeout = absl::Seconds(60);
   // How often a call that is safe to repeat is made when the server cannot be reached or asks to be
@@ -62,7 +64,7 @@ class Cancellation {
 class Client {
  public:
   // `target` is HOST:PORT or any gRPC target. Waits until the server answers, at most
-  // `options.timeout`: UNAVAILABLE.
+  // `options.connect_timeout`: UNAVAILABLE.
   static absl::StatusOr<Client> Connect(const std::string& target, ClientOptions options = {});
 
   absl::StatusOr<ServerInfo> GetServerInfo() const;

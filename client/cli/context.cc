@@ -30,10 +30,6 @@ ExitCode ExitCodeOf(const absl::Status& status) {
 
 absl::StatusOr<Client> Context::Connect() const {
   ClientOptions options;
-  // A person waits: say soon that nobody answers.
-  options.timeout = absl::Seconds(10);
-  MS_ASSIGN_OR_RETURN(const Client probe, Client::Connect(server, options));
-  (void)probe;
   options.timeout = absl::Minutes(10);  // listings with digests and verifying read every byte
   return Client::Connect(server, options);
 }

@@ -148,7 +148,7 @@ TEST_F(ClientTest, WatchEndsWhenItsCallbackOrACancellationSaysSo) {
 
 TEST(Connect, SaysThatNobodyAnswers) {
   ClientOptions options;
-  options.timeout = absl::Milliseconds(100);
+  options.connect_timeout = absl::Milliseconds(100);
   EXPECT_TRUE(absl::IsUnavailable(Client::Connect("localhost:1", options).status()));
 }
 

@@ -6,7 +6,7 @@
 // Succeeds when the library links, runs, and says that nobody listens on port 1.
 int main() {
   modelstate::ClientOptions options;
-  options.timeout = absl::Milliseconds(200);
+  options.connect_timeout = absl::Milliseconds(200);
   const absl::StatusOr<modelstate::Client> client =
       modelstate::Client::Connect("localhost:1", options);
   std::cout << client.status() << "\n";
