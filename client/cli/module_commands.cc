@@ -29,7 +29,7 @@ absl::Status List(const Context& context) {
 }
 
 void PrintModule(const client::ModuleInfo& module) {
-  Table table({"module", module.name});
+  Table table = Table::OfPairs("module", module.name);
   table.Add({"state", StateName(module.state)});
   table.Add({"version", absl::StrCat(module.version.number, " of ", module.version.incarnation)});
   table.Add({"step", absl::StrCat(module.step)});
@@ -71,7 +71,7 @@ absl::Status ShowServer(const Context& context, const Client& client) {
                     {"start_time", absl::FormatTime(info.start_time, absl::UTCTimeZone())}});
     return absl::OkStatus();
   }
-  Table table({"server", absl::StrCat(context.server, ", version ", info.version)});
+  Table table = Table::OfPairs("server", absl::StrCat(context.server, ", version ", info.version));
   table.Add({"started", HumanTime(info.start_time)});
   table.Add({"modules", absl::StrCat(info.module_count)});
   for (const client::DeviceInfo& device : info.devices) {

@@ -29,8 +29,8 @@ void Table::Print() const {
     std::string line;
     for (size_t i = 0; i < row.size(); ++i) {
       const std::string pad(widths[i] - row[i].size(), ' ');
-      absl::StrAppend(&line, i == 0 ? "" : "  ", IsNumber(row[i]) ? pad : "", row[i],
-                      IsNumber(row[i]) ? "" : pad);
+      const bool right = numbers_right_ && IsNumber(row[i]);
+      absl::StrAppend(&line, i == 0 ? "" : "  ", right ? pad : "", row[i], right ? "" : pad);
     }
     std::cout << absl::StripTrailingAsciiWhitespace(line) << "\n";
   }

@@ -15,11 +15,18 @@ namespace modelstate::cli {
 class Table {
  public:
   explicit Table(std::vector<std::string> header) { rows_.push_back(std::move(header)); }
+  // Two columns, a key and its value, all to the left.
+  static Table OfPairs(std::string key, std::string value) {
+    Table table({std::move(key), std::move(value)});
+    table.numbers_right_ = false;
+    return table;
+  }
   void Add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
   void Print() const;
 
  private:
   std::vector<std::vector<std::string>> rows_;
+  bool numbers_right_ = true;
 };
 
 // "1.2 GiB".

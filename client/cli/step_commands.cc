@@ -210,7 +210,7 @@ void PrintOptimizer(const Context& context, const client::OptimizerInfo& info) {
     std::cout << "group " << i << (group.name.empty() ? "" : absl::StrCat(" \"", group.name, "\""))
               << ": " << group.parameter_count << " parameters";
     ForEach(group.hyperparameters, [](const char* name, const auto& value) {
-      if (value) std::cout << ", " << name << " " << *value;
+      if (value) std::cout << std::boolalpha << ", " << name << " " << *value;
     });
     std::cout << "\n";
   }
