@@ -47,7 +47,8 @@ struct StepRequest {
   std::optional<double> grad_scale;
   std::vector<GroupOverride> overrides;
   std::string payload_digest;
-  std::optional<GradientSet> gradients;  // nullopt: ask for the answer of an earlier push only
+  // nullopt: ask for the answer of an earlier push only (of this payload, where its digest is set).
+  std::optional<GradientSet> gradients;
 };
 
 // One hosted module. Everything that changes it runs on its serial strand, one after the other;

@@ -121,9 +121,10 @@ absl::StatusOr<StepAnswer> ModuleInstance::StepOnStrand(StepRequest& request) {
                      {{"module", name_}, {"field", recorded ? "sequence" : "worker"}});
   }
   if (recorded) {
+    const bool compare = request.gradients || !request.payload_digest.empty();
     MS_ASSIGN_OR_RETURN(std::optional<StepAnswer> earlier,
                         FindRecorded(request.worker, request.sequence,
-                                     request.gradients ? &request.payload_digest : nullptr));
+                                     compare ? &request.payload_digest : nullptr));
     if (earlier) return *std::move(earlier);
   }
   if (!request.gradients) {
