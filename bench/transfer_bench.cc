@@ -55,7 +55,7 @@ class ServerProcess {
       close(out[0]);
       const std::string root = absl::StrCat("--checkpoint_root=", root_);
       execl(binary.c_str(), binary.c_str(), "--listen=127.0.0.1:0", root.c_str(), "--device=cpu",
-            "--log_level=warning", nullptr);
+            "--log_level=warn", nullptr);
       std::perror(binary.c_str());
       std::_Exit(1);
     }
