@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "common/base/status.h"
+#include "common/format/checkpoint_reader.h"
 #include "server/checkpoint/checkpoint_source.h"
 #include "server/rpc/job_handler.h"
 #include "server/rpc/module_convert.h"
@@ -30,9 +31,12 @@ class LoadCheckpointHandler final : public JobHandler<v1::LoadCheckpointResponse
     MS_ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointSource> source,
                         CheckpointSource::Open(runtime_.checkpoints->root(), request_.path(),
                                                request_.state_dict_key()));
+    LoadOptions options = LoadOptionsFromProto(request_.options());
+    // Where torch keeps module versions, a plain safetensors file has none.
+    options.old_batch_norm =
+        source->format() == CheckpointFormatName(CheckpointFormat::kSafetensors);
     MS_ASSIGN_OR_RETURN(LoadPlan plan, LoadPlan::Create(module_->name(), module_->Current()->schema,
-                                                        source->incoming(),
-                                                        LoadOptionsFromProto(request_.options())));
+                                                        source->incoming(), options));
     MS_ASSIGN_OR_RETURN(StagedLoad staged, source->Stage(std::move(plan), module_->device(),
                                                          *module_->environment().push_budget,
                                                          *runtime_.readers, control()));
