@@ -210,7 +210,7 @@ class ServerTest : public testing::Test {
     return response;
   }
 
-  // Header, table, one chunk (where there are bytes) and trailer of a step; offsets in table order.
+  // Header, table, chunks of 1 MiB and trailer of a step; offsets in table order.
   static std::vector<v1::StepPart> StepParts(
       const std::string& module,
       const std::vector<std::pair<v1::TensorInfo, std::string>>& tensors) {
@@ -226,8 +226,11 @@ class ServerTest : public testing::Test {
     header->set_module(module);
     header->set_tensor_count(tensors.size());
     header->set_total_bytes(region.size());
-    if (!region.empty()) {
-      parts.emplace_back().mutable_chunk()->set_data(region);
+    constexpr size_t kChunk = size_t{1} << 20;
+    for (size_t offset = 0; offset < region.size(); offset += kChunk) {
+      v1::Chunk* chunk = parts.emplace_back().mutable_chunk();
+      chunk->set_offset(offset);
+      chunk->set_data(region.substr(offset, kChunk));
     }
     parts.emplace_back().mutable_trailer()->set_total_bytes(region.size());
     return parts;
