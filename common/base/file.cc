@@ -35,8 +35,10 @@ absl::Status PathError(int error_number, absl::string_view what, absl::string_vi
   switch (error_number) {
     case ENOENT:
     case ENOTDIR:
-      return MakeError(Reason::kCheckpointNotFound, absl::StrCat("there is no ", Quoted(path)),
-                       {{"path", std::string(path)}});
+      return MakeError(
+          Reason::kCheckpointNotFound,
+          absl::StrCat("there is no ", Quoted(path), "; list the directory that it is in"),
+          {{"path", std::string(path)}});
     case EXDEV:
       return MakeError(Reason::kInvalidField,
                        absl::StrCat("path ", Quoted(path),

@@ -1,6 +1,5 @@
 #include "server/rpc/server.h"
 
-#include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/server_builder.h>
 
@@ -106,20 +105,28 @@ absl::Status Server::StartRuntime() {
 absl::Status Server::Listen() {
   LinkServiceDescriptors();
   grpc::EnableDefaultHealthCheckService(true);
-  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   service_ = std::make_unique<ModelStateService>(&runtime_);
-  reflection_ = std::make_unique<ReflectionV1>(std::vector<std::string>{
-      "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection",
-      "grpc.reflection.v1alpha.ServerReflection", v1::ModelState::service_full_name()});
+  const std::vector<std::string> services = {
+      "grpc.health.v1.Health", grpc::reflection::v1::ServerReflection::service_full_name(),
+      grpc::reflection::v1alpha::ServerReflection::service_full_name(),
+      v1::ModelState::service_full_name()};
+  reflection_v1_ = std::make_unique<ReflectionV1>(services);
+  reflection_v1alpha_ = std::make_unique<ReflectionV1Alpha>(services);
 
   grpc::ServerBuilder builder;
   builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port_);
   // Two servers on one port would share its connections between them.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  // Finds peers that vanished without a word, and bears clients that look for us in the same way.
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 30000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 15000);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder.SetMaxReceiveMessageSize(static_cast<int>(options_.max_message_bytes));
   builder.SetMaxSendMessageSize(-1);
   builder.RegisterService(service_.get());
-  builder.RegisterService(reflection_.get());
+  builder.RegisterService(reflection_v1_.get());
+  builder.RegisterService(reflection_v1alpha_.get());
   queues_ = std::make_unique<PushQueues>(&builder, kPushQueues);
   server_ = builder.BuildAndStart();
   if (server_ == nullptr || port_ == 0) {
@@ -149,7 +156,7 @@ void Server::Stop(absl::Duration grace) {
   if (std::exchange(stopped_, true)) return;
   if (server_ != nullptr) {
     // Health first, so that balancers look elsewhere before calls are refused.
-    server_->GetHealthCheckService()->SetServingStatus(false);
+    server_->GetHealthCheckService()->Shutdown();
     runtime_.calls.BeginDrain();
     runtime_.calls.WaitUntilIdle(absl::Now() + grace);
     server_->Shutdown(std::chrono::system_clock::now());

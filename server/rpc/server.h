@@ -10,7 +10,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "server/rpc/push_call.h"
-#include "server/rpc/reflection_v1.h"
+#include "server/rpc/reflection.h"
 #include "server/rpc/runtime.h"
 #include "server/rpc/service.h"
 
@@ -70,7 +70,8 @@ class Server {
   bool stopped_ = false;
   Runtime runtime_;
   std::unique_ptr<ModelStateService> service_;
-  std::unique_ptr<ReflectionV1> reflection_;
+  std::unique_ptr<ReflectionV1> reflection_v1_;
+  std::unique_ptr<ReflectionV1Alpha> reflection_v1alpha_;
   std::unique_ptr<PushQueues> queues_;
   std::unique_ptr<grpc::Server> server_;
 };

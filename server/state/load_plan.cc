@@ -203,6 +203,9 @@ absl::Status TorchError(absl::string_view module, const LoadPlan& plan, bool str
     }
     metadata["size_mismatches"] = absl::StrCat(mismatches.count);
   }
+  if (strict && reason != Reason::kShapeMismatch) {
+    parts.push_back("With the option strict set to false such keys are passed over.");
+  }
   return MakeError(*reason, absl::StrJoin(parts, "\n\t"), std::move(metadata));
 }
 

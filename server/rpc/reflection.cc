@@ -1,4 +1,4 @@
-#include "server/rpc/reflection_v1.h"
+#include "server/rpc/reflection.h"
 
 #include <google/protobuf/descriptor.h>
 #include <google/protobuf/descriptor.pb.h>
@@ -16,46 +16,47 @@ using google::protobuf::Descriptor;
 using google::protobuf::DescriptorPool;
 using google::protobuf::FieldDescriptor;
 using google::protobuf::FileDescriptor;
-using grpc::reflection::v1::ServerReflectionRequest;
-using grpc::reflection::v1::ServerReflectionResponse;
 
-void SetNotFound(const std::string& what, ServerReflectionResponse* response) {
+template <typename Response>
+void SetNotFound(const std::string& what, Response* response) {
   response->mutable_error_response()->set_error_code(grpc::StatusCode::NOT_FOUND);
   response->mutable_error_response()->set_error_message(absl::StrCat(what, " is not known here"));
 }
 
 // The file and all that it imports, each once, what is asked for first.
+template <typename Response>
 void AddFile(const FileDescriptor* file, std::set<const FileDescriptor*>* seen,
-             ServerReflectionResponse* response) {
+             Response* response) {
   if (!seen->insert(file).second) return;
   google::protobuf::FileDescriptorProto proto;
   file->CopyTo(&proto);
+  file->CopyJsonNameTo(&proto);
   proto.SerializeToString(
       response->mutable_file_descriptor_response()->add_file_descriptor_proto());
   for (int i = 0; i < file->dependency_count(); ++i) AddFile(file->dependency(i), seen, response);
 }
 
-void AnswerFile(const FileDescriptor* file, const std::string& what,
-                ServerReflectionResponse* response) {
+template <typename Response>
+void AnswerFile(const FileDescriptor* file, const std::string& what, Response* response) {
   if (file == nullptr) return SetNotFound(what, response);
   std::set<const FileDescriptor*> seen;
   AddFile(file, &seen, response);
 }
 
-void Answer(const ServerReflectionRequest& request, const std::vector<std::string>& services,
-            ServerReflectionResponse* response) {
+template <typename Request, typename Response>
+void Answer(const Request& request, const std::vector<std::string>& services, Response* response) {
   const DescriptorPool& pool = *DescriptorPool::generated_pool();
   response->Clear();
   response->set_valid_host(request.host());
   *response->mutable_original_request() = request;
   switch (request.message_request_case()) {
-    case ServerReflectionRequest::kFileByFilename:
+    case Request::kFileByFilename:
       return AnswerFile(pool.FindFileByName(request.file_by_filename()),
                         absl::StrCat("file ", request.file_by_filename()), response);
-    case ServerReflectionRequest::kFileContainingSymbol:
+    case Request::kFileContainingSymbol:
       return AnswerFile(pool.FindFileContainingSymbol(request.file_containing_symbol()),
                         absl::StrCat("symbol ", request.file_containing_symbol()), response);
-    case ServerReflectionRequest::kFileContainingExtension: {
+    case Request::kFileContainingExtension: {
       const auto& extension = request.file_containing_extension();
       const std::string what = absl::StrCat("extension ", extension.extension_number(), " of ",
                                             extension.containing_type());
@@ -65,7 +66,7 @@ void Answer(const ServerReflectionRequest& request, const std::vector<std::strin
                           : pool.FindExtensionByNumber(type, extension.extension_number());
       return AnswerFile(field == nullptr ? nullptr : field->file(), what, response);
     }
-    case ServerReflectionRequest::kAllExtensionNumbersOfType: {
+    case Request::kAllExtensionNumbersOfType: {
       const std::string& name = request.all_extension_numbers_of_type();
       const Descriptor* type = pool.FindMessageTypeByName(name);
       if (type == nullptr) return SetNotFound(absl::StrCat("type ", name), response);
@@ -77,48 +78,56 @@ void Answer(const ServerReflectionRequest& request, const std::vector<std::strin
       }
       return;
     }
-    case ServerReflectionRequest::kListServices:
+    case Request::kListServices:
       for (const std::string& name : services) {
         response->mutable_list_services_response()->add_service()->set_name(name);
       }
       return;
-    case ServerReflectionRequest::MESSAGE_REQUEST_NOT_SET:
+    case Request::MESSAGE_REQUEST_NOT_SET:
       response->mutable_error_response()->set_error_code(grpc::StatusCode::INVALID_ARGUMENT);
       response->mutable_error_response()->set_error_message("the request asks for nothing");
       return;
   }
 }
 
-class ReflectionCall final
-    : public grpc::ServerBidiReactor<ServerReflectionRequest, ServerReflectionResponse> {
+template <typename Request, typename Response>
+class ReflectionCall final : public grpc::ServerBidiReactor<Request, Response> {
  public:
   explicit ReflectionCall(const std::vector<std::string>* services) : services_(*services) {
-    StartRead(&request_);
+    this->StartRead(&request_);
   }
 
  private:
   void OnReadDone(bool ok) override {
-    if (!ok) return Finish(grpc::Status::OK);
+    if (!ok) return this->Finish(grpc::Status::OK);
     Answer(request_, services_, &response_);
-    StartWrite(&response_);
+    this->StartWrite(&response_);
   }
   void OnWriteDone(bool ok) override {
-    if (!ok) return Finish(grpc::Status(grpc::StatusCode::CANCELLED, "the caller has gone"));
-    StartRead(&request_);
+    if (!ok) return this->Finish(grpc::Status(grpc::StatusCode::CANCELLED, "the caller has gone"));
+    this->StartRead(&request_);
   }
   void OnDone() override { delete this; }
 
   const std::vector<std::string>& services_;
-  ServerReflectionRequest request_;
-  ServerReflectionResponse response_;
+  Request request_;
+  Response response_;
 };
 
 }  // namespace
 
-grpc::ServerBidiReactor<ServerReflectionRequest, ServerReflectionResponse>*
-ReflectionV1::ServerReflectionInfo(grpc::CallbackServerContext*) {
-  return new ReflectionCall(&services_);
+template <typename Service, typename Request, typename Response>
+grpc::ServerBidiReactor<Request, Response>*
+Reflection<Service, Request, Response>::ServerReflectionInfo(grpc::CallbackServerContext*) {
+  return new ReflectionCall<Request, Response>(&services_);
 }
+
+template class Reflection<grpc::reflection::v1::ServerReflection,
+                          grpc::reflection::v1::ServerReflectionRequest,
+                          grpc::reflection::v1::ServerReflectionResponse>;
+template class Reflection<grpc::reflection::v1alpha::ServerReflection,
+                          grpc::reflection::v1alpha::ServerReflectionRequest,
+                          grpc::reflection::v1alpha::ServerReflectionResponse>;
 
 void LinkServiceDescriptors() {
   grpc::health::v1::HealthCheckRequest::descriptor();
