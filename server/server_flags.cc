@@ -73,9 +73,10 @@ bool IsOurs(absl::string_view name) {
 
 // `source` is what the value came with: "--listen" or "MODELSTATE_LISTEN".
 absl::Status SetFlag(absl::string_view name, absl::string_view value, absl::string_view source) {
+  absl::CommandLineFlag* flag = absl::FindCommandLineFlag(name);
   std::string error;
-  if (absl::FindCommandLineFlag(name)->ParseFrom(value, &error)) return absl::OkStatus();
-  return FlagError(source, absl::StrCat("\"", value, "\": ", error));
+  if (flag->ParseFrom(value, &error)) return absl::OkStatus();
+  return FlagError(source, absl::StrCat(error, " (", flag->Help(), ")"));
 }
 
 absl::Status ParseArguments(absl::Span<char* const> arguments, std::set<std::string>* given,

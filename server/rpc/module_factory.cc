@@ -1,5 +1,6 @@
 #include "server/rpc/module_factory.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 #include <vector>
@@ -12,11 +13,12 @@
 namespace modelstate {
 namespace {
 
+constexpr size_t kFillBlock = size_t{64} << 10;
+
 std::string What(const TensorSpec& spec) { return absl::StrCat("tensor \"", spec.name, "\""); }
 
-// The elements that `info` asks for; empty for zeros.
+// What `info` asks for: all elements, or one that is repeated, or nothing for zeros.
 absl::StatusOr<std::string> InitialElements(const v1::TensorInfo& info, const TensorSpec& spec) {
-  const int64_t count = spec.shape.num_elements();
   std::string bytes;
   if (info.has_values()) {
     if (info.has_initializer()) {
@@ -24,7 +26,8 @@ absl::StatusOr<std::string> InitialElements(const v1::TensorInfo& info, const Te
                        absl::StrCat(What(spec), " has both values and an initializer; give one"),
                        {{"tensor", spec.name}});
     }
-    absl::Status status = EncodeValues(info.values(), spec.dtype, count, &bytes);
+    absl::Status status =
+        EncodeValues(info.values(), spec.dtype, spec.shape.num_elements(), &bytes);
     if (!status.ok()) return Annotate(status, What(spec));
     return bytes;
   }
@@ -42,12 +45,24 @@ absl::StatusOr<std::string> InitialElements(const v1::TensorInfo& info, const Te
   v1::Values value;
   value.mutable_doubles()->add_values(constant);
   if (spec.dtype == DType::kC64) value.mutable_doubles()->add_values(0);
-  std::string element;
-  absl::Status status = EncodeValues(value, spec.dtype, 1, &element);
+  absl::Status status = EncodeValues(value, spec.dtype, 1, &bytes);
   if (!status.ok()) return Annotate(status, absl::StrCat(What(spec), ", initializer"));
-  bytes.reserve(spec.nbytes());
-  for (int64_t i = 0; i < count; ++i) bytes += element;
   return bytes;
+}
+
+// Writes `elements` to the whole storage, again and again where they are fewer.
+absl::Status Fill(absl::string_view elements, TensorStorage& storage) {
+  Device& device = storage.device();
+  if (elements.empty()) return device.FillZero(storage.MutableBuffer());
+  std::string block(elements);
+  while (block.size() < kFillBlock && block.size() < storage.size()) block += block;
+  for (uint64_t offset = 0; offset < storage.size(); offset += block.size()) {
+    const uint64_t size = std::min<uint64_t>(block.size(), storage.size() - offset);
+    const auto* data = reinterpret_cast<const uint8_t*>(block.data());
+    MS_RETURN_IF_ERROR(
+        device.CopyFromHost(absl::MakeConstSpan(data, size), storage.MutableBuffer(), offset));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckAliasCarriesNothing(const v1::TensorInfo& info, const TensorSpec& spec) {
@@ -99,13 +114,7 @@ absl::StatusOr<std::shared_ptr<ModuleInstance>> CreateModuleFromSpec(
     MS_ASSIGN_OR_RETURN(const std::string bytes, InitialElements(info, spec));
     MS_ASSIGN_OR_RETURN(RefPtr<TensorStorage> storage,
                         TensorStorage::Allocate(device, spec.nbytes()));
-    if (bytes.empty()) {
-      MS_RETURN_IF_ERROR(device.FillZero(storage->MutableBuffer()));
-    } else {
-      const auto* data = reinterpret_cast<const uint8_t*>(bytes.data());
-      MS_RETURN_IF_ERROR(device.CopyFromHost(absl::MakeConstSpan(data, bytes.size()),
-                                             storage->MutableBuffer(), 0));
-    }
+    MS_RETURN_IF_ERROR(Fill(bytes, *storage));
     storages[i] = std::move(storage);
   }
   ModuleMetadata metadata(request.spec().metadata().begin(), request.spec().metadata().end());

@@ -41,11 +41,15 @@ grpc::ServerUnaryReactor* ModelStateService::ListModules(Context*,
     const std::string scope = PageScope(v1::ListModulesRequest(), "modules");
     MS_ASSIGN_OR_RETURN(const std::string after, DecodePageToken(scope, request->page_token()));
     const auto modules = runtime_.registry->List(after, page_size + 1);
-    for (size_t i = 0; i < modules.size() && i < page_size; ++i) {
-      ModuleToProto(*modules[i], *modules[i]->Current(), response->add_modules());
+    size_t count = 0;
+    size_t bytes = 0;  // metadata may be large
+    for (; count < modules.size() && count < page_size && bytes < kMaxPageBytes; ++count) {
+      v1::Module* module = response->add_modules();
+      ModuleToProto(*modules[count], *modules[count]->Current(), module);
+      bytes += module->ByteSizeLong();
     }
-    if (modules.size() > page_size) {
-      response->set_next_page_token(EncodePageToken(scope, modules[page_size - 1]->name()));
+    if (modules.size() > count) {
+      response->set_next_page_token(EncodePageToken(scope, modules[count - 1]->name()));
     }
     return absl::OkStatus();
   });

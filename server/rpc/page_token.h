@@ -11,6 +11,9 @@
 
 namespace modelstate {
 
+// A page ends early at this many bytes, so that it stays below what a default client accepts.
+inline constexpr size_t kMaxPageBytes = size_t{2} << 20;
+
 // What a page token belongs to: the request without its page fields, and `state`, which changes
 // when the listing's order does. `request` has page_size and page_token cleared.
 std::string PageScope(const google::protobuf::MessageLite& request, absl::string_view state);

@@ -16,8 +16,6 @@
 namespace modelstate {
 namespace {
 
-// A page ends early at this many bytes, so that it stays below what a default client accepts.
-constexpr size_t kMaxPageBytes = size_t{2} << 20;
 constexpr uint32_t kDefaultValues = 64;
 constexpr uint32_t kMaxValues = 65536;
 
