@@ -38,6 +38,52 @@ case_HealthOfTheServer() {
   expect SERVING "$(jq -r .status <<<"$answer")" 'health of the server'
 }
 
+# health SERVICE: the status, or grpcurl's exit code where there is none.
+health() {
+  local answer
+  answer=$("$GRPCURL" -plaintext -d "{\"service\": \"$1\"}" "$ADDRESS" grpc.health.v1.Health/Check \
+    2>/dev/null) || { echo $?; return; }
+  jq -r .status <<<"$answer"
+}
+
+case_HealthOfEachModule() {
+  expect 69 "$(health tiny)" 'health of a module that is not there (64 + NOT_FOUND)'
+  create_tiny || return
+  ok CreateModule '{"name": "empty"}' >/dev/null || fail 'create empty'
+  expect SERVING "$(health $SERVICE)" 'health of the service'
+  expect SERVING "$(health tiny)" 'health of a module'
+  expect NOT_SERVING "$(health empty)" 'health of an empty module'
+  ok LoadStateDict '{"header": {"module": "empty", "tensor_count": 1}}
+    {"tensors": {"tensors": [{"name": "w", "dtype": "F32", "shape": [1], "values": {"doubles": {"values": [3]}}}]}}
+    {"trailer": {}}' >/dev/null || fail 'load'
+  expect SERVING "$(health empty)" 'health of the module that a load has filled'
+  ok DeleteModule '{"module": "tiny"}' >/dev/null || fail 'delete'
+  expect NOT_SERVING "$(health tiny)" 'health of a deleted module'
+}
+
+# Which version a client speaks must make no difference; this grpcurl itself may know only one.
+case_BothVersionsOfReflectionAnswerAlike() {
+  local version method answer first=''
+  for version in v1 v1alpha; do
+    method=grpc.reflection.$version.ServerReflection/ServerReflectionInfo
+    answer=$("$GRPCURL" -plaintext -d '{"list_services": "*"}
+      {"file_containing_symbol": "modelstate.v1.ModelState"}
+      {"file_by_filename": "modelstate/v1/module.proto"}
+      {"file_containing_symbol": "google.rpc.ErrorInfo"}
+      {"file_containing_symbol": "no.such.Symbol"}' "$ADDRESS" "$method") || fail "$method: $answer"
+    expect '["grpc.health.v1.Health","grpc.reflection.v1.ServerReflection","grpc.reflection.v1alpha.ServerReflection","modelstate.v1.ModelState"]' \
+      "$(jq -c 'select(.listServicesResponse) | [.listServicesResponse.service[].name]' <<<"$answer")" "$method: services"
+    expect 5 "$(jq 'select(.errorResponse) | .errorResponse.errorCode' <<<"$answer")" "$method: an unknown symbol"
+    expect 3 "$(jq -s '[.[] | select(.fileDescriptorResponse)] | length' <<<"$answer")" "$method: files"
+    # Fields carry their JSON names: every client prints them the same way.
+    jq -r '.fileDescriptorResponse.fileDescriptorProto[]?' <<<"$answer" |
+      while read -r file; do base64 -d <<<"$file"; done | grep -a parameterCount >/dev/null || fail "$method: no JSON names"
+    answer=$(jq -c 'del(.originalRequest)' <<<"$answer")
+    [ -z "$first" ] || [ "$first" = "$answer" ] || fail "$method: another answer than v1"
+    first=$answer
+  done
+}
+
 case_ServerInfo() {
   check GetServerInfo '{}' '.devices[0].name' '"cpu"'
   check GetServerInfo '{}' '(.version | length > 0) and (.incarnation | tonumber > 0)' true
@@ -88,7 +134,7 @@ case_EveryDTypeByHand() {
   done
   tensors+=',{"name": "C64", "kind": "BUFFER", "dtype": "C64", "shape": [1], "values": {"doubles": {"values": [0.5, -2]}}}'
   json="{\"name\": \"types\", \"spec\": {\"tensors\": [$tensors]}}"
-  ok CreateModule "$json" >/dev/null || { fail 'create'; return; }
+  ok CreateModule "$json" >/dev/null || return
   for dtype in F64 F32 F16 BF16 F8_E4M3 F8_E5M2 C64; do
     check GetTensor "{\"module\": \"types\", \"name\": \"$dtype\"}" "$values" '[0.5,-2]'
   done
@@ -283,7 +329,7 @@ case_ModulesAreListedInPagesAndDeleted() {
 case_TensorsAreListedInPages() {
   local token
   cp "$CREPE" "$ROOT/crepe-tiny.pth"
-  ok LoadCheckpoint '{"module": "crepe", "path": "crepe-tiny.pth", "create_module": true}' >/dev/null || { fail 'load'; return; }
+  ok LoadCheckpoint '{"module": "crepe", "path": "crepe-tiny.pth", "create_module": true}' >/dev/null || return
   check ListBuffers '{"module": "crepe", "page_size": 10}' '[(.tensors | length), .totalSize]' '[10,"18"]'
   token=$(ok ListBuffers '{"module": "crepe", "page_size": 10}' '.nextPageToken')
   check ListBuffers "{\"module\": \"crepe\", \"page_size\": 10, \"page_token\": $token}" '[(.tensors | length), .nextPageToken // ""]' '[8,""]'
@@ -362,6 +408,58 @@ case_EachRpcOfTheContractIsCalledHere() {
     grep -qE "((check|ok|refused) |\\\$SERVICE/)$rpc\\b" "$here/grpcurl_test.sh" ||
       [[ $rpc == ListParameters || $rpc == ListBuffers ]] || fail "no case calls $rpc"
   done
+}
+
+# await WHAT JSON_FILTER: polls GetServerInfo, for at most a minute, until the filter says true.
+await() {
+  local end=$((SECONDS + 60))
+  until [ "$(ok GetServerInfo '{}' "$2")" = true ]; do
+    ((SECONDS < end)) || { fail "$1, after a minute: $(ok GetServerInfo '{}' .limits)"; return 1; }
+  done
+}
+
+# A push whose client is killed: HEADER and TABLE have gone out, and half of the 1 MiB of data.
+kill_in_mid_push() { # METHOD HEADER TABLE
+  local client push used='(.limits.pushMemoryUsedBytes // "0" | tonumber)'
+  await 'push memory is used before' "$used == 0" || return
+  mkfifo "$WORK/push"
+  "$GRPCURL" -plaintext -max-time 120 -d @ "$ADDRESS" "$SERVICE/$1" <"$WORK/push" >"$WORK/push.out" 2>&1 &
+  client=$!
+  exec {push}>"$WORK/push"
+  rm "$WORK/push"
+  printf '{"header": %s}\n{"tensors": {"tensors": [%s]}}\n{"chunk": {"data": "%s"}}\n' "$2" "$3" \
+    "$(head -c 524288 /dev/zero | base64 -w 0)" >&"$push"
+  await "$1 is under way" "$used >= 1048576"
+  kill -KILL "$client"
+  wait "$client" 2>/dev/null
+  exec {push}>&-
+  await "$1 of a killed client leaves its memory" "$used == 0"
+}
+
+case_AClientKilledInMidPushLeavesNoTrace() {
+  local before table='"dtype": "F32", "shape": [512, 512], "nbytes": 1048576'
+  ok CreateModule '{"name": "wide", "spec": {"tensors": [
+    {"name": "weight", "kind": "PARAMETER", "dtype": "F32", "shape": [512, 512], "initializer": {"ones": true}},
+    {"name": "mean", "kind": "BUFFER", "dtype": "F32", "shape": [512, 512], "initializer": {"ones": true}}]}}' \
+    >/dev/null || return
+  ok ConfigureOptimizer '{"module": "wide", "optimizer": {"algorithm": "SGD", "hyperparameters": {"lr": 1}}}' \
+    >/dev/null || fail 'configure'
+  # Module, digests and what the optimizer has seen.
+  state() {
+    local method
+    for method in GetModule GetOptimizer; do ok $method '{"module": "wide"}'; done
+    for method in ListParameters ListBuffers; do ok $method '{"module": "wide", "digests": true}'; done
+  }
+  before=$(state)
+  kill_in_mid_push ApplyStep '{"module": "wide", "worker": "me", "sequence": 7, "tensor_count": 1, "total_bytes": 1048576}' \
+    "{\"name\": \"weight\", $table}"
+  expect "$before" "$(state)" 'the module after a killed step'
+  kill_in_mid_push LoadStateDict '{"module": "wide", "options": {"strict": false}, "tensor_count": 1, "total_bytes": 1048576}' \
+    "{\"name\": \"mean\", $table}"
+  expect "$before" "$(state)" 'the module after a killed load'
+  # The killed step did not use up its sequence.
+  check ApplyStep '{"header": {"module": "wide", "worker": "me", "sequence": 7, "tensor_count": 0}} {"trailer": {}}' \
+    '[.outcome, .replayed // false, .step]' '["APPLIED",false,"1"]'
 }
 
 case_SigtermEndsTheServerCleanly() {

@@ -1,0 +1,258 @@
+#!/usr/bin/env bash
+# The `modelstate` command line against a real server: what it prints for programs, its exit codes, and
+# what happens when it or the server is ended in the middle.
+# Usage: cli_test.sh CASE; each case has a server of its own. See lib.sh for its environment.
+here=$(dirname "$(readlink -f "$0")")
+source "$here/lib.sh"
+
+CLI=$MODELSTATE_BIN/modelstate
+
+# cli CODE ARGUMENT...: runs it and checks the exit code; stdout is passed on, stderr is in $WORK/cli.err.
+cli() {
+  local wanted=$1 code=0
+  shift
+  MODELSTATE_SERVER=$ADDRESS "$CLI" "$@" 2>"$WORK/cli.err" || code=$?
+  [ "$code" -eq "$wanted" ] || fail "modelstate $*: exit code $code, not $wanted: $(<"$WORK/cli.err")"
+  [ "$code" -eq "$wanted" ]
+}
+
+# json FILTER WANTED ARGUMENT...: with --json stdout is one JSON document (watch: one a line) and nothing
+# else; through jq it is WANTED.
+json() {
+  local filter=$1 wanted=$2 output got
+  shift 2
+  output=$(cli 0 --json "$@") || return 1
+  expect 1 "$(jq -s length <<<"$output")" "JSON documents of modelstate $*"
+  got=$(jq -c "$filter" <<<"$output") || { fail "modelstate --json $*: no JSON: $output"; return 1; }
+  expect "$wanted" "$got" "modelstate --json $* | $filter"
+}
+
+# prints TEXT ARGUMENT...: the output for people has TEXT.
+prints() {
+  local text=$1 output
+  shift
+  output=$(cli 0 "$@") || return 1
+  [[ $output == *"$text"* ]] || fail "modelstate $*: '$text' is not in: $output"
+}
+
+load_crepe() {
+  cp "$MODELSTATE_SOURCE/tests/data/crepe-tiny.pth" "$ROOT/crepe-tiny.pth"
+  json '[.loaded, .module.parameters, .module.buffers, .format]' '[44,26,18,"torch zip"]' load crepe crepe-tiny.pth
+}
+
+case_TheWholePath() {
+  local buffers version
+  load_crepe || return
+  json '[.modules[] | .name, .state]' '["crepe","READY"]' ls
+  json '[.name, .parameters, .buffers]' '["crepe",26,18]' info crepe
+  json '.tensors | length' 26 params crepe
+  json '[.tensors[].name]' '["conv1_BN.running_mean","conv1_BN.running_var","conv1_BN.num_batches_tracked"]' \
+    buffers crepe --glob 'conv1_BN.*'
+  prints conv1_BN.running_var buffers crepe
+  buffers=$(cli 0 --json buffers crepe --digests | jq -c '[.tensors[] | [.name, .xxh3]]')
+  expect 18 "$(jq 'map(select(.[1] | length == 16)) | length' <<<"$buffers")" 'buffers with a digest'
+  json '[.algorithm, .groups[0].hyperparameters.lr]' '["ADAMW",0.001]' optimizer crepe --adamw --lr 0.001
+  json '.algorithm' '"ADAMW"' optimizer crepe
+  json '[.steps | length, .[-1].outcome, .[-1].step, .[-1].updated]' '[3,"APPLIED",3,26]' \
+    push crepe --random --steps 3 --seed 7
+  json '[.tensors[] | [.name, .xxh3]]' "$buffers" buffers crepe --digests
+  json '[.tensors, .digests_verified, .digests, .resumed, .step]' '[44,44,44,false,3]' fetch crepe "$WORK/a.safetensors"
+  prints '44 of 44 digests verified' fetch crepe "$WORK/b.safetensors"
+  json '[.path, .module, .step, .tensors, .has_optimizer]' '["step3","crepe",3,44,true]' save crepe step3
+  json '[.checkpoints[] | .path, .verified]' '["crepe-tiny.pth",true,"step3",true]' checkpoints --verify
+  prints step3 checkpoints --verify
+  json '[.equal, .differences]' '[44,[]]' diff "$ROOT/step3/model.safetensors" "$WORK/a.safetensors"
+  # The optimizer comes back with its state: the next step of both is the same.
+  json '[.optimizer_loaded, .module.step]' '[true,3]' load again step3
+  json '.steps[0].step' 4 push crepe --random --seed 9
+  json '.steps[0].step' 4 push again --random --seed 9
+  json '.tensors' 44 fetch crepe "$WORK/c.safetensors"
+  json '.tensors' 44 fetch again "$WORK/d.safetensors"
+  json '.equal' 44 diff "$WORK/c.safetensors" "$WORK/d.safetensors"
+  # A pin, and a watch that ends by itself.
+  version=$(cli 0 --json info crepe | jq .version.number)
+  json '.module.version.number' "$version" watch crepe --count 1
+  local pin
+  pin=$(cli 0 --json pin crepe --lease 5m | jq -r .snapshot_id)
+  json .released "\"$pin\"" pin --release "$pin"
+  json .deleted '"again"' rm again
+  json '[.modules[].name]' '["crepe"]' ls
+}
+
+# As `modelstate --help` documents them.
+case_ExitCodes() {
+  local output
+  load_crepe || return
+  output=$(cli 0 --help)
+  for code in 0 1 2 3 4 5 6 130; do
+    grep -qE "^ +$code  " <<<"$output" || fail "--help does not explain exit code $code"
+  done
+  cli 0 fetch crepe "$WORK/a.safetensors" >/dev/null
+  cli 0 optimizer crepe --sgd --lr 1 >/dev/null
+  cli 0 push crepe --random >/dev/null
+  cli 0 fetch crepe "$WORK/b.safetensors" >/dev/null
+  # 1: a difference or a negative answer.
+  output=$(cli 1 diff "$WORK/a.safetensors" "$WORK/b.safetensors")
+  [[ $output == *'18 tensors equal, 26 different'* ]] || fail "diff after a step: $output"
+  output=$(cli 1 --json diff "$WORK/a.safetensors" "$WORK/b.safetensors")
+  expect '[18,26]' "$(jq -c '[.equal, (.differences | length)]' <<<"$output")" 'diff --json after a step'
+  cli 0 save crepe saved >/dev/null
+  printf 'X' | dd of="$ROOT/saved/model.safetensors" bs=1 seek="$(($(stat -c %s "$ROOT/saved/model.safetensors") - 1))" \
+    conv=notrunc status=none
+  output=$(cli 1 --json checkpoints --verify)
+  expect '[false]' "$(jq -c '[.checkpoints[] | select(.path == "saved") | .verified]' <<<"$output")" 'a damaged checkpoint'
+  # 2: wrong usage.
+  cli 2 >/dev/null
+  cli 2 nonsense >/dev/null
+  cli 2 fetch crepe >/dev/null
+  cli 2 pin crepe --lease soon >/dev/null
+  cli 2 push crepe --random --gradients x >/dev/null
+  # 3: not found.
+  cli 3 info tyni >/dev/null
+  grep -q 'MODULE_NOT_FOUND: no module "tyni"' "$WORK/cli.err" || fail "info tyni: $(<"$WORK/cli.err")"
+  cli 3 load crepe none.pth >/dev/null
+  cli 3 pin --release nothing >/dev/null
+  cli 3 diff "$WORK/none" "$WORK/a.safetensors" >/dev/null
+  # 4: refused.
+  cli 4 save crepe saved >/dev/null
+  cli 4 save crepe ../saved >/dev/null
+  cli 0 create empty >/dev/null
+  cli 4 fetch empty "$WORK/empty.safetensors" >/dev/null
+  [ ! -e "$WORK/empty.safetensors" ] || fail 'a refused fetch left a file'
+  output=$(cli 4 --json push empty --random)
+  expect '"MODULE_EMPTY"' "$(jq -c .error.reason <<<"$output")" 'push --json to an empty module'
+  # 6: corrupt.
+  head -c 300 "$WORK/a.safetensors" >"$WORK/cut.safetensors"
+  cli 6 diff "$WORK/cut.safetensors" "$WORK/a.safetensors" >/dev/null
+  cli 6 load crepe saved >/dev/null
+  grep -q DIGEST_MISMATCH "$WORK/cli.err" || fail "load of a damaged checkpoint: $(<"$WORK/cli.err")"
+  # 5: nobody there.
+  stop_server || fail "the server's exit code $?"
+  cli 5 ls >/dev/null
+}
+
+# 50 parameters of 4 MiB, each of another value, so that a hole or a mix-up in a file would show.
+create_big() {
+  local i tensors=''
+  for ((i = 0; i < 50; ++i)); do
+    tensors+="${tensors:+,}{\"name\": \"layer$i.weight\", \"kind\": \"PARAMETER\", \"dtype\": \"F32\",
+      \"shape\": [1024, 1024], \"initializer\": {\"constant\": $i.5}}"
+  done
+  ok CreateModule "{\"name\": \"big\", \"spec\": {\"tensors\": [$tensors]}}" >/dev/null || { fail 'create'; return 1; }
+}
+BIG_BYTES=$((50 << 22))
+
+# break_off SIGNAL OUT: a fetch of `big` to OUT that gets SIGNAL while the server holds still in the
+# middle of it. The exit code is the fetch's.
+break_off() {
+  local fetch tries end
+  for ((tries = 0; tries < 20; ++tries)); do
+    rm -f "$2" "$2".partial*
+    MODELSTATE_SERVER=$ADDRESS "$CLI" fetch big "$2" >"$WORK/fetch.out" 2>&1 &
+    fetch=$!
+    end=$((SECONDS + 60))
+    until [ -e "$2.partial.json" ] && [ "$(stat -c %s "$2.partial")" -gt 10000000 ] || [ -e "$2" ]; do
+      ((SECONDS < end)) || break
+    done 2>/dev/null
+    kill -STOP "$SERVER_PID"
+    # On its way may be the rest of it all: then once more.
+    kill -s "$1" "$fetch"
+    wait "$fetch" 2>/dev/null
+    local code=$?
+    kill -CONT "$SERVER_PID"
+    if [ ! -e "$2" ]; then return "$code"; fi
+  done
+  fail 'no fetch could be broken off in the middle'
+  return 1
+}
+
+# Bytes that the record of a broken fetch to OUT says are there.
+recorded() {
+  jq '[.done[] | if type == "array" then .[1] - .[0] else .end - .begin end] | add // 0' "$1.partial.json"
+}
+
+case_AnInterruptedFetchIsResumed() {
+  local out=$WORK/big.safetensors code=0 done_bytes
+  create_big || return
+  cli 0 fetch big "$WORK/whole.safetensors" >/dev/null
+  break_off INT "$out" || code=$?
+  expect 130 "$code" "the interrupted fetch: $(<"$WORK/fetch.out")"
+  done_bytes=$(recorded "$out")
+  ((done_bytes >= 10000000 && done_bytes < BIG_BYTES)) || { fail "the record says $done_bytes bytes are there"; return; }
+  # The module goes on meanwhile; the resumed file is of the version that it began with.
+  cli 0 optimizer big --sgd --lr 1 >/dev/null
+  cli 0 push big --random >/dev/null
+  json '[.resumed, .received_bytes, .version.number, .note]' "[true,$((BIG_BYTES - done_bytes)),1,null]" \
+    fetch big "$out" --resume
+  json '[.equal, .differences]' '[50,[]]' diff "$WORK/whole.safetensors" "$out"
+  [ ! -e "$out.partial" ] && [ ! -e "$out.partial.json" ] || fail 'the partial file is still there'
+}
+
+case_AKilledFetchIsResumed() {
+  local out=$WORK/big.safetensors code=0 done_bytes
+  create_big || return
+  cli 0 fetch big "$WORK/whole.safetensors" >/dev/null
+  break_off KILL "$out" || code=$?
+  expect 137 "$code" 'the killed fetch'
+  # The record is written once a second, so it may know less than the file has; never more.
+  done_bytes=$(recorded "$out")
+  ((done_bytes > 0 && done_bytes < BIG_BYTES)) || { fail "the record says $done_bytes bytes are there"; return; }
+  json '[.resumed, .received_bytes, .digests_verified, .note]' "[true,$((BIG_BYTES - done_bytes)),50,null]" \
+    fetch big "$out" --resume
+  json '[.equal, .differences]' '[50,[]]' diff "$WORK/whole.safetensors" "$out"
+  cmp "$WORK/whole.safetensors" "$out" || fail 'the resumed file is not equal'
+  # With nothing to go on with, it begins anew and says so.
+  json '[.resumed, .received_bytes, (.note | startswith("began anew"))]' "[false,$BIG_BYTES,true]" fetch big "$out" --resume
+}
+
+# A pushed file: gradients by parameter name, and one wrong one.
+case_PushOfAFile() {
+  create_tiny && configure_sgd || return
+  cli 0 fetch tiny "$WORK/gradients.safetensors" --kind parameter >/dev/null
+  json '[.steps[0].outcome, .steps[0].step]' '["APPLIED",1]' push tiny --gradients "$WORK/gradients.safetensors"
+  # Each weight was its own gradient at a rate of 1.
+  check GetTensor '{"module": "tiny", "name": "weight"}' '.tensor.values.doubles.values' '[0,0,0,0]'
+  ok CreateModule '{"name": "other", "spec": {"tensors": [{"name": "weight", "kind": "PARAMETER", "dtype": "F32", "shape": [3]}]}}' \
+    >/dev/null || fail 'create other'
+  cli 0 optimizer other --sgd --lr 1 >/dev/null
+  cli 4 push other --gradients "$WORK/gradients.safetensors" >/dev/null
+  grep -q 'SHAPE_MISMATCH.*"weight"' "$WORK/cli.err" || fail "push of another shape: $(<"$WORK/cli.err")"
+}
+
+# SIGTERM: a watch is told, a push that is under way may finish, and the server ends with 0.
+case_SigtermLetsAPushFinish() {
+  local push client code=0 line
+  create_tiny && configure_sgd || return
+  exec {watch}< <(MODELSTATE_SERVER=$ADDRESS exec "$CLI" --json watch tiny 2>&1)
+  read -r -t 60 -u "$watch" line || fail 'no first state'
+  mkfifo "$WORK/push"
+  "$GRPCURL" -plaintext -max-time 120 -d @ "$ADDRESS" "$SERVICE/ApplyStep" <"$WORK/push" >"$WORK/push.out" 2>&1 &
+  client=$!
+  exec {push}>"$WORK/push"
+  rm "$WORK/push"
+  echo '{"header": {"module": "tiny", "tensor_count": 1, "total_bytes": 16}}
+    {"tensors": {"tensors": [{"name": "weight", "dtype": "F32", "shape": [2, 2], "nbytes": 16}]}}' >&"$push"
+  local end=$((SECONDS + 60))
+  until [ "$(ok GetServerInfo '{}' '.limits.pushMemoryUsedBytes // "0" | tonumber > 0')" = true ]; do
+    ((SECONDS < end)) || { fail 'the push never began'; break; }
+  done
+  kill -TERM "$SERVER_PID"
+  # Draining has begun when a new call is turned away.
+  end=$((SECONDS + 60))
+  until rpc GetServerInfo '{}' >"$WORK/refusal" 2>&1; (($? != 0)); do
+    ((SECONDS < end)) || { fail 'new calls go on'; break; }
+  done
+  grep -q DRAINING "$WORK/refusal" || fail "a call while draining: $(<"$WORK/refusal")"
+  printf '{"chunk": {"data": "%s"}}\n{"trailer": {"total_bytes": 16}}\n' \
+    "$(head -c 16 /dev/zero | base64)" >&"$push"
+  exec {push}>&-
+  wait "$client" || fail "the push under way: $(<"$WORK/push.out")"
+  expect '"APPLIED"' "$(jq -c .outcome "$WORK/push.out")" 'the push under way'
+  wait "$SERVER_PID" || code=$?
+  SERVER_PID=
+  expect 0 "$code" "the server's exit code"
+  while read -r -t 60 -u "$watch" line; do :; done
+  exec {watch}<&-
+}
+
+run_case "$1"
