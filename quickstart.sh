@@ -27,7 +27,8 @@ clean_up() {
   local code=$?
   trap - EXIT INT TERM
   set +e
-  [ ${#readers_running[@]} -eq 0 ] || kill "${readers_running[@]}" 2>/dev/null
+  # Each is a process group, so that what it runs ends with it.
+  for pid in "${readers_running[@]}"; do kill -TERM -- "-$pid" && wait "$pid"; done 2>/dev/null
   if [ -n "$server" ]; then
     kill -TERM "$server" 2>/dev/null
     wait "$server" 2>/dev/null
@@ -139,10 +140,12 @@ reader() { # NUMBER: one line per snapshot: `VERSION SHA256`
 }
 before=$(call GetModule "{\"module\": \"$module\"}" | jq -r .version.number)
 echo "\$ modelstate fetch $module READER.safetensors --json    ($readers times in parallel, over and over)"
+set -m
 for ((i = 1; i <= readers; ++i)); do
   reader "$i" &
   readers_running+=($!)
 done
+set +m
 show modelstate push "$module" --random --seed 1 --steps "$steps" --scale 0.01
 touch "$work/pushed"
 for pid in "${readers_running[@]}"; do wait "$pid" || wrong 'a reader failed'; done

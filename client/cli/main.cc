@@ -1,6 +1,7 @@
 // The `modelstate` command line: a thin layer over client/.
 #include <malloc.h>
 #include <signal.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <thread>
@@ -30,7 +31,8 @@ void TuneMalloc() {
 #endif
 }
 
-// The first SIGINT or SIGTERM cancels what runs, a second one ends the process.
+// The first SIGINT or SIGTERM cancels what runs. A second one ends the process, and so does a short
+// while: connecting and short calls do not look for the first.
 void CancelOnSignals(modelstate::client::Cancellation* cancellation) {
   sigset_t signals;
   sigemptyset(&signals);
@@ -41,7 +43,8 @@ void CancelOnSignals(modelstate::client::Cancellation* cancellation) {
     int signal = 0;
     sigwait(&signals, &signal);
     cancellation->Cancel();
-    sigwait(&signals, &signal);
+    const timespec grace = {2, 0};
+    sigtimedwait(&signals, nullptr, &grace);
     _exit(modelstate::cli::kInterrupted);
   }).detach();
 }
