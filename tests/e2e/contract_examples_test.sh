@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the example of every RPC in service.proto as a reader would paste it, so that none goes stale.
+# Runs the example of every RPC in service.proto, and those of docs/api.md, as a reader would paste
+# them, so that none goes stale.
 here=$(dirname "$(readlink -f "$0")")
 source "$here/lib.sh"
 
@@ -60,6 +61,19 @@ case_EveryExampleRuns() {
     [ "$code" -eq "$wanted" ] || fail "$method: exit $code, not $wanted: $command: $output"
     if [ "$method" = PinSnapshot ]; then snapshot=$(jq -r .snapshotId <<<"$output"); fi
   done
+}
+
+# The blocks of docs/api.md that call grpcurl, in their order.
+case_EveryExampleOfTheGuideRuns() {
+  local blocks=0 block
+  create_tiny && configure_sgd || return
+  while IFS= read -r -d $'\1' block; do
+    [[ $block == grpcurl\ * ]] || continue
+    blocks=$((blocks + 1))
+    output=$(set -e; eval "${block//localhost:50051/$ADDRESS}" 2>&1) || fail "$block: $output"
+  done < <(awk '/^```/ { if (inside) printf "\1"; inside = !inside; next } inside' "$MODELSTATE_SOURCE/docs/api.md")
+  [ "$blocks" -ge 2 ] || fail "only $blocks blocks found in docs/api.md"
+  check GetModule '{"module": "tiny"}' '.step' '"1"'
 }
 
 run_case "$1"

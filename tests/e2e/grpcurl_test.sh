@@ -301,7 +301,7 @@ case_FreezeAndUnfreeze() {
 case_WatchShowsEachNewState() {
   local line
   create_tiny && configure_sgd || return
-  exec {watch}< <(exec "$GRPCURL" -plaintext -max-time 60 -d '{"module": "tiny"}' "$ADDRESS" $SERVICE/WatchModule 2>&1 |
+  exec {watch}< <(exec "$GRPCURL" -plaintext -max-time 60 -d '{"module": "tiny"}' "$ADDRESS" $SERVICE/WatchModule 2>"$WORK/watch.err" |
     jq -c --unbuffered '[.module.step // "0", .lastMutation]')
   read -r -t 60 -u "$watch" line || fail 'no first state'
   expect '"0"' "$(jq -c '.[0]' <<<"$line")" 'the state at the start'
@@ -310,9 +310,10 @@ case_WatchShowsEachNewState() {
   read -r -t 60 -u "$watch" line || fail 'no second state'
   expect '["1","STEP"]' "$line" 'the state after a step'
   ok DeleteModule '{"module": "tiny"}' >/dev/null || fail 'delete'
-  # The stream ends with the module; jq then meets the error's text and stops.
+  # The stream ends with the module.
   while read -r -t 60 -u "$watch" line; do :; done
   exec {watch}<&-
+  grep -q MODULE_DELETED "$WORK/watch.err" || fail "the end of the watch: $(<"$WORK/watch.err")"
 }
 
 case_ModulesAreListedInPagesAndDeleted() {
