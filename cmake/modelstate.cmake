@@ -26,6 +26,9 @@ if(MODELSTATE_SANITIZE)
   if(MODELSTATE_SANITIZE MATCHES thread)
     # gcc cannot model atomic_thread_fence under TSan; the only use is in asio's own code.
     add_compile_options(-Wno-tsan)
+    # Every executable, and no library, brings its own view of what Abseil's and gRPC's locks order.
+    target_sources(modelstate_flags INTERFACE
+      $<$<STREQUAL:$<TARGET_PROPERTY:TYPE>,EXECUTABLE>:${PROJECT_SOURCE_DIR}/cmake/tsan_sync.cc>)
   endif()
 endif()
 
