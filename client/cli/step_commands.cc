@@ -25,6 +25,7 @@ struct PushArguments {
   uint64_t steps = 1;
   double scale = 0.01;
   std::string worker;
+  std::optional<uint64_t> sequence;
   std::optional<double> lr;
 };
 
@@ -116,8 +117,9 @@ absl::Status Push(Context* context, const PushArguments& arguments) {
   }
   client::StepOptions options;
   options.worker = arguments.worker.empty() ? absl::StrCat("cli-", ::getpid()) : arguments.worker;
-  // Grows from one run of the same worker to the next.
-  const auto first = static_cast<uint64_t>(absl::ToUnixMicros(absl::Now()));
+  // The clock grows from one run of the same worker to the next: each run is a new step.
+  const uint64_t first =
+      arguments.sequence.value_or(static_cast<uint64_t>(absl::ToUnixMicros(absl::Now())));
   if (arguments.lr) options.overrides.push_back({std::nullopt, {}});
   if (arguments.lr) options.overrides[0].hyperparameters.lr = arguments.lr;
 
@@ -133,8 +135,8 @@ absl::Status Push(Context* context, const PushArguments& arguments) {
     steps.push_back(StepJson(result, seconds));
     if (context->json) continue;
     std::cout << "step " << result.step << "  version " << result.version.number << "  "
-              << OutcomeName(result.outcome) << "  grad_norm " << result.grad_norm << "  updated "
-              << result.updated
+              << OutcomeName(result.outcome) << (result.replayed ? " (replayed)" : "")
+              << "  grad_norm " << result.grad_norm << "  updated " << result.updated
               << (result.skipped > 0 ? absl::StrCat("  skipped ", result.skipped) : "")
               << (result.nonfinite.empty()
                       ? ""
@@ -268,7 +270,14 @@ void AddStepCommands(CLI::App* app, Context* context) {
   command->add_option("--seed", push->seed, "Of the random gradients")->needs(random);
   command->add_option("--steps", push->steps, "How many random steps")->needs(random);
   command->add_option("--scale", push->scale, "Standard deviation, 0.01")->needs(random);
-  command->add_option("--worker", push->worker, "Names the steps, so that each is applied once");
+  CLI::Option* worker = command->add_option(
+      "--worker", push->worker, "Names the steps, so that this run's own retries apply each once");
+  command
+      ->add_option("--sequence", push->sequence,
+                   "With --worker: number of the (first) step; the same command again gets the "
+                   "first answer and applies nothing")
+      ->needs(worker)
+      ->check(CLI::PositiveNumber);
   command->add_option("--lr", push->lr, "For these steps only");
   command->callback([context, push] {
     if (push->file.empty() && !push->random) {

@@ -219,6 +219,17 @@ case_PushOfAFile() {
   grep -q 'SHAPE_MISMATCH.*"weight"' "$WORK/cli.err" || fail "push of another shape: $(<"$WORK/cli.err")"
 }
 
+# The same command again, with the step's own name, gets the first answer and applies nothing.
+case_PushAgainIsAppliedOnce() {
+  create_tiny && configure_sgd || return
+  cli 0 fetch tiny "$WORK/gradients.safetensors" --kind parameter >/dev/null
+  local push=(push tiny --gradients "$WORK/gradients.safetensors" --worker me --sequence 7)
+  json '[.steps[0].step, .steps[0].replayed]' '[1,false]' "${push[@]}"
+  json '[.steps[0].step, .steps[0].replayed]' '[1,true]' "${push[@]}"
+  check GetModule '{"module": "tiny"}' '.step' '"1"'
+  cli 2 push tiny --random --sequence 7 >/dev/null
+}
+
 # SIGTERM: a watch is told, a push that is under way may finish, and the server ends with 0.
 case_SigtermLetsAPushFinish() {
   local push client code=0 line
