@@ -81,6 +81,15 @@ grpc::ServerUnaryReactor* ModelStateService::SetRequiresGrad(
   return UnaryHandler::AnswerLater(runtime_, [&](UnaryHandler* call) -> absl::Status {
     MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module,
                         runtime_.FindModule(request->module()));
+    if (!request->has_selection()) {
+      return MakeError(Reason::kInvalidField,
+                       "selection is not set; give {\"globs\": [\"*\"]} for all parameters",
+                       {{"field", "selection"}});
+    }
+    if (!request->has_requires_grad()) {
+      return MakeError(Reason::kInvalidField, "requires_grad is not set: say true or false",
+                       {{"field", "requires_grad"}});
+    }
     MS_ASSIGN_OR_RETURN(Selection selection, SelectionFromProto(request->selection()));
     module->SetRequiresGrad(std::move(selection), request->requires_grad(),
                             [call, response](absl::StatusOr<ModuleInstance::FreezeResult> result) {

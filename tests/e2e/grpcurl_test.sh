@@ -400,7 +400,7 @@ case_WrongCallsSayWhatRuleAndWayOut() {
   refused CreateModule '{"name": "bad", "spec": {"tensors": [{"name": "count", "kind": "PARAMETER", "dtype": "I64", "shape": [1]}]}}' \
     INVALID_ARGUMENT INVALID_FIELD '"count"' 'floating point' 'make it a buffer'
   # 16. Freezing a buffer.
-  refused SetRequiresGrad '{"module": "tiny", "selection": {"names": ["running_mean"]}}' INVALID_ARGUMENT NOT_A_PARAMETER '"running_mean"' buffer
+  refused SetRequiresGrad '{"module": "tiny", "selection": {"names": ["running_mean"]}, "requires_grad": false}' INVALID_ARGUMENT NOT_A_PARAMETER '"running_mean"' buffer
 }
 
 case_EachRpcOfTheContractIsCalledHere() {

@@ -149,6 +149,7 @@ TEST_F(UnaryRpcsTest, ListingsAreFilteredAndPaged) {
   v1::SetRequiresGradRequest freeze;
   freeze.set_module("tiny");
   freeze.mutable_selection()->add_names("bias");
+  freeze.set_requires_grad(false);
   ASSERT_TRUE(Call(&Stub::SetRequiresGrad, freeze).ok());
   EXPECT_THAT(Call(&Stub::ListParameters, request), FailsWith(Reason::kInvalidField));
 
@@ -177,6 +178,7 @@ TEST_F(UnaryRpcsTest, FreezingTouchesParametersOnly) {
   v1::SetRequiresGradRequest request;
   request.set_module("tiny");
   request.mutable_selection()->add_globs("*");
+  request.set_requires_grad(false);
   const auto frozen = Call(&Stub::SetRequiresGrad, request);
   ASSERT_TRUE(frozen.ok()) << frozen.status();
   EXPECT_EQ(frozen->changed(), 2);
@@ -186,6 +188,27 @@ TEST_F(UnaryRpcsTest, FreezingTouchesParametersOnly) {
   ASSERT_TRUE(Configure("tiny", v1::SGD, 1).ok());
   EXPECT_THAT(Push(StepParts("tiny", {{Tensor("bias", v1::GRADIENT, {2}), FloatBytes({1, 1})}})),
               FailsWith(Reason::kParameterFrozen));
+}
+
+TEST_F(UnaryRpcsTest, FreezingSaysWhichParametersAndWhatFor) {
+  CreateTiny();
+  v1::SetRequiresGradRequest request;
+  request.set_module("tiny");
+  request.set_requires_grad(false);
+  const auto no_selection = Call(&Stub::SetRequiresGrad, request);
+  EXPECT_THAT(no_selection, FailsWith(Reason::kInvalidField));
+  EXPECT_THAT(std::string(no_selection.status().message()), HasSubstr("{\"globs\": [\"*\"]}"));
+  request.mutable_selection();
+  request.clear_requires_grad();
+  const auto no_flag = Call(&Stub::SetRequiresGrad, request);
+  EXPECT_THAT(no_flag, FailsWith(Reason::kInvalidField));
+  EXPECT_THAT(std::string(no_flag.status().message()), HasSubstr("say true or false"));
+
+  // An empty selection is all parameters.
+  request.set_requires_grad(false);
+  const auto frozen = Call(&Stub::SetRequiresGrad, request);
+  ASSERT_TRUE(frozen.ok()) << frozen.status();
+  EXPECT_EQ(frozen->changed(), 2);
 }
 
 TEST_F(UnaryRpcsTest, OptimizerIsConfiguredAndShown) {
