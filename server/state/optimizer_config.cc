@@ -5,6 +5,7 @@
 #include <limits>
 #include <utility>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/base/status.h"
@@ -12,6 +13,8 @@
 namespace modelstate {
 namespace {
 
+// Each group is held against every tensor.
+constexpr size_t kMaxGroups = 1000;
 constexpr uint32_t kNoGroup = std::numeric_limits<uint32_t>::max();
 
 // As Python prints a float, because the texts are torch's: "-1.0", "1e-05", "0.1".
@@ -135,6 +138,22 @@ absl::Status CheckRanges(Algorithm algorithm, const std::string& group,
   return at_least_zero("weight_decay", "weight_decay value", *complete.weight_decay);
 }
 
+absl::Status CheckGroupNames(absl::Span<const ParameterGroupConfig> groups) {
+  if (groups.size() > kMaxGroups) {
+    return Invalid("", "groups",
+                   absl::StrCat("groups: there are ", groups.size(), "; at most ", kMaxGroups,
+                                " are allowed; put parameters with the same hyper-parameters into "
+                                "one group"));
+  }
+  absl::flat_hash_set<absl::string_view> names;
+  for (const ParameterGroupConfig& group : groups) {
+    if (group.name.empty() || names.insert(group.name).second) continue;
+    return Invalid(group.name, "groups",
+                   "two groups have this name; give each another, or leave it empty");
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 const char* AlgorithmName(Algorithm algorithm) {
@@ -170,6 +189,7 @@ absl::StatusOr<std::shared_ptr<const Optimizer>> Optimizer::Create(const Optimiz
                    absl::StrCat("Invalid max_grad_norm: ", PythonFloat(*config.max_grad_norm),
                                 "; it must be greater than 0, or unset for no clipping"));
   }
+  MS_RETURN_IF_ERROR(CheckGroupNames(config.groups));
   MS_RETURN_IF_ERROR(CheckKnown(config.algorithm, "", config.hyperparameters));
   const Hyperparameters base =
       MergeHyperparameters(Defaults(config.algorithm), config.hyperparameters);
@@ -193,7 +213,18 @@ absl::StatusOr<std::shared_ptr<const Optimizer>> Optimizer::Create(const Optimiz
                        {{"tensor", unknown.front()}, {"group", given.name}});
     }
     for (const std::string& name : selection.names) {
-      if (schema.spec(*schema.Find(name)).kind == TensorKind::kParameter) continue;
+      const uint32_t index = *schema.Find(name);
+      if (schema.spec(index).kind == TensorKind::kParameter) {
+        const uint32_t other = group_of[schema.owner(index)];
+        if (other == kNoGroup) continue;
+        return MakeError(
+            Reason::kInvalidField,
+            absl::StrCat("group \"", given.name,
+                         "\": some parameters appear in more than one parameter group: \"", name,
+                         "\" is in group ", other, " (\"", optimizer->groups_[other].name,
+                         "\") already; name it in one of them"),
+            {{"tensor", name}, {"group", given.name}});
+      }
       return MakeError(Reason::kNotAParameter,
                        absl::StrCat("group \"", given.name, "\": \"", name,
                                     "\" is a buffer; an optimizer updates parameters only, leave "

@@ -71,7 +71,8 @@ class Optimizer {
   };
 
   // INVALID_ARGUMENT INVALID_FIELD (a value out of range, with torch's wording; a hyper-parameter
-  // that the algorithm does not have; nesterov without momentum or with dampening), NOT_A_PARAMETER
+  // that the algorithm does not have; nesterov without momentum or with dampening; more than 1000
+  // groups, two of one name, a name in a group that an earlier one has taken), NOT_A_PARAMETER
   // (a group names a buffer); NOT_FOUND TENSOR_NOT_FOUND.
   static absl::StatusOr<std::shared_ptr<const Optimizer>> Create(const OptimizerConfig& config,
                                                                  const ModuleSchema& schema);

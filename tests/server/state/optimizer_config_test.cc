@@ -114,7 +114,8 @@ TEST_F(OptimizerTest, EachParameterIsInTheFirstGroupThatTakesIt) {
   config.groups[0].selection.globs = {"norm.*"};
   config.groups[0].hyperparameters.lr = 5;
   config.groups[1].name = "named";
-  config.groups[1].selection.names = {"tied", "norm.w"};
+  config.groups[1].selection.names = {"tied"};
+  config.groups[1].selection.prefixes = {"norm.w"};
   std::shared_ptr<const Optimizer> optimizer = *Optimizer::Create(config, *schema_);
   ASSERT_EQ(optimizer->groups().size(), 3u);
   EXPECT_EQ(optimizer->group_of(2), 0u);
@@ -135,6 +136,44 @@ TEST_F(OptimizerTest, GroupMayNotNameABufferOrNothing) {
   EXPECT_EQ(GetReason(Error(config)), Reason::kNotAParameter);
   config.groups[0].selection.names = {"nope"};
   EXPECT_EQ(GetReason(Error(config)), Reason::kTensorNotFound);
+}
+
+TEST_F(OptimizerTest, NameThatAnEarlierGroupHasTakenIsRefusedInTorchsWords) {
+  OptimizerConfig config;
+  config.groups.resize(2);
+  config.groups[0].name = "first";
+  config.groups[0].selection.globs = {"a.*"};
+  // "tied" is another name of a.w.
+  for (const char* name : {"a.b", "tied"}) {
+    config.groups[1].selection.names = {"norm.w", name};
+    const absl::Status status = Error(config);
+    EXPECT_EQ(GetReason(status), Reason::kInvalidField);
+    EXPECT_THAT(std::string(status.message()),
+                HasSubstr("some parameters appear in more than one parameter group"));
+    EXPECT_THAT(std::string(status.message()), HasSubstr(name));
+    EXPECT_THAT(std::string(status.message()), HasSubstr("\"first\""));
+  }
+  // Twice in one group is no conflict.
+  config.groups[0].selection.globs.clear();
+  config.groups[0].selection.names = {"a.w", "tied", "a.w"};
+  config.groups[1].selection.names = {"norm.w"};
+  EXPECT_TRUE(Error(config).ok()) << Error(config);
+}
+
+TEST_F(OptimizerTest, GroupsAreBoundedAndTheirNamesUnique) {
+  OptimizerConfig config;
+  config.groups.resize(1000);
+  EXPECT_TRUE(Error(config).ok()) << "empty names may repeat";
+  config.groups[3].name = "same";
+  config.groups[999].name = "same";
+  absl::Status status = Error(config);
+  EXPECT_EQ(GetReason(status), Reason::kInvalidField);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("\"same\""));
+  config.groups[999].name.clear();
+  config.groups.resize(1001);
+  status = Error(config);
+  EXPECT_EQ(GetReason(status), Reason::kInvalidField);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("at most 1000"));
 }
 
 TEST_F(OptimizerTest, OverridesOfOneStep) {
