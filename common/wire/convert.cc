@@ -83,6 +83,25 @@ absl::Status ResolveAlias(const v1::TensorInfo& info, const TensorSpec& owner, T
 
 }  // namespace
 
+absl::Status CheckPatterns(const google::protobuf::RepeatedPtrField<std::string>& patterns,
+                           absl::string_view field) {
+  const auto refuse = [&](absl::string_view rule) {
+    return MakeError(Reason::kInvalidField,
+                     absl::StrCat(field, ": ", rule, "; use names, or several calls"),
+                     {{"field", std::string(field)}});
+  };
+  if (patterns.size() > kMaxPatterns) {
+    return refuse(
+        absl::StrCat("there are ", patterns.size(), "; at most ", kMaxPatterns, " are allowed"));
+  }
+  for (const std::string& pattern : patterns) {
+    if (pattern.size() <= kMaxPatternBytes) continue;
+    return refuse(absl::StrCat("one has ", pattern.size(), " bytes; at most ", kMaxPatternBytes,
+                               " are allowed"));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<DType> DTypeFromProto(v1::DType dtype, absl::string_view what) {
   if (dtype == v1::DTYPE_UNSPECIFIED) {
     return FieldError(what, "dtype is not set; give one, as \"F32\"");
@@ -209,6 +228,13 @@ void VersionToProto(const Version& version, v1::Version* proto) {
 
 absl::StatusOr<Selection> SelectionFromProto(const v1::Selection& selection) {
   Selection result;
+  if (selection.names_size() > kMaxSelectedNames) {
+    return FieldError("selection.names",
+                      absl::StrCat("there are ", selection.names_size(), "; at most ",
+                                   kMaxSelectedNames, " are allowed; use several calls"));
+  }
+  MS_RETURN_IF_ERROR(CheckPatterns(selection.prefixes(), "selection.prefixes"));
+  MS_RETURN_IF_ERROR(CheckPatterns(selection.globs(), "selection.globs"));
   for (const std::string& name : selection.names()) {
     if (name.empty()) return FieldError("selection.names", "a name is empty");
     result.names.push_back(name);
@@ -218,7 +244,10 @@ absl::StatusOr<Selection> SelectionFromProto(const v1::Selection& selection) {
   for (int kind : selection.kinds()) {
     MS_ASSIGN_OR_RETURN(TensorKind parsed,
                         TensorKindFromProto(static_cast<v1::TensorKind>(kind), "selection.kinds"));
-    result.kinds.push_back(parsed);
+    // Once each: every tensor is held against all of them.
+    if (std::find(result.kinds.begin(), result.kinds.end(), parsed) == result.kinds.end()) {
+      result.kinds.push_back(parsed);
+    }
   }
   if (selection.has_float_dtype()) {
     MS_ASSIGN_OR_RETURN(DType dtype,

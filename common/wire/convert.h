@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -22,6 +23,12 @@
 namespace modelstate {
 
 inline constexpr size_t kMaxTensorNameBytes = 1024;
+
+// Of the globs, and of the prefixes, of one request. Every tensor of a module is held against each
+// of them, so without a bound one small request keeps a thread busy for minutes.
+inline constexpr int kMaxPatterns = 64;
+inline constexpr size_t kMaxPatternBytes = 1024;
+inline constexpr int kMaxSelectedNames = 1000000;  // looked up in a hash table
 
 // `what` names the tensor or field in an error: "tensor \"conv1.weight\"".
 absl::StatusOr<DType> DTypeFromProto(v1::DType dtype, absl::string_view what);
@@ -51,6 +58,10 @@ void TensorSpecToProto(const TensorSpec& spec, v1::TensorInfo* info);
 
 Version VersionFromProto(const v1::Version& version);
 void VersionToProto(const Version& version, v1::Version* proto);
+
+// Whether the globs or prefixes in `field` keep the bounds above.
+absl::Status CheckPatterns(const google::protobuf::RepeatedPtrField<std::string>& patterns,
+                           absl::string_view field);
 
 absl::StatusOr<Selection> SelectionFromProto(const v1::Selection& selection);
 void SelectionToProto(const Selection& selection, v1::Selection* proto);

@@ -27,11 +27,11 @@ class LoadCheckpointHandler final : public JobHandler<v1::LoadCheckpointResponse
 
   // Everything up to the commit, which ends the job.
   absl::Status Load() {
+    MS_ASSIGN_OR_RETURN(LoadOptions options, LoadOptionsFromProto(request_.options()));
     MS_RETURN_IF_ERROR(FindOrCreateModule());
     MS_ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointSource> source,
                         CheckpointSource::Open(runtime_.checkpoints->root(), request_.path(),
                                                request_.state_dict_key()));
-    LoadOptions options = LoadOptionsFromProto(request_.options());
     // Where torch keeps module versions, a plain safetensors file has none.
     options.old_batch_norm =
         source->format() == CheckpointFormatName(CheckpointFormat::kSafetensors);

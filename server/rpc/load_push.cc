@@ -76,6 +76,7 @@ absl::Status LoadPush::Begin() {
 }
 
 absl::Status LoadPush::OnTable(absl::Span<const ReceivedTensor> tensors) {
+  MS_ASSIGN_OR_RETURN(const LoadOptions load_options, LoadOptionsFromProto(header_.options()));
   std::vector<IncomingTensor> incoming;
   incoming.reserve(tensors.size());
   for (const ReceivedTensor& tensor : tensors) {
@@ -89,9 +90,8 @@ absl::Status LoadPush::OnTable(absl::Span<const ReceivedTensor> tensors) {
     }
     incoming.push_back(ToIncoming(tensor));
   }
-  MS_ASSIGN_OR_RETURN(LoadPlan plan,
-                      LoadPlan::Create(module_->name(), module_->Current()->schema, incoming,
-                                       LoadOptionsFromProto(header_.options())));
+  MS_ASSIGN_OR_RETURN(LoadPlan plan, LoadPlan::Create(module_->name(), module_->Current()->schema,
+                                                      incoming, load_options));
   holder_ = FindHolders(tensors);
   // What arrives in another dtype is held twice until it is cast.
   uint64_t bytes = plan.total_bytes;

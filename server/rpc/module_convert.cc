@@ -154,7 +154,8 @@ void StepAnswerToProto(const StepAnswer& answer, v1::ApplyStepResponse* proto) {
   proto->set_skipped(answer.skipped);
 }
 
-LoadOptions LoadOptionsFromProto(const v1::LoadOptions& proto) {
+absl::StatusOr<LoadOptions> LoadOptionsFromProto(const v1::LoadOptions& proto) {
+  MS_RETURN_IF_ERROR(CheckPatterns(proto.buffers(), "options.buffers"));
   LoadOptions options;
   options.strict = proto.has_strict() ? proto.strict() : true;
   options.assign = proto.assign();

@@ -29,7 +29,8 @@ std::vector<GroupOverride> GroupOverridesFromProto(
     const google::protobuf::RepeatedPtrField<v1::GroupOverride>& proto);
 void StepAnswerToProto(const StepAnswer& answer, v1::ApplyStepResponse* proto);
 
-LoadOptions LoadOptionsFromProto(const v1::LoadOptions& proto);
+// INVALID_FIELD: too many globs, or too long ones.
+absl::StatusOr<LoadOptions> LoadOptionsFromProto(const v1::LoadOptions& proto);
 // All but the module: decisions, keys and how many tensors.
 void LoadPlanToProto(const LoadPlan& plan, v1::LoadResult* proto);
 

@@ -132,6 +132,50 @@ TEST(Convert, SelectionRoundTripAndErrors) {
   EXPECT_EQ(GetReason(SelectionFromProto(proto).status()), Reason::kInvalidField);
 }
 
+TEST(Convert, SelectionIsBounded) {
+  const auto refused = [](const v1::Selection& proto, const char* field, const char* limit) {
+    const absl::Status status = SelectionFromProto(proto).status();
+    EXPECT_EQ(GetReason(status), Reason::kInvalidField) << status;
+    for (const char* part : {field, limit, "several calls"}) {
+      EXPECT_THAT(std::string(status.message()), HasSubstr(part));
+    }
+  };
+  const std::string longest(1024, '*');
+  const std::string too_long(1025, '*');
+  v1::Selection full;
+  for (int i = 0; i < 64; ++i) {
+    full.add_globs(longest);
+    full.add_prefixes(longest);
+  }
+  // gcc 12 takes literals in loops for overlapping copies.
+  const std::string name = "n";
+  for (int i = 0; i < 1000000; ++i) full.add_names(name);
+  EXPECT_TRUE(SelectionFromProto(full).ok());
+
+  v1::Selection proto = full;
+  proto.add_globs("*");
+  refused(proto, "selection.globs", "64");
+  proto = full;
+  proto.add_prefixes("p");
+  refused(proto, "selection.prefixes", "64");
+  proto = full;
+  proto.add_names("n");
+  refused(proto, "selection.names", "1000000");
+  proto.Clear();
+  proto.add_globs(too_long);
+  refused(proto, "selection.globs", "1024");
+  proto.Clear();
+  proto.add_prefixes(too_long);
+  refused(proto, "selection.prefixes", "1024");
+}
+
+TEST(Convert, SelectionHasEachKindOnce) {
+  v1::Selection proto;
+  for (int i = 0; i < 1000; ++i) proto.add_kinds(i % 2 == 0 ? v1::BUFFER : v1::PARAMETER);
+  EXPECT_EQ(SelectionFromProto(proto)->kinds,
+            (std::vector<TensorKind>{TensorKind::kBuffer, TensorKind::kParameter}));
+}
+
 TEST(Convert, RangesAreAscendingAndJoined) {
   v1::StreamStateDictRequest request;
   const auto add = [&](uint64_t begin, uint64_t end) {

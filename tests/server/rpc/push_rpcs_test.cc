@@ -100,6 +100,7 @@ TEST_F(PushRpcsTest, RepeatedStepIsAnsweredEvenWhenItWouldNoLongerBeTaken) {
   ASSERT_TRUE(Push(parts).ok());
   v1::SetRequiresGradRequest freeze;
   freeze.set_module("tiny");
+  freeze.mutable_selection();
   freeze.set_requires_grad(false);
   ASSERT_TRUE(Call(&v1::ModelState::Stub::SetRequiresGrad, freeze).ok());
   const auto again = Push(parts);
@@ -321,6 +322,12 @@ TEST_F(PushRpcsTest, RefusedLoadsChangeNothing) {
               FailsWith(Reason::kMissingKey));
   EXPECT_THAT(Load(LoadParts("tiny", false, {{bias({1}), FloatBytes({1})}})),
               FailsWith(Reason::kShapeMismatch));
+  std::vector<v1::LoadPart> globs = LoadParts("tiny", false, {{bias({2}), FloatBytes({1, 2})}});
+  const std::string star = "*";  // gcc 12 takes literals in loops for overlapping copies
+  for (int i = 0; i < 65; ++i) globs[0].mutable_header()->mutable_options()->add_buffers(star);
+  const auto too_many = Load(globs);
+  EXPECT_THAT(too_many, FailsWith(Reason::kInvalidField));
+  EXPECT_THAT(std::string(too_many.status().message()), HasSubstr("options.buffers"));
   std::vector<v1::LoadPart> stale = LoadParts("tiny", false, {{bias({2}), FloatBytes({1, 2})}});
   stale[0].mutable_header()->mutable_base()->set_number(1);
   stale[0].mutable_header()->mutable_base()->set_incarnation(
