@@ -62,6 +62,8 @@ enum class Reason {
   kDigestMismatch,
   // UNAVAILABLE
   kDraining,
+  // UNIMPLEMENTED
+  kNotImplemented,
   // INTERNAL
   kStorageError,  // the file system failed: EIO and the like
 };

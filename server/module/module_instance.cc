@@ -252,9 +252,11 @@ absl::StatusOr<VersionRef> ModuleInstance::ConfigureOnStrand(const OptimizerConf
   const ModuleSchema& schema = *current->schema;
   if (schema.empty()) return EmptyError();
   if (config.quorum > 1) {
-    return absl::UnimplementedError(absl::StrCat(
-        "rounds.quorum is ", config.quorum,
-        ": rounds of more than one contribution are not built yet; leave it out, or set 1"));
+    return MakeError(
+        Reason::kNotImplemented,
+        absl::StrCat(
+            "rounds.quorum is ", config.quorum,
+            ": rounds of more than one contribution are not built yet; leave it out, or set 1"));
   }
   MS_ASSIGN_OR_RETURN(std::shared_ptr<const Optimizer> next_optimizer,
                       Optimizer::Create(config, schema));

@@ -97,7 +97,7 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   void SetRequiresGrad(Selection selection, bool requires_grad, Done<FreezeResult> done);
 
   // State of a parameter is kept where its slots stay the same, unless `reset_state`.
-  // FAILED_PRECONDITION MODULE_EMPTY; the errors of Optimizer::Create; UNIMPLEMENTED: a quorum.
+  // FAILED_PRECONDITION MODULE_EMPTY; the errors of Optimizer::Create; UNIMPLEMENTED NOT_IMPLEMENTED: a quorum.
   void ConfigureOptimizer(OptimizerConfig config, bool reset_state, Done<VersionRef> done);
 
   // The whole decision is made on the strand, in this order: the worker's record (a repeat gets its

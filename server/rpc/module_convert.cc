@@ -76,8 +76,13 @@ absl::StatusOr<OptimizerConfig> OptimizerConfigFromProto(const v1::OptimizerConf
       config.algorithm = Algorithm::kAdamW;
       break;
     default:
-      return MakeError(Reason::kInvalidField, "optimizer.algorithm is not set; use SGD or ADAMW",
-                       {{"field", "optimizer.algorithm"}});
+      return MakeError(
+          Reason::kInvalidField,
+          proto.algorithm() == v1::ALGORITHM_UNSPECIFIED
+              ? std::string("optimizer.algorithm is not set; use SGD or ADAMW")
+              : absl::StrCat("optimizer.algorithm ", static_cast<int>(proto.algorithm()),
+                             " is not known here; use SGD or ADAMW"),
+          {{"field", "optimizer.algorithm"}});
   }
   config.hyperparameters = HyperparametersFromProto(proto.hyperparameters());
   for (const v1::ParameterGroup& group : proto.groups()) {
@@ -93,7 +98,8 @@ absl::StatusOr<OptimizerConfig> OptimizerConfigFromProto(const v1::OptimizerConf
   }
   if (proto.has_max_grad_norm()) config.max_grad_norm = proto.max_grad_norm();
   if (proto.rounds().quorum() > 1) {
-    return absl::UnimplementedError(
+    return MakeError(
+        Reason::kNotImplemented,
         absl::StrCat("optimizer.rounds.quorum is ", proto.rounds().quorum(),
                      ": rounds of several contributions are not built yet; leave rounds out, and "
                      "each push is a step"));

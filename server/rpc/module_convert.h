@@ -20,7 +20,7 @@ void ModuleToProto(const ModuleInstance& module, const ModuleVersion& version, v
 Hyperparameters HyperparametersFromProto(const v1::Hyperparameters& proto);
 void HyperparametersToProto(const Hyperparameters& hyperparameters, v1::Hyperparameters* proto);
 
-// UNIMPLEMENTED for rounds with a quorum.
+// UNIMPLEMENTED NOT_IMPLEMENTED for rounds with a quorum.
 absl::StatusOr<OptimizerConfig> OptimizerConfigFromProto(const v1::OptimizerConfig& proto);
 void OptimizerToProto(const ModuleInstance& module, const ModuleVersion& version,
                       const Optimizer& optimizer, v1::Optimizer* proto);

@@ -71,7 +71,8 @@ grpc::ServerUnaryReactor* ModelStateService::DeleteModule(Context*,
 grpc::ServerUnaryReactor* ModelStateService::MoveModule(Context*, const v1::MoveModuleRequest*,
                                                         v1::Module*) {
   return UnaryHandler::AnswerNow(runtime_, [] {
-    return absl::UnimplementedError(
+    return MakeError(
+        Reason::kNotImplemented,
         "MoveModule is not built yet; to read another dtype use selection.float_dtype");
   });
 }

@@ -54,7 +54,8 @@ absl::StatusOr<std::unique_ptr<StateStream>> OpenStream(Runtime& runtime,
                                                         const v1::StreamStateDictRequest& request) {
   MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module, runtime.FindModule(request.module()));
   if (request.has_changed_since()) {
-    return absl::UnimplementedError(
+    return MakeError(
+        Reason::kNotImplemented,
         "changed_since is not built yet; leave it out to get every tensor, or use if_newer_than");
   }
   StateStream::Options options;

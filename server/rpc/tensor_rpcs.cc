@@ -189,7 +189,8 @@ grpc::ServerUnaryReactor* ModelStateService::ListOptimizerState(Context*,
                                                                 const v1::ListTensorsRequest*,
                                                                 v1::ListTensorsResponse*) {
   return UnaryHandler::AnswerNow(runtime_, [] {
-    return absl::UnimplementedError(
+    return MakeError(
+        Reason::kNotImplemented,
         "ListOptimizerState is not built yet; GetOptimizer tells the bytes of the state");
   });
 }

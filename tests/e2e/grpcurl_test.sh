@@ -339,10 +339,10 @@ case_TensorsAreListedInPages() {
 
 case_WhatIsNotBuiltNamesItself() {
   create_tiny || return
-  refused MoveModule '{"module": "tiny", "device": "cpu"}' UNIMPLEMENTED '' MoveModule
-  refused ListOptimizerState '{"module": "tiny"}' UNIMPLEMENTED '' ListOptimizerState
-  refused StreamStateDict "{\"module\": \"tiny\", \"changed_since\": $(ok GetModule '{"module": "tiny"}' '.version')}" UNIMPLEMENTED '' changed_since
-  refused ConfigureOptimizer '{"module": "tiny", "optimizer": {"algorithm": "SGD", "rounds": {"quorum": 2}}}' UNIMPLEMENTED '' quorum
+  refused MoveModule '{"module": "tiny", "device": "cpu"}' UNIMPLEMENTED NOT_IMPLEMENTED MoveModule
+  refused ListOptimizerState '{"module": "tiny"}' UNIMPLEMENTED NOT_IMPLEMENTED ListOptimizerState
+  refused StreamStateDict "{\"module\": \"tiny\", \"changed_since\": $(ok GetModule '{"module": "tiny"}' '.version')}" UNIMPLEMENTED NOT_IMPLEMENTED changed_since
+  refused ConfigureOptimizer '{"module": "tiny", "optimizer": {"algorithm": "SGD", "rounds": {"quorum": 2}}}' UNIMPLEMENTED NOT_IMPLEMENTED quorum
 }
 
 # Each text names the tensor or field, then the rule, then the way out.

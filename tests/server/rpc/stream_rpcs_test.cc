@@ -210,7 +210,7 @@ TEST_F(StreamRpcsTest, WrongRequestsAreRefusedBeforeAnythingIsSent) {
   request = Request("tiny");
   request.mutable_changed_since()->set_number(1);
   const absl::Status status = Fetch(request).status;
-  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(GetReason(status), Reason::kNotImplemented);
   EXPECT_THAT(std::string(status.message()), HasSubstr("changed_since"));
 
   v1::PinSnapshotRequest pin;

@@ -225,24 +225,27 @@ TEST_F(UnaryRpcsTest, OptimizerIsConfiguredAndShown) {
   EXPECT_EQ(shown->config().algorithm(), v1::ADAMW);
 
   EXPECT_THAT(Configure("tiny", v1::ALGORITHM_UNSPECIFIED, 1), FailsWith(Reason::kInvalidField));
+  const auto unknown = Configure("tiny", static_cast<v1::Algorithm>(77), 1);
+  EXPECT_THAT(unknown, FailsWith(Reason::kInvalidField));
+  EXPECT_THAT(std::string(unknown.status().message()), HasSubstr("77 is not known"));
   EXPECT_THAT(Configure("tiny", v1::SGD, -1), FailsWith(Reason::kInvalidField));
   v1::ConfigureOptimizerRequest rounds;
   rounds.set_module("tiny");
   rounds.mutable_optimizer()->set_algorithm(v1::SGD);
   rounds.mutable_optimizer()->mutable_rounds()->set_quorum(2);
   const auto refused = Call(&Stub::ConfigureOptimizer, rounds);
-  EXPECT_EQ(refused.status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(refused, FailsWith(Reason::kNotImplemented));
   EXPECT_THAT(std::string(refused.status().message()), HasSubstr("rounds.quorum"));
 }
 
 TEST_F(UnaryRpcsTest, WhatIsNotBuiltYetNamesItself) {
   v1::MoveModuleRequest move;
   const absl::Status moved = Call(&Stub::MoveModule, move).status();
-  EXPECT_EQ(moved.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(GetReason(moved), Reason::kNotImplemented);
   EXPECT_THAT(std::string(moved.message()), HasSubstr("MoveModule"));
   v1::ListTensorsRequest list;
   const absl::Status listed = Call(&Stub::ListOptimizerState, list).status();
-  EXPECT_EQ(listed.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(GetReason(listed), Reason::kNotImplemented);
   EXPECT_THAT(std::string(listed.message()), HasSubstr("ListOptimizerState"));
 }
 
