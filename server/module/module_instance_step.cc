@@ -1,5 +1,6 @@
 // The two mutations of ModuleInstance that change elements: a step and a load.
 #include <cmath>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -56,19 +57,22 @@ absl::StatusOr<std::optional<StepAnswer>> ModuleInstance::FindRecorded(
                                {"worker", worker},
                                {"sequence", absl::StrCat(sequence)},
                                {"last_sequence", absl::StrCat(record.sequence)}};
+  // The last sequence there is has none after it.
+  const std::string next = record.sequence == std::numeric_limits<uint64_t>::max()
+                               ? "its sequences are used up: use another worker name"
+                               : absl::StrCat("go on with ", record.sequence + 1);
   if (sequence < record.sequence) {
-    return MakeError(
-        Reason::kSequenceReused,
-        absl::StrCat("worker \"", worker, "\" sent sequence ", sequence, " after its sequence ",
-                     record.sequence, " was decided; go on with ", record.sequence + 1),
-        metadata);
+    return MakeError(Reason::kSequenceReused,
+                     absl::StrCat("worker \"", worker, "\" sent sequence ", sequence,
+                                  " after its sequence ", record.sequence, " was decided; ", next),
+                     metadata);
   }
   if (payload_digest != nullptr && *payload_digest != record.payload_digest) {
     return MakeError(Reason::kSequenceReused,
                      absl::StrCat("worker \"", worker, "\" sent sequence ", sequence,
-                                  " again with another payload; a repeat must be the same bytes, "
-                                  "a new step takes sequence ",
-                                  record.sequence + 1),
+                                  " again with another payload; a repeat must be the same bytes; "
+                                  "for a new step ",
+                                  next),
                      metadata);
   }
   StepAnswer answer = record.answer;

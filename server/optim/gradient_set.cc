@@ -12,10 +12,10 @@ absl::Status CheckKind(const PushedTensor& tensor, const TensorSpec& spec) {
   const ErrorMetadata metadata = {{"tensor", tensor.name}};
   if (tensor.kind == TensorKind::kBuffer) {
     if (spec.kind == TensorKind::kBuffer) return absl::OkStatus();
-    return MakeError(Reason::kUnknownKey,
+    return MakeError(Reason::kInvalidField,
                      absl::StrCat("\"", tensor.name,
-                                  "\" is a parameter, so a push cannot assign it as a buffer; push "
-                                  "its gradient, or write its value with LoadStateDict"),
+                                  "\" is a parameter: push its gradient with kind GRADIENT, or "
+                                  "write its value with LoadStateDict"),
                      metadata);
   }
   if (tensor.kind != TensorKind::kGradient) {

@@ -38,8 +38,9 @@ struct GradientSet {
 // Checks a whole push against `schema` and allocates its storages on `device`: every name known and
 // given once (also through an alias), gradients of parameters that require grad, buffer values of
 // buffers, dtype and shape the module's. INVALID_ARGUMENT UNKNOWN_KEY, NOT_A_PARAMETER,
-// SHAPE_MISMATCH, DTYPE_MISMATCH, CHUNK_INVALID (twice); FAILED_PRECONDITION PARAMETER_FROZEN,
-// MODULE_EMPTY; RESOURCE_EXHAUSTED PUSH_MEMORY (before anything is allocated), DEVICE_MEMORY.
+// INVALID_FIELD (a parameter as a buffer, a kind that no push has), SHAPE_MISMATCH, DTYPE_MISMATCH,
+// CHUNK_INVALID (twice); FAILED_PRECONDITION PARAMETER_FROZEN, MODULE_EMPTY; RESOURCE_EXHAUSTED
+// PUSH_MEMORY (before anything is allocated), DEVICE_MEMORY.
 absl::StatusOr<GradientSet> StageGradients(std::shared_ptr<const ModuleSchema> schema,
                                            std::vector<PushedTensor> tensors, Device& device,
                                            MemoryBudget& push_budget);

@@ -127,6 +127,18 @@ TEST_F(StepTest, LowerSequenceAndOtherPayloadAreRefused) {
   EXPECT_TRUE(Push(*module_, {{"weight", 1}}, Named("w", 100)).ok());
 }
 
+TEST_F(StepTest, AfterTheLastSequenceComesAnotherWorker) {
+  ASSERT_TRUE(Configure(*module_, Sgd()).ok());
+  ASSERT_TRUE(Push(*module_, {{"weight", 1}}, Named("w", UINT64_MAX)).ok());
+  const auto lower = Push(*module_, {{"weight", 1}}, Named("w", 1));
+  const auto other = Push(*module_, {{"weight", 1}}, Named("w", UINT64_MAX, "other"));
+  for (const absl::Status& status : {lower.status(), other.status()}) {
+    EXPECT_EQ(GetReason(status), Reason::kSequenceReused);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("use another worker name"));
+    EXPECT_THAT(std::string(status.message()), Not(HasSubstr("go on with")));
+  }
+}
+
 TEST_F(StepTest, RefusedStepIsNotRecorded) {
   ASSERT_TRUE(Configure(*module_, Sgd()).ok());
   StepRequest request = Named("w", 1);

@@ -47,7 +47,9 @@ TEST_F(StageGradientsTest, RefusesWhatDoesNotMatchAndTakesNothing) {
   const Case cases[] = {
       {{Tensor("nope", {1})}, Reason::kUnknownKey, "nope"},
       {{Tensor("running_mean", {3})}, Reason::kNotAParameter, "is a buffer"},
-      {{Tensor("w", {2, 3}, TensorKind::kBuffer)}, Reason::kUnknownKey, "is a parameter"},
+      {{Tensor("w", {2, 3}, TensorKind::kBuffer)},
+       Reason::kInvalidField,
+       "is a parameter: push its gradient with kind GRADIENT"},
       {{Tensor("w", {2, 3}, TensorKind::kParameter)},
        Reason::kInvalidField,
        "gradients and buffer"},
