@@ -3,8 +3,10 @@
 #include <grpcpp/support/proto_buffer_reader.h>
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "client/from_proto.h"
 #include "client/raw_call.h"
@@ -17,7 +19,16 @@
 namespace modelstate::client {
 namespace {
 
-constexpr uint64_t kChunkBytes = uint64_t{1} << 20;
+// A limit that a server named when it refused a chunk of `sent` bytes as too large; else nullopt.
+std::optional<uint64_t> SmallerChunks(const absl::Status& status, uint64_t sent) {
+  if (GetReason(status) != Reason::kChunkInvalid) return std::nullopt;
+  const ErrorMetadata metadata = GetErrorMetadata(status);
+  const auto limit = metadata.find("max_chunk_bytes");
+  uint64_t bytes = 0;
+  if (limit == metadata.end() || !absl::SimpleAtoi(limit->second, &bytes)) return std::nullopt;
+  if (bytes == 0 || bytes >= sent) return std::nullopt;
+  return bytes;
+}
 
 absl::Status ReadResponse(RawCall* call, google::protobuf::MessageLite* response) {
   grpc::ByteBuffer message;
@@ -96,14 +107,14 @@ bool Upload::SendChunks(const Write& write) const {
   for (const TensorRef& tensor : tensors_) {
     absl::Span<const uint8_t> rest = tensor.bytes;
     while (!rest.empty()) {
-      const auto piece = rest.subspan(0, std::min(rest.size(), kChunkBytes - encoder.size()));
+      const auto piece = rest.subspan(0, std::min(rest.size(), chunk_bytes_ - encoder.size()));
       rest.remove_prefix(piece.size());
       if (piece.size() < ChunkEncoder::kCopyBelow) {
         encoder.AddCopied(piece);
       } else {
         encoder.AddBorrowed(piece, &BorrowCount::Release, BorrowCount::Borrow(borrows_));
       }
-      if (encoder.size() < kChunkBytes) continue;
+      if (encoder.size() < chunk_bytes_) continue;
       offset += encoder.size();
       if (!write(encoder.Finish())) return false;
       encoder.Begin(offset);
@@ -130,6 +141,18 @@ bool Upload::SendTrailer(const Write& write) const {
 absl::Status Upload::Send(const Connection& connection, const std::string& method,
                           const google::protobuf::MessageLite& header_part,
                           google::protobuf::MessageLite* response, Cancellation* cancellation) {
+  while (true) {
+    absl::Status status = SendOnce(connection, method, header_part, response, cancellation);
+    const std::optional<uint64_t> limit = SmallerChunks(status, chunk_bytes_);
+    if (!limit) return status;
+    chunk_bytes_ = *limit;  // nothing of what was refused has been applied
+  }
+}
+
+absl::Status Upload::SendOnce(const Connection& connection, const std::string& method,
+                              const google::protobuf::MessageLite& header_part,
+                              google::protobuf::MessageLite* response,
+                              Cancellation* cancellation) const {
   RawCall call(connection, method, cancellation);
   const Write write = [&call](const grpc::ByteBuffer& message) { return call.Write(message); };
   // Where a write fails the call has ended, and the response or status tells why.

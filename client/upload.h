@@ -45,12 +45,17 @@ class Upload {
   uint64_t total_bytes() const { return total_bytes_; }
 
   // One call of `method`: `header_part` (a whole message), table, chunks and trailer; then its
-  // response. May be called again after a failure.
+  // response. Once more with smaller chunks where the server refuses their size. May be called
+  // again after a failure.
   absl::Status Send(const Connection& connection, const std::string& method,
                     const google::protobuf::MessageLite& header_part,
                     google::protobuf::MessageLite* response, Cancellation* cancellation);
 
  private:
+  absl::Status SendOnce(const Connection& connection, const std::string& method,
+                        const google::protobuf::MessageLite& header_part,
+                        google::protobuf::MessageLite* response, Cancellation* cancellation) const;
+
   using Write = std::function<bool(const grpc::ByteBuffer&)>;
 
   explicit Upload(absl::Span<const TensorRef> tensors) : tensors_(tensors) {}
@@ -63,6 +68,7 @@ class Upload {
   std::vector<uint64_t> offsets_;
   std::vector<uint64_t> digests_;  // empty: none are sent
   uint64_t total_bytes_ = 0;
+  uint64_t chunk_bytes_ = uint64_t{1} << 20;  // smaller once a server has said so
   const std::shared_ptr<BorrowCount> borrows_ = std::make_shared<BorrowCount>();
 };
 

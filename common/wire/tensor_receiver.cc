@@ -272,6 +272,13 @@ absl::Status TensorReceiver::OnChunk(uint64_t offset, uint64_t length) {
     return OrderError(absl::StrCat("a chunk came before the table was complete (", tensors_.size(),
                                    " of ", options_.tensor_count, " tensors)"));
   }
+  if (length > options_.max_chunk_bytes) {
+    return MakeError(Reason::kChunkInvalid,
+                     absl::StrCat("the chunk at offset ", offset, " has ", length,
+                                  " bytes; at most ", options_.max_chunk_bytes,
+                                  " are taken (Limits.max_chunk_bytes): send smaller chunks"),
+                     {{"max_chunk_bytes", absl::StrCat(options_.max_chunk_bytes)}});
+  }
   state_ = State::kChunks;
   if (length == 0) return absl::OkStatus();
   if (range_ == options_.ranges.size()) {

@@ -74,6 +74,7 @@ class TensorReceiver final : private ChunkSink {
     TensorKind default_kind = TensorKind::kParameter;
     uint64_t max_tensors = 1000000;
     uint64_t max_table_bytes = uint64_t{256} << 20;  // of all table messages
+    uint64_t max_chunk_bytes = UINT64_MAX;           // of one chunk's data
     uint64_t max_inline_bytes = uint64_t{16} << 20;  // elements of tensors with inline values
   };
 

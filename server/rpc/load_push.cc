@@ -72,6 +72,7 @@ absl::Status LoadPush::Begin() {
   TensorReceiver::Options options;
   options.tensor_count = header_.tensor_count();
   options.total_bytes = header_.total_bytes();
+  options.max_chunk_bytes = runtime_.max_chunk_bytes;
   return receiver_.Begin(std::move(options));
 }
 

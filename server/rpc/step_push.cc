@@ -4,6 +4,8 @@
 #include <cstring>
 #include <utility>
 
+#include "absl/algorithm/container.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/wire/convert.h"
@@ -71,10 +73,17 @@ absl::Status StepPush::Begin() {
     return FieldError("worker", absl::StrCat("worker has ", header_.worker().size(),
                                              " bytes; at most ", kMaxWorkerBytes, " are allowed"));
   }
+  // It is shown in logs and error texts.
+  if (absl::c_any_of(header_.worker(), [](unsigned char c) { return absl::ascii_iscntrl(c); })) {
+    return FieldError("worker",
+                      "worker has a control character (a NUL, a line end or the like); use a name "
+                      "that can be printed");
+  }
   MS_RETURN_IF_ERROR(CheckPushFits(*module_->environment().push_budget, header_.total_bytes()));
   TensorReceiver::Options options;
   options.tensor_count = header_.tensor_count();
   options.total_bytes = header_.total_bytes();
+  options.max_chunk_bytes = runtime_.max_chunk_bytes;
   options.default_kind = TensorKind::kGradient;
   return receiver_.Begin(std::move(options));
 }

@@ -105,6 +105,14 @@ TEST_F(StepTest, NamedStepsAreSentAgain) {
   EXPECT_EQ(server_.step_bytes, bytes_);
 }
 
+TEST_F(StepTest, ChunksThatAreTooLargeForTheServerAreCutSmaller) {
+  server_.max_chunk_bytes = 100;
+  const absl::StatusOr<StepResult> result = client_.ApplyStep("m", refs_, {});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(server_.step_headers.size(), 2u);
+  EXPECT_EQ(server_.step_bytes, bytes_);
+}
+
 TEST_F(StepTest, NamelessStepsAreNot) {
   server_.fail_steps = 1;
   EXPECT_TRUE(absl::IsUnavailable(client_.ApplyStep("m", refs_, {}).status()));

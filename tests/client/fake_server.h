@@ -79,6 +79,7 @@ class FakeServer final : public v1::ModelState::Service {
   int pins = 0;
   int releases = 0;
 
+  uint64_t max_chunk_bytes = uint64_t{2} << 20;
   int fail_steps = 0;  // the next so many ApplyStep calls end with UNAVAILABLE after the trailer
   std::vector<v1::StepHeader> step_headers;
   std::string step_bytes;
@@ -202,6 +203,10 @@ class FakeServer final : public v1::ModelState::Service {
     while (reader->Read(&part)) {
       if (part.has_header()) step_headers.push_back(part.header());
       for (const v1::TensorInfo& info : part.tensors().tensors()) step_names.push_back(info.name());
+      if (part.chunk().data().size() > max_chunk_bytes) {
+        return ToGrpcStatus(MakeError(Reason::kChunkInvalid, "too large a chunk",
+                                      {{"max_chunk_bytes", absl::StrCat(max_chunk_bytes)}}));
+      }
       step_bytes += part.chunk().data();
       trailer |= part.has_trailer();
     }

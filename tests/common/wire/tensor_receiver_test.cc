@@ -107,6 +107,14 @@ class TensorReceiverTest : public ::testing::Test {
   TensorReceiver receiver_{&memory_};
 };
 
+TEST_F(TensorReceiverTest, ChunkAboveTheLimitIsRefusedWithIt) {
+  options_.max_chunk_bytes = 4;
+  ASSERT_TRUE(Header().ok());
+  ASSERT_TRUE(Table().ok());
+  ASSERT_TRUE(Chunk(0, "abcd").ok());
+  ExpectChunkInvalid(Chunk(4, "efghi"), "at most 4");
+}
+
 TEST_F(TensorReceiverTest, TakesAWholePushAndItsDigests) {
   ASSERT_TRUE(Header().ok());
   ASSERT_TRUE(Table().ok());

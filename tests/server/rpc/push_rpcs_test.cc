@@ -181,6 +181,18 @@ INSTANTIATE_TEST_SUITE_P(
                 [](auto* parts) { (*parts)[0].mutable_header()->set_module("nobody"); }},
         BadPush{"SequenceWithoutWorker", Reason::kInvalidField, "worker",
                 [](auto* parts) { (*parts)[0].mutable_header()->set_sequence(1); }},
+        BadPush{"WorkerWithANul", Reason::kInvalidField, "worker",
+                [](auto* parts) {
+                  (*parts)[0].mutable_header()->set_worker(std::string("a\0b", 3));
+                  (*parts)[0].mutable_header()->set_sequence(1);
+                }},
+        BadPush{"WorkerWithALineEnd", Reason::kInvalidField, "control character",
+                [](auto* parts) {
+                  (*parts)[0].mutable_header()->set_worker("a\n");
+                  (*parts)[0].mutable_header()->set_sequence(1);
+                }},
+        BadPush{"ParameterAsBuffer", Reason::kInvalidField, "kind GRADIENT",
+                [](auto* parts) { Entry(parts, 0)->set_kind(v1::BUFFER); }},
         BadPush{"WrongShape", Reason::kShapeMismatch, "weight",
                 [](auto* parts) {
                   Entry(parts, 0)->set_shape(0, 3);
@@ -313,6 +325,24 @@ TEST_F(PushRpcsTest, LoadStateDictMakesTheSchemaOfAnEmptyModuleWithTiedNames) {
   std::map<std::string, std::string> bytes = FetchAll("empty").Bytes();
   EXPECT_THAT(FloatsOf(bytes["head.weight"]), ElementsAre(1, 2));
   EXPECT_THAT(FloatsOf(bytes["bn.running_var"]), ElementsAre(3));
+}
+
+TEST_F(PushRpcsTest, ChunksAboveTheLimitAreRefused) {
+  const uint64_t limit = Info().limits().max_chunk_bytes();
+  Create("large", {Tensor("big", v1::PARAMETER, {static_cast<int64_t>(limit / 4) + 1})});
+  ASSERT_TRUE(Configure("large", v1::SGD, 1).ok());
+  const std::string bytes(limit + 4, '\0');
+  const v1::TensorInfo gradient = Gradient("big", {static_cast<int64_t>(limit / 4) + 1});
+  const v1::TensorInfo value = Tensor("big", v1::PARAMETER, {static_cast<int64_t>(limit / 4) + 1});
+  std::vector<v1::StepPart> parts = StepParts("large", {{gradient, bytes}});
+  parts.resize(3);
+  parts[2].mutable_chunk()->set_data(bytes);
+  const auto push = Push(parts);
+  EXPECT_THAT(push, FailsWith(Reason::kChunkInvalid));
+  EXPECT_THAT(std::string(push.status().message()), HasSubstr(absl::StrCat("at most ", limit)));
+  const auto load = Load(LoadParts("large", true, {{value, bytes}}));
+  EXPECT_THAT(load, FailsWith(Reason::kChunkInvalid));
+  EXPECT_THAT(std::string(load.status().message()), HasSubstr(absl::StrCat("at most ", limit)));
 }
 
 TEST_F(PushRpcsTest, RefusedLoadsChangeNothing) {
