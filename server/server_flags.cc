@@ -26,7 +26,7 @@ ABSL_FLAG(ByteSize, push_memory_bytes, ByteSize{},
 ABSL_FLAG(ByteSize, snapshot_memory_bytes, ByteSize{},
           "most memory for versions that pins and streams hold; 0: half of device_memory_bytes");
 ABSL_FLAG(ByteSize, max_message_bytes, ByteSize{uint64_t{4} << 20}, "largest message to take");
-ABSL_FLAG(ByteSize, max_chunk_bytes, ByteSize{uint64_t{2} << 20}, "largest chunk to send");
+ABSL_FLAG(ByteSize, max_chunk_bytes, ByteSize{uint64_t{2} << 20}, "largest chunk to send or take");
 ABSL_FLAG(int32_t, compute_threads, 0, "threads for optimizer steps; 0: one per hardware thread");
 ABSL_FLAG(int32_t, io_threads, 4, "threads for checkpoints");
 ABSL_FLAG(absl::Duration, max_lease, absl::Hours(1), "longest lease of a pinned snapshot");
