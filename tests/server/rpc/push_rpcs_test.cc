@@ -260,6 +260,11 @@ TEST_F(PushRpcsTest, ClientThatGoesInMidPushLeavesNoTrace) {
     v1::StepPart half;
     half.mutable_chunk()->set_data(parts[2].chunk().data().substr(0, 16));
     ASSERT_TRUE(writer->Write(half));
+    // Asked until the server has staged it: a client that goes before that proves nothing.
+    const absl::Time deadline = absl::Now() + absl::Seconds(30);
+    while (Info().limits().push_memory_used_bytes() == 0 && absl::Now() < deadline) {
+    }
+    EXPECT_GT(Info().limits().push_memory_used_bytes(), 0);
     context.TryCancel();
     EXPECT_EQ(writer->Finish().error_code(), grpc::StatusCode::CANCELLED);
   }

@@ -246,11 +246,11 @@ TEST_F(StreamRpcsTest, PushThatStallsIsCutOffAndItsMemoryGivenBack) {
   auto writer = stub_->ApplyStep(&context, &response);
   ASSERT_TRUE(writer->Write(parts[0]));
   ASSERT_TRUE(writer->Write(parts[1]));
-  ASSERT_TRUE(WaitUntilIdle());
-  EXPECT_EQ(Info().limits().push_memory_used_bytes(), 0);
-  const grpc::Status status = writer->Finish();
+  const grpc::Status status = writer->Finish();  // without WritesDone: the server ends it
   EXPECT_EQ(status.error_code(), grpc::StatusCode::ABORTED);
   EXPECT_THAT(status.error_message(), HasSubstr("STREAM_STALLED"));
+  ASSERT_TRUE(WaitUntilIdle());
+  EXPECT_EQ(Info().limits().push_memory_used_bytes(), 0);
 }
 
 }  // namespace
