@@ -18,21 +18,6 @@ uint64_t NewIncarnation() {
   return incarnation;
 }
 
-// Whether a step finds the same optimizer state under both: then it may be kept.
-bool SameSlots(const Optimizer& before, const Optimizer& after, uint32_t index, DType dtype) {
-  if (before.algorithm() != after.algorithm()) return false;
-  const auto slots = [index, dtype](const Optimizer& optimizer) {
-    return OptimizerSlots(optimizer.algorithm(),
-                          optimizer.groups()[optimizer.group_of(index)].hyperparameters, dtype);
-  };
-  const std::vector<SlotInfo> a = slots(before);
-  const std::vector<SlotInfo> b = slots(after);
-  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
-                    [](const SlotInfo& x, const SlotInfo& y) {
-                      return absl::string_view(x.name) == y.name && x.dtype == y.dtype;
-                    });
-}
-
 }  // namespace
 
 ModuleInstance::ModuleInstance(std::string name, ModuleEnvironment environment,
@@ -49,6 +34,7 @@ ModuleInstance::ModuleInstance(std::string name, ModuleEnvironment environment,
   first->version = {NewIncarnation(), 1};
   first->parameter_changes = parameter_changes_.total();
   first->last_mutation = MutationKind::kCreate;
+  first->device = environment_.device;
   first->metadata = std::make_shared<const ModuleMetadata>(std::move(metadata));
   first->storages = std::move(storages);
   first->changed_version.assign(schema->size(), 1);
@@ -99,45 +85,6 @@ absl::Status ModuleInstance::EmptyError() const {
                                 "\" has no tensors yet: load a checkpoint or a state_dict into it "
                                 "first"),
                    {{"module", name_}});
-}
-
-absl::StatusOr<Snapshot> ModuleInstance::Hold() {
-  absl::MutexLock lock(&mutex_);
-  return HoldLocked(current_);
-}
-
-absl::StatusOr<Snapshot> ModuleInstance::HoldNumber(uint64_t number) {
-  absl::MutexLock lock(&mutex_);
-  if (number == current_->version.number || deleted_) return HoldLocked(current_);
-  const auto it = held_.find(number);
-  std::shared_ptr<const HeldVersion> held = it == held_.end() ? nullptr : it->second.lock();
-  if (held != nullptr) return Snapshot(std::move(held));
-  return MakeError(Reason::kSnapshotNotFound,
-                   absl::StrCat("module \"", name_, "\": version ", number,
-                                " is not held by anybody; version ", current_->version.number,
-                                " is current; pin what is to be read later (PinSnapshot)"),
-                   {{"module", name_},
-                    {"version", absl::StrCat(number)},
-                    {"current", absl::StrCat(current_->version.number)}});
-}
-
-absl::StatusOr<Snapshot> ModuleInstance::HoldLocked(const VersionRef& version) {
-  if (deleted_) return DeletedError();
-  if (version->schema->empty()) return EmptyError();
-  const uint64_t number = version->version.number;
-  if (const auto it = held_.find(number); it != held_.end()) {
-    if (std::shared_ptr<const HeldVersion> held = it->second.lock()) return Snapshot(held);
-  }
-  std::erase_if(held_, [](const auto& entry) { return entry.second.expired(); });
-  absl::StatusOr<MemoryBudget::Reservation> reservation =
-      environment_.snapshot_budget->Reserve(version->schema->storage_bytes());
-  if (!reservation.ok()) {
-    return Annotate(reservation.status(),
-                    absl::StrCat("module \"", name_, "\": cannot hold version ", number));
-  }
-  auto held = std::make_shared<const HeldVersion>(HeldVersion{version, *std::move(reservation)});
-  held_[number] = held;
-  return Snapshot(std::move(held));
 }
 
 std::shared_ptr<ModuleVersion> ModuleInstance::NextVersion(MutationKind mutation) const {
@@ -245,41 +192,8 @@ void ModuleInstance::ConfigureOptimizer(OptimizerConfig config, bool reset_state
            ModuleInstance& self) mutable { done(self.ConfigureOnStrand(config, reset_state)); });
 }
 
-absl::StatusOr<VersionRef> ModuleInstance::ConfigureOnStrand(const OptimizerConfig& config,
-                                                             bool reset_state) {
-  MS_RETURN_IF_ERROR(CheckNotDeleted());
-  const VersionRef current = Current();
-  const ModuleSchema& schema = *current->schema;
-  if (schema.empty()) return EmptyError();
-  if (config.quorum > 1) {
-    return MakeError(
-        Reason::kNotImplemented,
-        absl::StrCat(
-            "rounds.quorum is ", config.quorum,
-            ": rounds of more than one contribution are not built yet; leave it out, or set 1"));
-  }
-  MS_ASSIGN_OR_RETURN(std::shared_ptr<const Optimizer> next_optimizer,
-                      Optimizer::Create(config, schema));
-  const std::shared_ptr<const Optimizer> before = optimizer();
-  for (uint32_t index = 0; index < schema.size(); ++index) {
-    ParameterState& state = optimizer_state_.parameters[index];
-    if (schema.spec(index).kind != TensorKind::kParameter || state.step == 0) continue;
-    if (reset_state || before == nullptr ||
-        !SameSlots(*before, *next_optimizer, index, schema.spec(index).dtype)) {
-      state = ParameterState();
-    }
-  }
-  Publish(NextVersion(MutationKind::kConfigureOptimizer), std::move(next_optimizer));
-  return Current();
-}
-
 void ModuleInstance::Capture(Done<CapturedState> done) {
   Post([done = std::move(done)](ModuleInstance& self) mutable { done(self.CaptureOnStrand()); });
-}
-
-absl::StatusOr<CapturedState> ModuleInstance::CaptureOnStrand() {
-  MS_ASSIGN_OR_RETURN(Snapshot snapshot, Hold());
-  return CapturedState{name_, std::move(snapshot), optimizer(), optimizer_state_, workers_};
 }
 
 void ModuleInstance::Delete(absl::AnyInvocable<void()> done) {

@@ -31,7 +31,7 @@ enum class ModuleState : uint8_t { kEmpty = 1, kReady = 2, kFailed = 3 };
 
 // What modules run on. Outlives them.
 struct ModuleEnvironment {
-  Device* device = nullptr;
+  Device* device = nullptr;  // where a module begins; a move changes it
   ComputePool* compute = nullptr;
   asio::thread_pool* strands = nullptr;
   std::shared_ptr<MemoryBudget> snapshot_budget;  // held versions
@@ -69,7 +69,7 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
 
   const std::string& name() const { return name_; }
   absl::Time create_time() const { return create_time_; }
-  Device& device() const { return *environment_.device; }
+  Device& device() const { return *Current()->device; }
   const ModuleEnvironment& environment() const { return environment_; }
 
   // What is published now. Not counted as held: for looking, not for streaming.

@@ -77,6 +77,20 @@ grpc::ServerUnaryReactor* ModelStateService::MoveModule(Context*, const v1::Move
   });
 }
 
+grpc::ServerUnaryReactor* ModelStateService::GetModuleSpec(Context*,
+                                                           const v1::GetModuleSpecRequest*,
+                                                           v1::GetModuleSpecResponse*) {
+  return UnaryHandler::AnswerNow(runtime_, [] {
+    return MakeError(Reason::kNotImplemented, "GetModuleSpec is not built yet");
+  });
+}
+
+grpc::ServerUnaryReactor* ModelStateService::ListVersions(Context*, const v1::ListVersionsRequest*,
+                                                          v1::ListVersionsResponse*) {
+  return UnaryHandler::AnswerNow(
+      runtime_, [] { return MakeError(Reason::kNotImplemented, "ListVersions is not built yet"); });
+}
+
 grpc::ServerUnaryReactor* ModelStateService::SetRequiresGrad(
     Context*, const v1::SetRequiresGradRequest* request, v1::SetRequiresGradResponse* response) {
   return UnaryHandler::AnswerLater(runtime_, [&](UnaryHandler* call) -> absl::Status {

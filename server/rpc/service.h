@@ -17,12 +17,14 @@ using Streams = v1::ModelState::WithRawCallbackMethod_StreamStateDict<
     v1::ModelState::WithCallbackMethod_LoadCheckpoint<
         v1::ModelState::WithCallbackMethod_SaveCheckpoint<
             v1::ModelState::WithCallbackMethod_WatchModule<Push>>>>;
+using Versions = v1::ModelState::WithCallbackMethod_ListVersions<
+    v1::ModelState::WithCallbackMethod_GetModuleSpec<Streams>>;
 using Modules = v1::ModelState::WithCallbackMethod_GetServerInfo<
     v1::ModelState::WithCallbackMethod_CreateModule<
         v1::ModelState::WithCallbackMethod_GetModule<v1::ModelState::WithCallbackMethod_ListModules<
             v1::ModelState::WithCallbackMethod_DeleteModule<
                 v1::ModelState::WithCallbackMethod_MoveModule<
-                    v1::ModelState::WithCallbackMethod_SetRequiresGrad<Streams>>>>>>>;
+                    v1::ModelState::WithCallbackMethod_SetRequiresGrad<Versions>>>>>>>;
 using Tensors = v1::ModelState::WithCallbackMethod_ListParameters<
     v1::ModelState::WithCallbackMethod_ListBuffers<
         v1::ModelState::WithCallbackMethod_ListOptimizerState<
@@ -59,6 +61,9 @@ class ModelStateService final : public service_internal::All {
   // module_rpcs.cc
   Unary* CreateModule(Context*, const v1::CreateModuleRequest*, v1::Module*) override;
   Unary* GetModule(Context*, const v1::GetModuleRequest*, v1::Module*) override;
+  Unary* GetModuleSpec(Context*, const v1::GetModuleSpecRequest*,
+                       v1::GetModuleSpecResponse*) override;
+  Unary* ListVersions(Context*, const v1::ListVersionsRequest*, v1::ListVersionsResponse*) override;
   Unary* ListModules(Context*, const v1::ListModulesRequest*, v1::ListModulesResponse*) override;
   Unary* DeleteModule(Context*, const v1::DeleteModuleRequest*, v1::DeleteModuleResponse*) override;
   Unary* MoveModule(Context*, const v1::MoveModuleRequest*, v1::Module*) override;

@@ -21,6 +21,7 @@ enum class MutationKind : uint8_t {
   kMove = 5,
   kDelete = 6,
   kConfigureOptimizer = 7,
+  kBufferWrite = 8,  // a load that wrote buffers only
 };
 
 using ModuleMetadata = std::map<std::string, std::string>;
@@ -34,6 +35,7 @@ struct ModuleVersion {
   // `parameter_changes` counts such versions.
   uint64_t parameter_changes = 0;
   MutationKind last_mutation = MutationKind::kCreate;
+  Device* device = nullptr;  // where all storages are
 
   std::shared_ptr<const ModuleSchema> schema;
   std::shared_ptr<const ModuleMetadata> metadata;

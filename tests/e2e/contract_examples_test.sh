@@ -19,11 +19,11 @@ examples() {
 }
 
 # The order in which a reader could run them all; each name once.
-order=(GetServerInfo CreateModule GetModule ListModules ListParameters ListBuffers GetTensor
+order=(GetServerInfo CreateModule GetModule GetModuleSpec ListModules ListParameters ListBuffers GetTensor
   StreamStateDict LoadStateDict ConfigureOptimizer GetOptimizer ApplyStep SetRequiresGrad
   PinSnapshot ReleaseSnapshot LoadCheckpoint SaveCheckpoint ListCheckpoints DeleteCheckpoint
-  MoveModule ListOptimizerState WatchModule DeleteModule)
-unimplemented=' MoveModule ListOptimizerState '
+  ListOptimizerState MoveModule WatchModule ListVersions DeleteModule)
+unimplemented=' MoveModule ListOptimizerState GetModuleSpec ListVersions '
 
 grpcurl() { "$GRPCURL" "$@"; }
 
@@ -31,7 +31,7 @@ case_EveryExampleRuns() {
   declare -A command_of
   local method command output code wanted snapshot=''
   while IFS=$'\t' read -r method command; do command_of[$method]=$command; done < <(examples)
-  [ ${#command_of[@]} -ge 23 ] || fail "only ${#command_of[@]} RPCs found in service.proto"
+  [ ${#command_of[@]} -ge 25 ] || fail "only ${#command_of[@]} RPCs found in service.proto"
   for method in "${!command_of[@]}"; do
     [[ " ${order[*]} " == *" $method "* ]] || fail "$method has no place in the order of this test"
   done
