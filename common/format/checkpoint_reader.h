@@ -59,6 +59,11 @@ class CheckpointReader {
   // safetensors `__metadata__`; empty for PyTorch.
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
 
+  // The version of each module as PyTorch's `_metadata` of the state_dict gives it, by the module's
+  // dotted name ("" is the whole); a module that it says nothing of is not here. Empty for
+  // safetensors, and for files from before PyTorch 0.4.1.
+  const std::map<std::string, int64_t>& module_versions() const { return module_versions_; }
+
   // Writes the elements of tensors()[index], contiguous, row-major and little-endian, to `out`,
   // whose size is that tensor's nbytes(). Also for an alias.
   virtual absl::Status Read(size_t index, absl::Span<uint8_t> out) const = 0;
@@ -69,6 +74,7 @@ class CheckpointReader {
 
   std::vector<StoredTensor> tensors_;
   std::map<std::string, std::string> metadata_;
+  std::map<std::string, int64_t> module_versions_;
 };
 
 struct OpenOptions {

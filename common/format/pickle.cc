@@ -250,11 +250,14 @@ class PickleParser {
   absl::Status Build() {
     MS_ASSIGN_OR_RETURN(const Id state, Pop());
     MS_ASSIGN_OR_RETURN(const Id object, Top());
-    // Attributes, such as the `_metadata` of a state_dict: there is no object to set them on.
+    // Attributes, such as the `_metadata` of a state_dict: there is no object to set them on, so
+    // those of a dict are kept beside it, as one more node that nothing walks by itself.
     if (tree_.kind(object) != Kind::kDict && tree_.kind(object) != Kind::kCall) {
       return Fail("sets attributes of what has none");
     }
-    (void)state;
+    if (tree_.kind(object) == Kind::kDict && tree_.kind(state) == Kind::kDict) {
+      tree_.nodes_[object].number = int64_t{1} + state;
+    }
     return absl::OkStatus();
   }
 
@@ -483,6 +486,12 @@ absl::Span<const PickleTree::Id> PickleTree::items(Id id) const {
     default:
       return {};
   }
+}
+
+std::optional<PickleTree::Id> PickleTree::attributes(Id id) const {
+  const Node& node = nodes_[id];
+  if (node.kind != Kind::kDict || node.number == 0) return std::nullopt;
+  return static_cast<Id>(node.number - 1);
 }
 
 std::optional<DType> PickleTree::dtype(Id id) const { return PickleGlobals()[nodes_[id].a].dtype; }

@@ -78,6 +78,8 @@ class PickleTree {
   }
   // Items of a tuple, list or storage; keys and values in turn of a dict.
   absl::Span<const Id> items(Id id) const;
+  // The last dict of attributes that was set on a dict, such as the `_metadata` of a state_dict.
+  std::optional<Id> attributes(Id id) const;
   // Of a global, or the function of a call.
   PickleGlobal global(Id id) const { return static_cast<PickleGlobal>(nodes_[id].global); }
   // Of a global that is a storage class or a dtype: its place in the table, for dtype().
@@ -98,7 +100,8 @@ class PickleTree {
     uint16_t depth = 0;  // of nesting below this node
     uint32_t a = 0;      // text: length; tuple: item count; list, dict: place in lists_;
                          // call: arguments; global: row of the table
-    int64_t number = 0;  // value; text: offset in pickle_; tuple: offset in items_
+    int64_t number = 0;  // value; text: offset in pickle_; tuple: offset in items_;
+                         // dict: 1 + the node of its attributes, or 0
   };
 
   std::string pickle_;

@@ -32,6 +32,9 @@ constexpr uint64_t kExpandedFactor = 1024;
 constexpr uint64_t kTotalExpandedBytes = uint64_t{256} << 20;
 constexpr uint64_t kTotalExpandedFactor = 16;
 
+// Of the dict of one module in `_metadata`: "version", and at most a few others.
+constexpr size_t kMaxModuleMetadata = 16;
+
 constexpr char kSaveTensors[] = "; save only the tensors: torch.save(module.state_dict(), path)";
 
 bool IsTensor(const PickleTree& tree, Id id) {
@@ -335,10 +338,33 @@ absl::Status CheckTotals(absl::Span<const TorchTensor> tensors) {
   return absl::OkStatus();
 }
 
+// {"bn1": {"version": 2}} of the attribute `_metadata`. What is shared in the pickle must not cost
+// more than its own size for each mention: a module comes once, and large dicts are passed over.
+std::map<std::string, int64_t> ModuleVersions(const PickleTree& tree, Id state_dict) {
+  std::map<std::string, int64_t> versions;
+  const std::optional<Id> attributes = tree.attributes(state_dict);
+  const std::optional<Id> metadata =
+      attributes ? Lookup(tree, *attributes, "_metadata") : std::nullopt;
+  if (!metadata || tree.kind(*metadata) != Kind::kDict) return versions;
+  const absl::Span<const Id> items = tree.items(*metadata);
+  absl::flat_hash_set<absl::string_view> modules;
+  for (size_t i = 0; i + 1 < items.size(); i += 2) {
+    if (tree.kind(items[i]) != Kind::kString || tree.kind(items[i + 1]) != Kind::kDict) continue;
+    const absl::string_view module = tree.string_value(items[i]);
+    if (!modules.insert(module).second) break;  // PyTorch does not write that
+    if (tree.items(items[i + 1]).size() > 2 * kMaxModuleMetadata) continue;
+    const std::optional<Id> version = Lookup(tree, items[i + 1], "version");
+    if (version && tree.kind(*version) == Kind::kInt) {
+      versions[std::string(module)] = tree.int_value(*version);
+    }
+  }
+  return versions;
+}
+
 }  // namespace
 
-absl::StatusOr<std::vector<TorchTensor>> ExtractStateDict(const PickleTree& tree,
-                                                          absl::string_view state_dict_key) {
+absl::StatusOr<TorchStateDict> ExtractStateDict(const PickleTree& tree,
+                                                absl::string_view state_dict_key) {
   MS_ASSIGN_OR_RETURN(const Id dict, FindStateDict(tree, state_dict_key));
   const absl::Span<const Id> items = tree.items(dict);
   std::vector<TorchTensor> tensors;
@@ -381,7 +407,7 @@ absl::StatusOr<std::vector<TorchTensor>> ExtractStateDict(const PickleTree& tree
     tensors.push_back(std::move(torch));
   }
   MS_RETURN_IF_ERROR(CheckTotals(tensors));
-  return tensors;
+  return TorchStateDict{std::move(tensors), ModuleVersions(tree, dict)};
 }
 
 }  // namespace modelstate

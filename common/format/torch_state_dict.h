@@ -2,6 +2,7 @@
 #define MODELSTATE_COMMON_FORMAT_TORCH_STATE_DICT_H_
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -29,11 +30,18 @@ struct TorchTensor {
   TensorView view;
 };
 
+// A state_dict of a pickle.
+struct TorchStateDict {
+  std::vector<TorchTensor> tensors;
+  std::map<std::string, int64_t> module_versions;  // CheckpointReader::module_versions
+};
+
 // Finds the state_dict in what `data.pkl` describes and reads its tensors, in order. Checks that
 // every view lies in its storage, with checked arithmetic, and that expanded views do not grow the
-// tensors without bound. Marks later names of the same view as aliases.
-absl::StatusOr<std::vector<TorchTensor>> ExtractStateDict(const PickleTree& tree,
-                                                          absl::string_view state_dict_key);
+// tensors without bound. Marks later names of the same view as aliases. Its `_metadata` is taken as
+// far as it is what PyTorch writes; anything else in it is passed over.
+absl::StatusOr<TorchStateDict> ExtractStateDict(const PickleTree& tree,
+                                                absl::string_view state_dict_key);
 
 }  // namespace modelstate
 

@@ -104,9 +104,9 @@ absl::StatusOr<std::unique_ptr<TorchZipReader>> TorchZipReader::Open(File file,
   MS_ASSIGN_OR_RETURN(std::string pickle,
                       ReadText(reader->file_, directory, "data.pkl", uint64_t{256} << 20));
   MS_ASSIGN_OR_RETURN(const PickleTree tree, PickleTree::Parse(std::move(pickle)));
-  MS_ASSIGN_OR_RETURN(std::vector<TorchTensor> tensors,
-                      ExtractStateDict(tree, options.state_dict_key));
-  MS_RETURN_IF_ERROR(reader->AddTensors(std::move(tensors), directory));
+  MS_ASSIGN_OR_RETURN(TorchStateDict state_dict, ExtractStateDict(tree, options.state_dict_key));
+  reader->module_versions_ = std::move(state_dict.module_versions);
+  MS_RETURN_IF_ERROR(reader->AddTensors(std::move(state_dict.tensors), directory));
   return reader;
 }
 

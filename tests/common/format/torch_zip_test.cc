@@ -287,6 +287,62 @@ TEST(TorchZipTest, ReadsOldFormsOfPickles) {
   EXPECT_EQ((*reader)->tensors()[0].shape.ToString(), "[4]");
 }
 
+// {"": {"version": 1}, "bn": {"version": 2}} and the like, by opcodes.
+std::string PickledVersions(const std::vector<std::pair<std::string, std::string>>& versions) {
+  std::string text = "ccollections\nOrderedDict\n)R(";
+  for (const auto& [module, version] : versions) {
+    absl::StrAppend(&text, PickleString(module), "}", PickleString("version"), version, "s");
+  }
+  return text + "u";
+}
+
+std::string WithAttributes(const std::string& attributes) {
+  return "\x80\x02"
+         "ccollections\nOrderedDict\n)R(" +
+         PickleString("w") + Pickle(PickledTensor()) + "u}" + attributes + "b.";
+}
+
+TEST(TorchZipTest, ModuleVersionsOfMetadataAreRead) {
+  using Versions = std::map<std::string, int64_t>;
+  for (const char* torch : {"torch-1.13.1", "torch-2.15.0"}) {
+    const auto plain = OpenBytes(ReadWholeFile(DataPath(absl::StrCat(torch, "/batchnorm.pt"))));
+    ASSERT_TRUE(plain.ok()) << plain.status();
+    EXPECT_EQ((*plain)->module_versions(),
+              (Versions{{"", 1}, {"0", 1}, {"1", 2}, {"2", 1}, {"3", 1}}));
+    const auto nested =
+        OpenBytes(ReadWholeFile(DataPath(absl::StrCat(torch, "/nested.pt"))), "ema.state_dict");
+    ASSERT_TRUE(nested.ok()) << nested.status();
+    EXPECT_EQ((*nested)->module_versions().at("1"), 2) << "of the dict inside";
+  }
+  const auto none = OpenBytes(TorchZip(PickledStateDict({})));
+  ASSERT_TRUE(none.ok());
+  EXPECT_TRUE((*none)->module_versions().empty());
+}
+
+TEST(TorchZipTest, OddMetadataIsInert) {
+  const auto versions = [](const std::string& attributes) {
+    const auto reader = OpenBytes(TorchZip(WithAttributes(attributes)));
+    EXPECT_TRUE(reader.ok()) << reader.status();
+    return reader.ok() ? (*reader)->module_versions() : std::map<std::string, int64_t>();
+  };
+  const std::string key = PickleString("_metadata");
+  EXPECT_EQ(versions(key + PickledVersions({{"", "K\x01"}, {"a", "N"}, {"b", PickleInt(7)}}) + "s"),
+            (std::map<std::string, int64_t>{{"", 1}, {"b", 7}}));
+  EXPECT_TRUE(versions("").empty());
+  EXPECT_TRUE(versions(key + "Ns").empty());
+  EXPECT_TRUE(versions(key + "]s").empty());
+  EXPECT_TRUE(versions(key + "}NNss").empty()) << "a key that is no text";
+  EXPECT_TRUE(versions(PickleString("other") + PickledVersions({{"", "K\x01"}}) + "s").empty());
+  // A dict of many entries that is mentioned many times is not looked through each time.
+  std::string huge = "}(";
+  for (int i = 0; i < 20000; ++i) huge += PickleString(std::to_string(i)) + "N";
+  std::string mentions = key + "}(" + PickleString("first") + huge + "ur" + LittleEndian(7, 4);
+  for (int i = 0; i < 20000; ++i) mentions += PickleString(absl::StrCat("m", i)) + "h\x07";
+  EXPECT_TRUE(versions(mentions + "us").empty());
+  // A prefix that is mentioned twice ends it.
+  EXPECT_EQ(versions(key + PickledVersions({{"a", "K\x01"}, {"a", "K\x02"}}) + "s").at("a"), 1);
+}
+
 TEST(TorchZipTest, StateDictKeyIsExplained) {
   const std::string file = ReadWholeFile(DataPath("torch-2.15.0/nested.pt"));
   ExpectError(file, kUnsupported, "state_dict_key");
