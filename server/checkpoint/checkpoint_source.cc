@@ -191,6 +191,10 @@ CheckpointSource::~CheckpointSource() = default;
 
 const std::string& CheckpointSource::format() const { return impl_->format; }
 absl::Span<const IncomingTensor> CheckpointSource::incoming() const { return impl_->incoming; }
+void CheckpointSource::Describe(LoadOptions* options) const {
+  options->module_versions = impl_->reader->module_versions();
+  options->source_is_whole = impl_->manifest.has_value();
+}
 uint64_t CheckpointSource::read_bytes() const { return impl_->read_bytes; }
 
 absl::StatusOr<std::unique_ptr<CheckpointSource>> CheckpointSource::Open(

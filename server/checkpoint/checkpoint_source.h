@@ -30,6 +30,8 @@ class CheckpointSource {
 
   const std::string& format() const;  // as CheckpointInfo::format
   absl::Span<const IncomingTensor> incoming() const;
+  // Sets what `options` have of the source: its modules' versions, and whether it is whole.
+  void Describe(LoadOptions* options) const;
 
   // Reads the tensors of the plan into fresh storages of `device`, several at a time. Reserves
   // plan.total_bytes of `budget` until the result is committed or dropped.

@@ -32,9 +32,7 @@ class LoadCheckpointHandler final : public JobHandler<v1::LoadCheckpointResponse
     MS_ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointSource> source,
                         CheckpointSource::Open(runtime_.checkpoints->root(), request_.path(),
                                                request_.state_dict_key()));
-    // Where torch keeps module versions, a plain safetensors file has none.
-    options.old_batch_norm =
-        source->format() == CheckpointFormatName(CheckpointFormat::kSafetensors);
+    source->Describe(&options);
     MS_ASSIGN_OR_RETURN(LoadPlan plan, LoadPlan::Create(module_->name(), module_->Current()->schema,
                                                         source->incoming(), options));
     MS_ASSIGN_OR_RETURN(StagedLoad staged, source->Stage(std::move(plan), module_->device(),

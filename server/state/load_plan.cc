@@ -6,32 +6,25 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "common/base/status.h"
+#include "server/state/load_error.h"
 
 namespace modelstate {
 namespace {
 
 constexpr uint32_t kNone = std::numeric_limits<uint32_t>::max();
 constexpr absl::string_view kPickledParameter = "pickled Parameter";
+constexpr absl::string_view kRequestRule = "request";
+constexpr absl::string_view kBatchCount = "num_batches_tracked";
 
 absl::string_view LastPart(absl::string_view name) {
   const size_t dot = name.rfind('.');
   return dot == absl::string_view::npos ? name : name.substr(dot + 1);
 }
 
-// `"a", "b" and 12 more`, with as many names as fit in `limit` bytes, one at least.
-std::string KeyList(absl::Span<const std::string> keys, size_t limit) {
-  std::string text = QuotedList(keys);
-  for (size_t shown = std::min<size_t>(keys.size(), 10); text.size() > limit && shown > 1;) {
-    --shown;
-    text = absl::StrCat(QuotedList(keys.subspan(0, shown)), " and ", keys.size() - shown, " more");
-  }
-  return text;
-}
-
-std::string TorchSize(const Shape& shape) {
-  return absl::StrCat("torch.Size(", shape.ToString(), ")");
+bool IsPickledParameter(const IncomingTensor& tensor) {
+  return tensor.kind && tensor.kind_rule != nullptr && tensor.kind_rule == kPickledParameter;
 }
 
 // The incoming tensors under the names that they are to have here.
@@ -97,18 +90,19 @@ void Count(const std::string& rule, TensorKind kind, std::vector<LoadPlan::Decis
 
 std::pair<TensorKind, std::string> DecideKind(const IncomingTensor& tensor, const std::string& name,
                                               const LoadOptions& options) {
-  const absl::string_view rule = tensor.kind_rule == nullptr ? "checkpoint kind" : tensor.kind_rule;
-  const bool pickled = tensor.kind && rule == kPickledParameter;
-  if (tensor.kind && !pickled) return {*tensor.kind, std::string(rule)};
+  const bool pickled = IsPickledParameter(tensor);
+  if (tensor.kind && !pickled) {
+    return {*tensor.kind, tensor.kind_rule == nullptr ? "checkpoint kind" : tensor.kind_rule};
+  }
   for (const std::string& glob : options.buffer_globs) {
     if (GlobMatch(glob, name)) {
       return {TensorKind::kBuffer, absl::StrCat("buffers glob \"", glob, "\"")};
     }
   }
-  if (pickled) return {*tensor.kind, std::string(rule)};
+  if (pickled) return {*tensor.kind, std::string(kPickledParameter)};
   if (!CanRequireGrad(tensor.dtype)) return {TensorKind::kBuffer, "dtype cannot require grad"};
   const absl::string_view last = LastPart(name);
-  if (last == "running_mean" || last == "running_var" || last == "num_batches_tracked") {
+  if (last == "running_mean" || last == "running_var" || last == kBatchCount) {
     return {TensorKind::kBuffer, "name of a running statistic"};
   }
   return {TensorKind::kParameter, "default"};
@@ -130,13 +124,17 @@ absl::Status PlanIntoEmpty(absl::Span<const IncomingTensor> incoming, const Rena
     spec.name = renamed.names[i];
     spec.dtype = incoming[i].dtype;
     spec.shape = incoming[i].shape;
+    spec.persistent = incoming[i].persistent;
     uint32_t& first = first_of[renamed.source[i]];
     if (first == kNone) {
       first = i;
       auto [kind, rule] = DecideKind(incoming[i], spec.name, options);
       spec.kind = kind;
-      spec.requires_grad = kind == TensorKind::kParameter && CanRequireGrad(spec.dtype) &&
-                           incoming[i].requires_grad.value_or(true);
+      // Registered by its kind, a parameter requires grad unless it says not; integers then fail.
+      const bool registered = rule == kRequestRule;
+      spec.requires_grad =
+          kind == TensorKind::kParameter &&
+          incoming[i].requires_grad.value_or(registered || CanRequireGrad(spec.dtype));
       Count(rule, kind, &plan->decisions);
     } else {
       // The first name of a tie owns the storage and decides for all.
@@ -156,66 +154,41 @@ absl::Status PlanIntoEmpty(absl::Span<const IncomingTensor> incoming, const Rena
   return absl::OkStatus();
 }
 
-// The legacy exception of torch's batch norm: a count that old files do not have.
-bool MayBeAbsent(const TensorSpec& spec, const LoadOptions& options) {
-  return options.old_batch_norm && spec.kind == TensorKind::kBuffer &&
-         LastPart(spec.name) == "num_batches_tracked";
+// The version that the source gives the module `prefix` ("bn1.", as keys here begin with).
+std::optional<int64_t> SourceVersion(absl::string_view prefix, const LoadOptions& options) {
+  if (!absl::ConsumePrefix(&prefix, options.add_prefix)) return std::nullopt;
+  const auto find = [&options](std::string module) -> std::optional<int64_t> {
+    if (absl::EndsWith(module, ".")) module.pop_back();
+    const auto it = options.module_versions.find(module);
+    if (it == options.module_versions.end()) return std::nullopt;
+    return it->second;
+  };
+  // As its name was before strip_prefix, or where it did not have that.
+  const std::optional<int64_t> stripped = find(absl::StrCat(options.strip_prefix, prefix));
+  return stripped ? stripped : find(std::string(prefix));
 }
 
-struct Mismatches {
-  std::vector<std::string> texts;
-  size_t count = 0;
-  std::string first;
+bool MayBeAbsent(const TensorSpec& spec, const LoadOptions& options) {
+  if (options.source_is_whole || spec.kind != TensorKind::kBuffer) return false;
+  const absl::string_view last = LastPart(spec.name);
+  if (last != kBatchCount) return false;
+  const absl::string_view prefix =
+      absl::string_view(spec.name).substr(0, spec.name.size() - last.size());
+  return SourceVersion(prefix, options).value_or(0) < 2;
+}
+
+// The source of each owner in an existing module, and what the keys and sizes have against it.
+struct Match {
+  std::vector<uint32_t> source_of;  // by index of the schema; kNone where nothing comes
+  std::vector<SizeMismatch> mismatches;
 };
 
-absl::Status TorchError(absl::string_view module, const LoadPlan& plan, bool strict,
-                        const Mismatches& mismatches) {
-  constexpr size_t kListBytes = 300;
-  std::vector<std::string> parts = {
-      absl::StrCat("Error(s) in loading state_dict for ", module, ":")};
-  ErrorMetadata metadata = {{"module", std::string(module)}};
-  std::optional<Reason> reason;
-  if (strict && !plan.missing_keys.empty()) {
-    parts.push_back(absl::StrCat(
-        "Missing key(s) in state_dict: ", KeyList(plan.missing_keys, kListBytes), ". "));
-    reason = Reason::kMissingKey;
-    metadata["tensor"] = plan.missing_keys.front();
-    metadata["missing"] = absl::StrCat(plan.missing_keys.size());
-  }
-  if (strict && !plan.unexpected_keys.empty()) {
-    parts.push_back(absl::StrCat(
-        "Unexpected key(s) in state_dict: ", KeyList(plan.unexpected_keys, kListBytes), ". "));
-    if (!reason) {
-      reason = Reason::kUnknownKey;
-      metadata["tensor"] = plan.unexpected_keys.front();
-    }
-    metadata["unexpected"] = absl::StrCat(plan.unexpected_keys.size());
-  }
-  if (mismatches.count > 0) {
-    parts.insert(parts.end(), mismatches.texts.begin(), mismatches.texts.end());
-    if (mismatches.count > mismatches.texts.size()) {
-      parts.push_back(absl::StrCat("and ", mismatches.count - mismatches.texts.size(),
-                                   " more size mismatches"));
-    }
-    if (!reason) {
-      reason = Reason::kShapeMismatch;
-      metadata["tensor"] = mismatches.first;
-    }
-    metadata["size_mismatches"] = absl::StrCat(mismatches.count);
-  }
-  if (strict && reason != Reason::kShapeMismatch) {
-    parts.push_back("With the option strict set to false such keys are passed over.");
-  }
-  return MakeError(*reason, absl::StrJoin(parts, "\n\t"), std::move(metadata));
-}
-
-absl::Status PlanIntoExisting(absl::string_view module, absl::Span<const IncomingTensor> incoming,
-                              const Renamed& renamed, const LoadOptions& options, LoadPlan* plan) {
+Match MatchKeys(absl::Span<const IncomingTensor> incoming, const Renamed& renamed,
+                const LoadOptions& options, LoadPlan* plan) {
   const ModuleSchema& base = *plan->base;
-  // By owner. Where both names of a tie come, torch copies both in order: the later one stays.
-  std::vector<uint32_t> source_of(base.size(), kNone);
+  Match match;
+  match.source_of.assign(base.size(), kNone);
   std::vector<bool> covered(base.size(), false);
-  Mismatches mismatches;
   for (uint32_t i = 0; i < base.size(); ++i) {
     const TensorSpec& spec = base.spec(i);
     auto it = renamed.by_name.find(spec.name);
@@ -226,16 +199,18 @@ absl::Status PlanIntoExisting(absl::string_view module, absl::Span<const Incomin
     const bool scalar_of_old =
         spec.shape.rank() == 0 && tensor.shape.rank() == 1 && tensor.shape.num_elements() == 1;
     if (tensor.shape != spec.shape && !scalar_of_old) {
-      if (mismatches.count++ == 0) mismatches.first = spec.name;
-      if (mismatches.texts.size() < 2) {
-        mismatches.texts.push_back(absl::StrCat(
-            "size mismatch for ", spec.name, ": copying a param with shape ",
-            TorchSize(tensor.shape), " from checkpoint, the shape in current model is ",
-            TorchSize(spec.shape), "."));
-      }
+      match.mismatches.push_back({Reason::kShapeMismatch, spec.name,
+                                  SizeMismatchText(spec.name, tensor.shape, spec.shape)});
       continue;
     }
-    source_of[base.owner(i)] = it->second;
+    if (options.assign && spec.kind == TensorKind::kParameter && spec.requires_grad &&
+        !CanRequireGrad(tensor.dtype)) {
+      match.mismatches.push_back({Reason::kDTypeMismatch, spec.name,
+                                  CannotRequireGradText(spec.name, tensor.shape, spec.shape)});
+      continue;
+    }
+    // Where both names of a tie come, torch copies both in order: the later one stays.
+    match.source_of[base.owner(i)] = it->second;
   }
   for (uint32_t i = 0; i < base.size(); ++i) {
     const TensorSpec& spec = base.spec(i);
@@ -248,9 +223,22 @@ absl::Status PlanIntoExisting(absl::string_view module, absl::Span<const Incomin
     const std::optional<uint32_t> found = base.Find(name);
     if (!found || !base.spec(*found).persistent) plan->unexpected_keys.push_back(name);
   }
+  SortByModule(base, &plan->unexpected_keys);
+  return match;
+}
+
+absl::Status PlanIntoExisting(absl::string_view module, absl::Span<const IncomingTensor> incoming,
+                              const Renamed& renamed, const LoadOptions& options, LoadPlan* plan) {
+  const ModuleSchema& base = *plan->base;
+  Match match = MatchKeys(incoming, renamed, options, plan);
   const bool keys_differ = !plan->missing_keys.empty() || !plan->unexpected_keys.empty();
-  if ((options.strict && keys_differ) || mismatches.count > 0) {
-    return TorchError(module, *plan, options.strict, mismatches);
+  if (options.dry_run) {
+    for (SizeMismatch& mismatch : match.mismatches) {
+      plan->size_mismatches.push_back(std::move(mismatch.text));
+    }
+  } else if ((options.strict && keys_differ) || !match.mismatches.empty()) {
+    return LoadError(module, options.strict, plan->missing_keys, plan->unexpected_keys,
+                     match.mismatches);
   }
 
   plan->schema = plan->base;
@@ -258,17 +246,8 @@ absl::Status PlanIntoExisting(absl::string_view module, absl::Span<const Incomin
     std::vector<TensorSpec> specs(base.specs().begin(), base.specs().end());
     bool changed = false;
     for (uint32_t i = 0; i < base.size(); ++i) {
-      const uint32_t source = source_of[base.owner(i)];
+      const uint32_t source = match.source_of[base.owner(i)];
       if (source == kNone || incoming[source].dtype == specs[i].dtype) continue;
-      if (specs[i].kind == TensorKind::kParameter && specs[i].requires_grad &&
-          !CanRequireGrad(incoming[source].dtype)) {
-        return MakeError(
-            Reason::kDTypeMismatch,
-            absl::StrCat("parameter \"", specs[i].name, "\" requires grad, so it cannot take ",
-                         DTypeName(incoming[source].dtype),
-                         " by assign; load without assign, or freeze it first"),
-            {{"tensor", specs[i].name}});
-      }
       specs[i].dtype = incoming[source].dtype;
       changed = true;
     }
@@ -278,8 +257,9 @@ absl::Status PlanIntoExisting(absl::string_view module, absl::Span<const Incomin
     }
   }
   for (uint32_t i = 0; i < base.size(); ++i) {
-    if (source_of[i] == kNone) continue;
-    AddItem(renamed.source[source_of[i]], incoming[source_of[i]].dtype, i, plan);
+    const uint32_t source = match.source_of[i];
+    if (source == kNone) continue;
+    AddItem(renamed.source[source], incoming[source].dtype, i, plan);
     Count("existing module", base.spec(i).kind, &plan->decisions);
   }
   return absl::OkStatus();

@@ -25,6 +25,7 @@ struct IncomingTensor {
   const char* kind_rule = nullptr;  // "checkpoint kind", "pickled Parameter"
   std::optional<bool> requires_grad;
   std::string alias_of;
+  bool persistent = true;  // into an empty module
 };
 
 struct LoadOptions {
@@ -33,9 +34,16 @@ struct LoadOptions {
   std::string strip_prefix;
   std::string add_prefix;
   std::vector<std::string> buffer_globs;
-  // The source says nothing of batch norm's version, or one below 2: a num_batches_tracked that is
-  // not in it keeps its count and is no missing key.
-  bool old_batch_norm = false;
+  // Nothing will be loaded: what would be an error of the keys or sizes is a list of the plan.
+  bool dry_run = false;
+  uint64_t skip_keys = 0;  // for who shows the lists; a plan has all of them
+
+  // What the source says of its modules' versions, by their names in the source (see
+  // CheckpointReader::module_versions). torch's batch norm got its num_batches_tracked with version
+  // 2, so where that is missing in the source it is no missing key and keeps its count, unless the
+  // source gives its module version 2 or more, or is a whole module of ours.
+  std::map<std::string, int64_t> module_versions;
+  bool source_is_whole = false;
 };
 
 // What `load_state_dict` of these tensors into a module means, decided before any byte is read.
@@ -63,13 +71,18 @@ struct LoadPlan {
       schema;               // after the load; `base` itself where nothing changes
   std::vector<Item> items;  // each target once
   std::vector<Decision> decisions;
-  std::vector<std::string> missing_keys;     // only when not strict
-  std::vector<std::string> unexpected_keys;  // only when not strict
-  uint64_t total_bytes = 0;                  // of the targets
+  // In torch's order. Not empty only when not strict, or for a dry run.
+  std::vector<std::string> missing_keys;
+  std::vector<std::string> unexpected_keys;
+  // Only for a dry run: "size mismatch for ..." in torch's words.
+  std::vector<std::string> size_mismatches;
+  uint64_t total_bytes = 0;  // of the targets
 
-  // INVALID_ARGUMENT MISSING_KEY, UNKNOWN_KEY (strict; both texts together, in torch's words, with
-  // the first reason that applies), SHAPE_MISMATCH (always an error), CHUNK_INVALID (a key twice).
-  // `module` is for messages.
+  // INVALID_ARGUMENT MISSING_KEY, UNKNOWN_KEY (strict), SHAPE_MISMATCH and DTYPE_MISMATCH (always
+  // errors; the latter when a parameter that requires grad would be assigned integers), all texts
+  // together, in torch's words, with the first reason that applies; CHUNK_INVALID (a key twice).
+  // INVALID_ARGUMENT UNKNOWN_KEY for an alias of nothing; into an empty module also the errors of
+  // ModuleSchema::Create. `module` is for messages.
   static absl::StatusOr<LoadPlan> Create(absl::string_view module,
                                          std::shared_ptr<const ModuleSchema> base,
                                          absl::Span<const IncomingTensor> incoming,

@@ -334,7 +334,7 @@ TEST(TorchZipTest, OddMetadataIsInert) {
   EXPECT_TRUE(versions(key + "}NNss").empty()) << "a key that is no text";
   EXPECT_TRUE(versions(PickleString("other") + PickledVersions({{"", "K\x01"}}) + "s").empty());
   // A dict of many entries that is mentioned many times is not looked through each time.
-  std::string huge = "}(";
+  std::string huge = "}(" + PickleString("version") + "K\x01";
   for (int i = 0; i < 20000; ++i) huge += PickleString(std::to_string(i)) + "N";
   std::string mentions = key + "}(" + PickleString("first") + huge + "ur" + LittleEndian(7, 4);
   for (int i = 0; i < 20000; ++i) mentions += PickleString(absl::StrCat("m", i)) + "h\x07";
