@@ -10,6 +10,7 @@ find_package(ZLIB REQUIRED)
 find_package(nlohmann_json REQUIRED)
 find_package(spdlog REQUIRED)
 find_package(CLI11 REQUIRED)
+find_path(RANDOM123_INCLUDE_DIR Random123/philox.h REQUIRED)  # headers alone: librandom123-dev
 
 set(MODELSTATE_SANITIZE "" CACHE STRING "Sanitizers to build with, as in -fsanitize=")
 
