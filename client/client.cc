@@ -3,6 +3,7 @@
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -16,16 +17,34 @@ namespace modelstate::client {
 namespace {
 
 constexpr int kTensorPageSize = 10000;
+constexpr int kVersionPageSize = 1000;
+
+// Where 0 stands for all.
+int PageSize(uint64_t wanted, int largest) {
+  return wanted == 0 ? largest : static_cast<int>(std::min(wanted, static_cast<uint64_t>(largest)));
+}
+
+template <typename T>
+bool Full(const std::vector<T>& items, uint64_t wanted) {
+  return wanted != 0 && items.size() >= wanted;
+}
+
+template <typename T>
+void Cut(uint64_t wanted, std::vector<T>* items) {
+  if (Full(*items, wanted)) items->resize(wanted);
+}
 
 absl::StatusOr<TensorList> ListTensors(
     const Connection& connection,
     Connection::Method<v1::ListTensorsRequest, v1::ListTensorsResponse> method,
-    const std::string& module, const Selection& selection, bool digests) {
+    const std::string& module, const ListOptions& options) {
   v1::ListTensorsRequest request;
   request.set_module(module);
-  SelectionToProto(selection, request.mutable_selection());
-  request.set_page_size(kTensorPageSize);
-  request.set_digests(digests);
+  SelectionToProto(options.selection, request.mutable_selection());
+  request.set_digests(options.digests);
+  request.set_view(static_cast<v1::ListView>(options.view));
+  request.set_statistics(options.statistics);
+  request.set_page_size(PageSize(options.max_tensors, kTensorPageSize));
   TensorList list;
   do {
     MS_ASSIGN_OR_RETURN(const v1::ListTensorsResponse page,
@@ -34,10 +53,12 @@ absl::StatusOr<TensorList> ListTensors(
       MS_ASSIGN_OR_RETURN(TensorInfo tensor, FromProto(proto));
       list.tensors.push_back(std::move(tensor));
     }
+    list.total = page.total_size();
     list.version = VersionFromProto(page.version());
     list.step = page.step();
     request.set_page_token(page.next_page_token());
-  } while (!request.page_token().empty());
+  } while (!request.page_token().empty() && !Full(list.tensors, options.max_tensors));
+  Cut(options.max_tensors, &list.tensors);
   return list;
 }
 
@@ -76,21 +97,6 @@ absl::StatusOr<ServerInfo> Client::GetServerInfo() const {
   return FromProto(response);
 }
 
-absl::StatusOr<ModuleInfo> Client::CreateModule(
-    const std::string& name, absl::Span<const TensorSpec> tensors,
-    const std::map<std::string, std::string>& metadata) const {
-  v1::CreateModuleRequest request;
-  request.set_name(name);
-  for (const TensorSpec& spec : tensors) {
-    TensorSpecToProto(spec, request.mutable_spec()->add_tensors());
-  }
-  request.mutable_spec()->mutable_metadata()->insert(metadata.begin(), metadata.end());
-  MS_ASSIGN_OR_RETURN(
-      const v1::Module module,
-      connection_->Call(&v1::ModelState::Stub::CreateModule, request, /*idempotent=*/false));
-  return FromProto(module);
-}
-
 absl::StatusOr<ModuleInfo> Client::GetModule(const std::string& module) const {
   v1::GetModuleRequest request;
   request.set_module(module);
@@ -119,6 +125,36 @@ absl::Status Client::DeleteModule(const std::string& module) const {
       .status();
 }
 
+absl::StatusOr<ModuleInfo> Client::MoveModule(const std::string& module,
+                                              const MoveOptions& options) const {
+  v1::MoveModuleRequest request;
+  request.set_module(module);
+  request.set_device(options.device);
+  if (options.dtype) request.set_dtype(DTypeToProto(*options.dtype));
+  // Moved once more, nothing changes.
+  MS_ASSIGN_OR_RETURN(
+      const v1::Module response,
+      connection_->Call(&v1::ModelState::Stub::MoveModule, request, /*idempotent=*/true));
+  return FromProto(response);
+}
+
+absl::StatusOr<std::vector<VersionInfo>> Client::ListVersions(const std::string& module,
+                                                              uint64_t limit) const {
+  v1::ListVersionsRequest request;
+  request.set_module(module);
+  request.set_page_size(PageSize(limit, kVersionPageSize));
+  std::vector<VersionInfo> versions;
+  do {
+    MS_ASSIGN_OR_RETURN(
+        const v1::ListVersionsResponse page,
+        connection_->Call(&v1::ModelState::Stub::ListVersions, request, /*idempotent=*/true));
+    for (const v1::VersionInfo& version : page.versions()) versions.push_back(FromProto(version));
+    request.set_page_token(page.next_page_token());
+  } while (!request.page_token().empty() && !Full(versions, limit));
+  Cut(limit, &versions);
+  return versions;
+}
+
 absl::StatusOr<uint64_t> Client::SetRequiresGrad(const std::string& module,
                                                  const Selection& selection,
                                                  bool requires_grad) const {
@@ -133,25 +169,29 @@ absl::StatusOr<uint64_t> Client::SetRequiresGrad(const std::string& module,
 }
 
 absl::StatusOr<TensorList> Client::ListParameters(const std::string& module,
-                                                  const Selection& selection, bool digests) const {
-  return ListTensors(*connection_, &v1::ModelState::Stub::ListParameters, module, selection,
-                     digests);
+                                                  const ListOptions& options) const {
+  return ListTensors(*connection_, &v1::ModelState::Stub::ListParameters, module, options);
 }
 
 absl::StatusOr<TensorList> Client::ListBuffers(const std::string& module,
-                                               const Selection& selection, bool digests) const {
-  return ListTensors(*connection_, &v1::ModelState::Stub::ListBuffers, module, selection, digests);
+                                               const ListOptions& options) const {
+  return ListTensors(*connection_, &v1::ModelState::Stub::ListBuffers, module, options);
+}
+
+absl::StatusOr<TensorList> Client::ListOptimizerState(const std::string& module,
+                                                      const ListOptions& options) const {
+  return ListTensors(*connection_, &v1::ModelState::Stub::ListOptimizerState, module, options);
 }
 
 absl::StatusOr<TensorElements> Client::GetTensor(const std::string& module, const std::string& name,
-                                                 uint64_t first, uint32_t count,
-                                                 const std::string& snapshot_id) const {
+                                                 const GetTensorOptions& options) const {
   v1::GetTensorRequest request;
   request.set_module(module);
   request.set_name(name);
-  request.set_first(first);
-  request.set_count(count);
-  request.set_snapshot_id(snapshot_id);
+  request.set_first(options.first);
+  request.set_count(options.count);
+  request.set_snapshot_id(options.snapshot_id);
+  request.set_slice(options.slice);
   MS_ASSIGN_OR_RETURN(
       const v1::GetTensorResponse response,
       connection_->Call(&v1::ModelState::Stub::GetTensor, request, /*idempotent=*/true));
@@ -161,12 +201,12 @@ absl::StatusOr<TensorElements> Client::GetTensor(const std::string& module, cons
   elements.doubles.assign(values.doubles().values().begin(), values.doubles().values().end());
   elements.ints.assign(values.ints().values().begin(), values.ints().values().end());
   elements.first = response.first();
-  elements.count = response.statistics().count();
-  elements.min = response.statistics().min();
-  elements.max = response.statistics().max();
-  elements.mean = response.statistics().mean();
-  elements.norm = response.statistics().norm();
-  elements.nonfinite = response.statistics().nonfinite();
+  elements.slice_shape.assign(response.slice_shape().begin(), response.slice_shape().end());
+  if (options.slice.empty()) {
+    const absl::Span<const int64_t> dims = elements.tensor.spec.shape.dims();
+    elements.slice_shape.assign(dims.begin(), dims.end());
+  }
+  elements.statistics = FromProto(response.statistics());
   elements.version = VersionFromProto(response.version());
   elements.step = response.step();
   return elements;

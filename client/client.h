@@ -69,26 +69,39 @@ class Client {
 
   absl::StatusOr<ServerInfo> GetServerInfo() const;
 
-  // `tensors`, when not empty, are the registered parameters and buffers; their elements are zero.
+  // A module of registered parameters and buffers. `device` empty: the server's first. A spec that
+  // does not fit into one message is sent as an empty module and a load of it; when that fails the
+  // module is deleted again.
+  absl::StatusOr<ModuleInfo> CreateModule(const std::string& name, const ModuleSpec& spec,
+                                          const std::string& device = "") const;
+  // The same with all elements zero.
   absl::StatusOr<ModuleInfo> CreateModule(
       const std::string& name, absl::Span<const TensorSpec> tensors = {},
       const std::map<std::string, std::string>& metadata = {}) const;
+  // What CreateModule would make the module again from, without its values.
+  absl::StatusOr<ModuleSpec> GetModuleSpec(const std::string& module) const;
   absl::StatusOr<ModuleInfo> GetModule(const std::string& module) const;
   absl::StatusOr<std::vector<ModuleInfo>> ListModules() const;
   absl::Status DeleteModule(const std::string& module) const;
+  absl::StatusOr<ModuleInfo> MoveModule(const std::string& module,
+                                        const MoveOptions& options) const;
+  // The newest first, at most `limit`; 0: all that the server remembers.
+  absl::StatusOr<std::vector<VersionInfo>> ListVersions(const std::string& module,
+                                                        uint64_t limit = 0) const;
 
   // Gives the number of parameters whose flag changed.
   absl::StatusOr<uint64_t> SetRequiresGrad(const std::string& module, const Selection& selection,
                                            bool requires_grad) const;
   absl::StatusOr<TensorList> ListParameters(const std::string& module,
-                                            const Selection& selection = {},
-                                            bool digests = false) const;
-  absl::StatusOr<TensorList> ListBuffers(const std::string& module, const Selection& selection = {},
-                                         bool digests = false) const;
-  // `count` elements from `first` on; 0: at most 64.
+                                            const ListOptions& options = {}) const;
+  absl::StatusOr<TensorList> ListBuffers(const std::string& module,
+                                         const ListOptions& options = {}) const;
+  // Moments, momentum buffers, master copies and step counts, with their slot. `options.view` does
+  // not apply.
+  absl::StatusOr<TensorList> ListOptimizerState(const std::string& module,
+                                                const ListOptions& options = {}) const;
   absl::StatusOr<TensorElements> GetTensor(const std::string& module, const std::string& name,
-                                           uint64_t first = 0, uint32_t count = 0,
-                                           const std::string& snapshot_id = "") const;
+                                           const GetTensorOptions& options = {}) const;
 
   absl::StatusOr<OptimizerInfo> ConfigureOptimizer(const std::string& module,
                                                    const OptimizerConfig& config,
@@ -111,7 +124,8 @@ class Client {
   absl::StatusOr<StepResult> ReplayStep(const std::string& module, const std::string& worker,
                                         uint64_t sequence) const;
 
-  // load_state_dict from memory: all tensors, or with strict=false some. Not retried.
+  // load_state_dict from memory: all tensors, or with strict=false some. Not retried. For dry_run
+  // the bytes of `tensors` are not needed.
   absl::StatusOr<LoadResult> LoadStateDict(const std::string& module,
                                            absl::Span<const TensorRef> tensors,
                                            const LoadOptions& options = {},

@@ -7,6 +7,7 @@
 #include "client/client.h"
 #include "client/connection.h"
 #include "client/from_proto.h"
+#include "client/key_lists.h"
 #include "common/base/status.h"
 
 namespace modelstate::client {
@@ -51,16 +52,29 @@ absl::StatusOr<LoadCheckpointResult> Client::LoadCheckpoint(const std::string& m
   request.set_create_module(options.create_module);
   request.set_state_dict_key(options.state_dict_key);
   request.set_weights_only(options.weights_only);
-  std::optional<LoadCheckpointResult> result;
-  MS_RETURN_IF_ERROR((ReadEvents<v1::LoadCheckpointRequest, v1::LoadCheckpointResponse>(
-      *connection_, &v1::ModelState::Stub::LoadCheckpoint, request, cancellation,
-      [&](const v1::LoadCheckpointResponse& response) {
-        if (response.has_progress() && progress) progress(FromProto(response.progress()));
-        if (response.has_result()) result = FromProto(response.result());
-        return true;
-      })));
-  if (!result) return NoResult("LoadCheckpoint");
-  return *std::move(result);
+  const auto call = [&]() -> absl::StatusOr<LoadCheckpointResult> {
+    std::optional<LoadCheckpointResult> result;
+    MS_RETURN_IF_ERROR((ReadEvents<v1::LoadCheckpointRequest, v1::LoadCheckpointResponse>(
+        *connection_, &v1::ModelState::Stub::LoadCheckpoint, request, cancellation,
+        [&](const v1::LoadCheckpointResponse& response) {
+          if (response.has_progress() && progress) progress(FromProto(response.progress()));
+          if (response.has_result()) result = FromProto(response.result());
+          return true;
+        })));
+    if (!result) return NoResult("LoadCheckpoint");
+    return *std::move(result);
+  };
+  MS_ASSIGN_OR_RETURN(LoadCheckpointResult result, call());
+  if (options.load.dry_run) {
+    MS_RETURN_IF_ERROR(CompleteKeyLists(
+        [&](uint64_t skip_keys) -> absl::StatusOr<LoadResult> {
+          request.mutable_options()->set_skip_keys(skip_keys);
+          MS_ASSIGN_OR_RETURN(LoadCheckpointResult more, call());
+          return std::move(more.load);
+        },
+        &result.load));
+  }
+  return result;
 }
 
 absl::StatusOr<CheckpointInfo> Client::SaveCheckpoint(const std::string& module,
@@ -93,10 +107,7 @@ absl::Status Client::Watch(const std::string& module,
   return ReadEvents<v1::WatchModuleRequest, v1::WatchModuleResponse>(
       *connection_, &v1::ModelState::Stub::WatchModule, request, cancellation,
       [&](const v1::WatchModuleResponse& response) {
-        return event(
-            {FromProto(response.module()), v1::MutationKind_IsValid(response.last_mutation())
-                                               ? v1::MutationKind_Name(response.last_mutation())
-                                               : "UNKNOWN"});
+        return event({FromProto(response.module()), MutationName(response.last_mutation())});
       });
 }
 

@@ -63,6 +63,9 @@ ServerInfo FromProto(const v1::GetServerInfoResponse& proto) {
   value.push_memory_used = limits.push_memory_used_bytes();
   value.snapshot_memory_limit = limits.snapshot_memory_limit_bytes();
   value.snapshot_memory_used = limits.snapshot_memory_used_bytes();
+  value.held_versions = limits.held_versions();
+  value.pins = limits.pins();
+  value.running_calls = limits.running_calls();
   value.max_lease = Lenient(limits.max_lease());
   value.stream_stall_timeout = Lenient(limits.stream_stall_timeout());
   value.checkpoint_formats = Strings(proto.checkpoint_formats());
@@ -97,7 +100,33 @@ absl::StatusOr<TensorInfo> FromProto(const v1::TensorInfo& proto) {
   MS_ASSIGN_OR_RETURN(value.spec, TensorSpecFromProto(proto, std::nullopt));
   value.changed_version = proto.changed_version();
   if (!proto.xxh3().empty()) value.xxh3 = DigestFromHex(proto.xxh3());
+  if (proto.has_statistics()) value.statistics = FromProto(proto.statistics());
+  value.slot = proto.slot();
   return value;
+}
+
+TensorStatistics FromProto(const v1::TensorStatistics& proto) {
+  return {proto.count(), proto.min(), proto.max(), proto.mean(), proto.norm(), proto.nonfinite()};
+}
+
+VersionInfo FromProto(const v1::VersionInfo& proto) {
+  VersionInfo value;
+  value.version = VersionFromProto(proto.version());
+  value.mutation = MutationName(proto.mutation());
+  value.time = TimeFromProto(proto.time());
+  value.step = proto.step();
+  value.schema_revision = proto.schema_revision();
+  value.changed_parameters = proto.changed_parameters();
+  value.changed_buffers = proto.changed_buffers();
+  value.changed_bytes = proto.changed_bytes();
+  value.tensors = Strings(proto.tensors());
+  value.detail = proto.detail();
+  value.held = proto.held();
+  return value;
+}
+
+std::string MutationName(v1::MutationKind kind) {
+  return v1::MutationKind_IsValid(kind) ? v1::MutationKind_Name(kind) : "UNKNOWN";
 }
 
 OptimizerInfo FromProto(const v1::Optimizer& proto) {
@@ -128,6 +157,7 @@ StepResult FromProto(const v1::ApplyStepResponse& proto) {
   value.nonfinite = Strings(proto.nonfinite());
   value.updated = proto.updated();
   value.skipped = proto.skipped();
+  value.ignored = proto.ignored();
   return value;
 }
 
@@ -142,6 +172,8 @@ LoadResult FromProto(const v1::LoadResult& proto) {
   value.missing_count = proto.missing_count();
   value.unexpected_count = proto.unexpected_count();
   value.loaded = proto.loaded();
+  value.size_mismatches = Strings(proto.size_mismatches());
+  value.size_mismatch_count = proto.size_mismatch_count();
   return value;
 }
 
@@ -220,6 +252,7 @@ void ToProto(const LoadOptions& value, v1::LoadOptions* proto) {
   proto->set_strip_prefix(value.strip_prefix);
   proto->set_add_prefix(value.add_prefix);
   proto->mutable_buffers()->Assign(value.buffers.begin(), value.buffers.end());
+  proto->set_dry_run(value.dry_run);
 }
 
 }  // namespace modelstate::client

@@ -1,6 +1,8 @@
 #ifndef MODELSTATE_CLIENT_FROM_PROTO_H_
 #define MODELSTATE_CLIENT_FROM_PROTO_H_
 
+#include <string>
+
 #include "absl/status/statusor.h"
 #include "client/types.h"
 #include "modelstate/v1/checkpoint.pb.h"
@@ -13,6 +15,8 @@ namespace modelstate::client {
 
 ServerInfo FromProto(const v1::GetServerInfoResponse& proto);
 ModuleInfo FromProto(const v1::Module& proto);
+TensorStatistics FromProto(const v1::TensorStatistics& proto);
+VersionInfo FromProto(const v1::VersionInfo& proto);
 absl::StatusOr<TensorInfo> FromProto(const v1::TensorInfo& proto);
 OptimizerInfo FromProto(const v1::Optimizer& proto);
 StepResult FromProto(const v1::ApplyStepResponse& proto);
@@ -25,6 +29,9 @@ Progress FromProto(const v1::Progress& proto);
 void ToProto(const Hyperparameters& value, v1::Hyperparameters* proto);
 void ToProto(const OptimizerConfig& value, v1::OptimizerConfig* proto);
 void ToProto(const LoadOptions& value, v1::LoadOptions* proto);
+
+// "STEP"; "UNKNOWN" for a kind that this build does not know.
+std::string MutationName(v1::MutationKind kind);
 
 }  // namespace modelstate::client
 

@@ -43,6 +43,7 @@ RangeResult FetchRanges(const Client& client, const RangeRequest& request, Range
   v1::StreamStateDictRequest proto;
   proto.set_module(request.module);
   SelectionToProto(request.selection, proto.mutable_selection());
+  if (request.version != 0) proto.set_version(request.version);
   if (!request.snapshot_id.empty()) proto.set_snapshot_id(request.snapshot_id);
   for (const ByteRange& range : request.ranges) ByteRangeToProto(range, proto.add_ranges());
   proto.set_layout_digest(request.layout_digest);

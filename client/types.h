@@ -3,93 +3,21 @@
 
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "client/module_types.h"
 #include "common/base/selection.h"
 #include "common/base/state_layout.h"
 #include "common/base/tensor_spec.h"
 
-// What calls take and give, as plain values. The meaning of each field is that of the field of the
-// same name in proto/modelstate/v1, where it is documented. All sizes are bytes.
+// What transfers, steps and checkpoints take and give, as plain values. The meaning of each field
+// is that of the field of the same name in proto/modelstate/v1, where it is documented. All sizes
+// are bytes.
 namespace modelstate::client {
-
-struct DeviceInfo {
-  std::string name;
-  uint64_t memory_limit = 0;
-  uint64_t memory_used = 0;
-  uint64_t memory_pooled = 0;
-};
-
-struct ServerInfo {
-  std::string version;
-  uint64_t incarnation = 0;
-  std::vector<DeviceInfo> devices;
-  uint64_t max_message_bytes = 0;
-  uint64_t max_chunk_bytes = 0;
-  uint64_t push_memory_limit = 0;
-  uint64_t push_memory_used = 0;
-  uint64_t snapshot_memory_limit = 0;
-  uint64_t snapshot_memory_used = 0;
-  absl::Duration max_lease;
-  absl::Duration stream_stall_timeout;
-  std::vector<std::string> checkpoint_formats;
-  std::vector<std::string> optimizers;
-  absl::Time start_time;
-  uint64_t module_count = 0;
-};
-
-enum class ModuleState { kUnknown = 0, kEmpty = 1, kReady = 2, kFailed = 3 };
-
-struct ModuleInfo {
-  std::string name;
-  ModuleState state = ModuleState::kUnknown;
-  Version version;
-  uint64_t step = 0;
-  uint64_t schema_revision = 0;
-  std::string layout_digest;
-  uint64_t parameter_count = 0;
-  uint64_t buffer_count = 0;
-  uint64_t parameter_elements = 0;
-  uint64_t total_bytes = 0;
-  std::string device;
-  bool has_optimizer = false;
-  std::map<std::string, std::string> metadata;
-  absl::Time create_time;
-};
-
-struct TensorInfo {
-  TensorSpec spec;
-  uint64_t changed_version = 0;
-  std::optional<uint64_t> xxh3;
-};
-
-struct TensorList {
-  std::vector<TensorInfo> tensors;  // in state_dict order
-  Version version;
-  uint64_t step = 0;
-};
-
-struct TensorElements {
-  TensorInfo tensor;
-  uint64_t first = 0;
-  // One of them is filled: integers and BOOL as ints, the rest as doubles (C64: two per element).
-  std::vector<int64_t> ints;
-  std::vector<double> doubles;
-  // Over all elements; min, max, mean and 2-norm over the finite ones.
-  uint64_t count = 0;
-  double min = 0;
-  double max = 0;
-  double mean = 0;
-  double norm = 0;
-  uint64_t nonfinite = 0;
-  Version version;
-  uint64_t step = 0;
-};
 
 enum class Algorithm { kUnknown = 0, kSgd = 1, kAdamW = 2 };
 
@@ -151,7 +79,8 @@ struct StepOptions {
   std::optional<double> grad_scale;
   std::vector<GroupOverride> overrides;
   bool wait = false;
-  bool digests = true;  // send XXH3 of each tensor, for the server to check
+  bool ignore_frozen = false;  // leave out gradients of frozen parameters
+  bool digests = true;         // send XXH3 of each tensor, for the server to check
 };
 
 enum class StepOutcome { kUnknown = 0, kApplied = 1, kPending = 2, kSkippedNonfinite = 3 };
@@ -168,6 +97,7 @@ struct StepResult {
   std::vector<std::string> nonfinite;
   uint64_t updated = 0;
   uint64_t skipped = 0;
+  uint64_t ignored = 0;
 };
 
 struct LoadOptions {
@@ -176,6 +106,8 @@ struct LoadOptions {
   std::string strip_prefix;
   std::string add_prefix;
   std::vector<std::string> buffers;
+  // Decide and report, and change nothing. The lists of the result are then complete.
+  bool dry_run = false;
 };
 
 struct KindDecision {
@@ -192,6 +124,8 @@ struct LoadResult {
   uint64_t missing_count = 0;
   uint64_t unexpected_count = 0;
   uint64_t loaded = 0;
+  std::vector<std::string> size_mismatches;  // dry_run only
+  uint64_t size_mismatch_count = 0;
 };
 
 struct Progress {
@@ -238,22 +172,6 @@ struct CheckpointInfo {
   std::vector<CheckpointFile> files;
   std::optional<bool> verified;
   std::string problem;
-};
-
-struct SnapshotInfo {
-  std::string snapshot_id;
-  std::string module;
-  Version version;
-  uint64_t step = 0;
-  std::string layout_digest;
-  uint64_t total_bytes = 0;
-  absl::Time expire_time;
-};
-
-struct WatchEvent {
-  ModuleInfo module;
-  // "CREATE", "LOAD", "STEP", "FREEZE", "MOVE", "DELETE", "CONFIGURE_OPTIMIZER".
-  std::string last_mutation;
 };
 
 struct FetchOptions {

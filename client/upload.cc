@@ -9,6 +9,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "client/from_proto.h"
+#include "client/key_lists.h"
 #include "client/raw_call.h"
 #include "common/base/digest.h"
 #include "common/base/status.h"
@@ -85,6 +86,17 @@ absl::StatusOr<std::unique_ptr<Upload>> Upload::Create(absl::Span<const TensorRe
   return upload;
 }
 
+std::unique_ptr<Upload> Upload::OfTable(absl::Span<const TensorRef> tensors) {
+  std::unique_ptr<Upload> upload(new Upload(tensors));
+  upload->table_only_ = true;
+  upload->offsets_.reserve(tensors.size());
+  for (const TensorRef& tensor : tensors) {
+    upload->offsets_.push_back(upload->total_bytes_);
+    if (!tensor.spec.is_alias()) upload->total_bytes_ += tensor.spec.nbytes();
+  }
+  return upload;
+}
+
 Upload::~Upload() { borrows_->WaitUntilNone(); }
 
 bool Upload::SendTable(const Write& write) const {
@@ -156,8 +168,8 @@ absl::Status Upload::SendOnce(const Connection& connection, const std::string& m
   RawCall call(connection, method, cancellation);
   const Write write = [&call](const grpc::ByteBuffer& message) { return call.Write(message); };
   // Where a write fails the call has ended, and the response or status tells why.
-  const bool sent = write(SerializeMessage(header_part)) && SendTable(write) && SendChunks(write) &&
-                    SendTrailer(write);
+  const bool sent = write(SerializeMessage(header_part)) && SendTable(write) &&
+                    (table_only_ || (SendChunks(write) && SendTrailer(write)));
   if (sent) call.WritesDone();
   return ReadResponse(&call, response);
 }
@@ -167,6 +179,20 @@ absl::Status SendHeaderOnly(const Connection& connection, const std::string& met
                             google::protobuf::MessageLite* response, Cancellation* cancellation) {
   RawCall call(connection, method, cancellation);
   if (call.Write(SerializeMessage(header_part))) call.WritesDone();
+  return ReadResponse(&call, response);
+}
+
+absl::Status SendInlineTable(const Connection& connection, const std::string& method,
+                             const google::protobuf::MessageLite& header_part, size_t count,
+                             const std::function<void(size_t, v1::TensorInfo*)>& fill,
+                             google::protobuf::MessageLite* response) {
+  RawCall call(connection, method, nullptr);
+  bool open = call.Write(SerializeMessage(header_part));
+  TableSplitter splitter(count, fill);
+  v1::LoadPart part;
+  while (open && splitter.Next(part.mutable_tensors())) open = call.Write(SerializeMessage(part));
+  part.mutable_trailer();
+  if (open && call.Write(SerializeMessage(part))) call.WritesDone();
   return ReadResponse(&call, response);
 }
 
@@ -189,6 +215,7 @@ absl::StatusOr<StepResult> Client::ApplyStep(const std::string& module,
     ToProto(value.hyperparameters, out->mutable_hyperparameters());
   }
   header.set_wait(options.wait);
+  header.set_ignore_frozen(options.ignore_frozen);
   header.set_tensor_count(upload->tensor_count());
   header.set_total_bytes(upload->total_bytes());
   const bool named = !options.worker.empty();
@@ -222,16 +249,24 @@ absl::StatusOr<LoadResult> Client::LoadStateDict(const std::string& module,
                                                  absl::Span<const TensorRef> tensors,
                                                  const LoadOptions& options,
                                                  Cancellation* cancellation) const {
-  MS_ASSIGN_OR_RETURN(std::unique_ptr<Upload> upload, Upload::Create(tensors, /*digests=*/true));
+  MS_ASSIGN_OR_RETURN(
+      std::unique_ptr<Upload> upload,
+      options.dry_run ? Upload::OfTable(tensors) : Upload::Create(tensors, /*digests=*/true));
   v1::LoadPart part;
   v1::LoadHeader& header = *part.mutable_header();
   header.set_module(module);
   ToProto(options, header.mutable_options());
   header.set_tensor_count(upload->tensor_count());
   header.set_total_bytes(upload->total_bytes());
-  v1::LoadResult response;
-  MS_RETURN_IF_ERROR(upload->Send(*connection_, "LoadStateDict", part, &response, cancellation));
-  return FromProto(response);
+  const auto call = [&](uint64_t skip_keys) -> absl::StatusOr<LoadResult> {
+    header.mutable_options()->set_skip_keys(skip_keys);
+    v1::LoadResult response;
+    MS_RETURN_IF_ERROR(upload->Send(*connection_, "LoadStateDict", part, &response, cancellation));
+    return FromProto(response);
+  };
+  MS_ASSIGN_OR_RETURN(LoadResult result, call(0));
+  if (options.dry_run) MS_RETURN_IF_ERROR(CompleteKeyLists(call, &result));
+  return result;
 }
 
 }  // namespace modelstate::client

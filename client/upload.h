@@ -39,6 +39,8 @@ class Upload {
   // INVALID_FIELD when the bytes of a tensor are not as many as its spec says.
   static absl::StatusOr<std::unique_ptr<Upload>> Create(absl::Span<const TensorRef> tensors,
                                                         bool digests);
+  // For a dry run: the table alone goes out, and no bytes are needed.
+  static std::unique_ptr<Upload> OfTable(absl::Span<const TensorRef> tensors);
   ~Upload();
 
   uint64_t tensor_count() const { return tensors_.size(); }
@@ -68,6 +70,7 @@ class Upload {
   std::vector<uint64_t> offsets_;
   std::vector<uint64_t> digests_;  // empty: none are sent
   uint64_t total_bytes_ = 0;
+  bool table_only_ = false;
   uint64_t chunk_bytes_ = uint64_t{1} << 20;  // smaller once a server has said so
   const std::shared_ptr<BorrowCount> borrows_ = std::make_shared<BorrowCount>();
 };
@@ -76,6 +79,13 @@ class Upload {
 absl::Status SendHeaderOnly(const Connection& connection, const std::string& method,
                             const google::protobuf::MessageLite& header_part,
                             google::protobuf::MessageLite* response, Cancellation* cancellation);
+
+// A header, a table of `count` entries whose elements are in the table itself, a trailer, and the
+// response. `fill` writes entry i into an empty message, once each.
+absl::Status SendInlineTable(const Connection& connection, const std::string& method,
+                             const google::protobuf::MessageLite& header_part, size_t count,
+                             const std::function<void(size_t, v1::TensorInfo*)>& fill,
+                             google::protobuf::MessageLite* response);
 
 }  // namespace modelstate::client
 

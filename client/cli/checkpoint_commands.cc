@@ -16,51 +16,90 @@ struct LoadArguments {
   client::LoadCheckpointOptions options;
 };
 
-absl::Status Load(const Context& context, LoadArguments arguments) {
-  MS_ASSIGN_OR_RETURN(const Client client, context.Connect());
+void PrintDecisions(const client::LoadResult& load) {
+  if (load.decisions.empty()) return;
+  Table table({"DECIDED BY", "PARAMETERS", "BUFFERS"});
+  for (const client::KindDecision& decision : load.decisions) {
+    table.Add({decision.rule, absl::StrCat(decision.parameters), absl::StrCat(decision.buffers)});
+  }
+  table.Print();
+}
+
+// Every key, a line each.
+void PrintKeys(const char* what, const std::vector<std::string>& keys) {
+  if (keys.empty()) return;
+  std::cout << Counted(keys.size(), what) << ":\n";
+  for (const std::string& key : keys) std::cout << "  " << key << "\n";
+}
+
+void PrintDryRun(const std::string& path, const client::LoadCheckpointResult& result,
+                 bool refused) {
+  PrintDecisions(result.load);
+  PrintKeys("missing key", result.load.missing_keys);
+  PrintKeys("unexpected key", result.load.unexpected_keys);
+  PrintKeys("mismatch of size", result.load.size_mismatches);
+  std::cout << path << " (" << result.format << ") would "
+            << (refused ? "be refused"
+                        : absl::StrCat("load ", Counted(result.load.loaded, "tensor")))
+            << "; nothing has changed\n";
+}
+
+absl::Status Load(Context* context, LoadArguments arguments) {
+  MS_ASSIGN_OR_RETURN(const Client client, context->Connect());
   arguments.options.load.strict = !arguments.no_strict;
-  ProgressBar bar(context);
+  ProgressBar bar(*context);
   MS_ASSIGN_OR_RETURN(const client::LoadCheckpointResult result,
                       client.LoadCheckpoint(arguments.module, arguments.path, arguments.options,
-                                            bar.callback(), context.interrupt));
+                                            bar.callback(), context->interrupt));
   bar.Clear();
-  const client::ModuleInfo& module = result.load.module;
-  if (context.json) {
+  const client::LoadResult& load = result.load;
+  const client::ModuleInfo& module = load.module;
+  const bool dry_run = arguments.options.load.dry_run;
+  const bool refused = load.size_mismatch_count > 0 ||
+                       (!arguments.no_strict && load.missing_count + load.unexpected_count > 0);
+  if (dry_run && refused) context->exit_code = kDifferent;
+  if (context->json) {
     Json decisions = Json::array();
-    for (const client::KindDecision& decision : result.load.decisions) {
+    for (const client::KindDecision& decision : load.decisions) {
       decisions.push_back({{"rule", decision.rule},
                            {"parameters", decision.parameters},
                            {"buffers", decision.buffers}});
     }
-    Context::Print({{"module", ToJson(module)},
-                    {"format", result.format},
-                    {"loaded", result.load.loaded},
-                    {"read_bytes", result.read_bytes},
-                    {"optimizer_loaded", result.optimizer_loaded},
-                    {"decisions", decisions},
-                    {"missing_keys", result.load.missing_keys},
-                    {"unexpected_keys", result.load.unexpected_keys},
-                    {"missing_count", result.load.missing_count},
-                    {"unexpected_count", result.load.unexpected_count}});
+    Json json = {{"module", ToJson(module)},
+                 {"format", result.format},
+                 {"loaded", load.loaded},
+                 {"read_bytes", result.read_bytes},
+                 {"optimizer_loaded", result.optimizer_loaded},
+                 {"decisions", decisions},
+                 {"missing_keys", load.missing_keys},
+                 {"unexpected_keys", load.unexpected_keys},
+                 {"missing_count", load.missing_count},
+                 {"unexpected_count", load.unexpected_count}};
+    if (dry_run) {
+      json["size_mismatches"] = load.size_mismatches;
+      json["size_mismatch_count"] = load.size_mismatch_count;
+      json["refused"] = refused;
+    }
+    Context::Print(json);
     return absl::OkStatus();
   }
-  std::cout << "loaded " << result.load.loaded << " tensors (" << HumanBytes(result.read_bytes)
-            << ", " << result.format << ") into " << module.name << ": " << module.parameter_count
-            << " parameters, " << module.buffer_count << " buffers, version "
-            << module.version.number << (result.optimizer_loaded ? ", with its optimizer" : "")
-            << "\n";
-  if (!result.load.decisions.empty()) {
-    Table table({"DECIDED BY", "PARAMETERS", "BUFFERS"});
-    for (const client::KindDecision& decision : result.load.decisions) {
-      table.Add({decision.rule, absl::StrCat(decision.parameters), absl::StrCat(decision.buffers)});
-    }
-    table.Print();
+  if (dry_run) {
+    PrintDryRun(arguments.path, result, refused);
+    return absl::OkStatus();
   }
-  if (result.load.missing_count > 0) {
-    std::cout << "missing: " << QuotedList(result.load.missing_keys) << "\n";
+  std::cout << "loaded " << Counted(load.loaded, "tensor") << " (" << HumanBytes(result.read_bytes)
+            << ", " << result.format << ") into " << module.name << ": "
+            << Counted(module.parameter_count, "parameter") << ", "
+            << Counted(module.buffer_count, "buffer") << ", version " << module.version.number
+            << (result.optimizer_loaded ? ", with its optimizer" : "") << "\n";
+  PrintDecisions(load);
+  if (load.missing_count > 0) {
+    std::cout << Counted(load.missing_count, "missing key") << ": " << QuotedList(load.missing_keys)
+              << "\n";
   }
-  if (result.load.unexpected_count > 0) {
-    std::cout << "unexpected: " << QuotedList(result.load.unexpected_keys) << "\n";
+  if (load.unexpected_count > 0) {
+    std::cout << Counted(load.unexpected_count, "unexpected key") << ": "
+              << QuotedList(load.unexpected_keys) << "\n";
   }
   return absl::OkStatus();
 }
@@ -137,6 +176,17 @@ absl::Status List(Context* context, const std::string& directory, bool verify) {
   return absl::OkStatus();
 }
 
+absl::Status Delete(const Context& context, const std::string& path) {
+  MS_ASSIGN_OR_RETURN(const Client client, context.Connect());
+  MS_RETURN_IF_ERROR(client.DeleteCheckpoint(path));
+  if (context.json) {
+    Context::Print({{"deleted", path}});
+  } else {
+    std::cout << "deleted " << path << "\n";
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 void AddCheckpointCommands(CLI::App* app, Context* context) {
@@ -144,6 +194,7 @@ void AddCheckpointCommands(CLI::App* app, Context* context) {
   load->options.create_module = true;
   CLI::App* command =
       app->add_subcommand("load", "Load a checkpoint of the server's checkpoint root");
+  command->group(kTransferGroup);
   command->add_option("MODULE", load->module)->required();
   command->add_option("PATH", load->path, "Relative to the checkpoint root")->required();
   command->add_flag("--create,!--no-create", load->options.create_module,
@@ -151,6 +202,9 @@ void AddCheckpointCommands(CLI::App* app, Context* context) {
   command->add_option("--buffers", load->options.load.buffers,
                       "Globs of the keys that are buffers, into an empty module");
   command->add_flag("--no-strict", load->no_strict, "Allow missing and unexpected keys");
+  command->add_flag("--dry-run", load->options.load.dry_run,
+                    "Change nothing; print every missing and unexpected key and every shape that "
+                    "does not fit; 1 when the load would be refused");
   command->add_flag("--assign", load->options.load.assign, "Take the dtypes of the file");
   command->add_option("--strip-prefix", load->options.load.strip_prefix,
                       "Remove this from the start of keys, as \"module.\"");
@@ -159,10 +213,11 @@ void AddCheckpointCommands(CLI::App* app, Context* context) {
                       "Where a nested PyTorch file has the state_dict, as \"ema.state_dict\"");
   command->add_flag("--weights-only", load->options.weights_only,
                     "Leave the optimizer of a checkpoint alone");
-  command->callback([context, load] { context->Finish(Load(*context, *load)); });
+  command->callback([context, load] { context->Finish(Load(context, *load)); });
 
   auto save = std::make_shared<SaveArguments>();
   command = app->add_subcommand("save", "Save a checkpoint under the server's checkpoint root");
+  command->group(kTransferGroup);
   command->add_option("MODULE", save->module)->required();
   command->add_option("PATH", save->path, "Relative to the checkpoint root")->required();
   command->add_flag("--overwrite", save->options.overwrite, "Replace what is there");
@@ -171,11 +226,19 @@ void AddCheckpointCommands(CLI::App* app, Context* context) {
 
   auto directory = std::make_shared<std::string>();
   auto verify = std::make_shared<bool>(false);
-  command = app->add_subcommand("checkpoints", "List the checkpoints in a directory of the root");
-  command->add_option("DIR", *directory);
-  command->add_flag("--verify", *verify, "Read and check every byte; 1 when one is not as written");
-  command->callback(
-      [context, directory, verify] { context->Finish(List(context, *directory, *verify)); });
+  CLI::App* list = app->add_subcommand(
+      "checkpoints", "List the checkpoints in a directory of the root, or delete one");
+  list->group(kTransferGroup);
+  list->add_option("DIR", *directory);
+  list->add_flag("--verify", *verify, "Read and check every byte; 1 when one is not as written");
+  CLI::App* remove = list->add_subcommand("delete", "Delete a checkpoint");
+  list->callback([context, remove, directory, verify] {
+    if (remove->parsed()) return;
+    context->Finish(List(context, *directory, *verify));
+  });
+  auto path = std::make_shared<std::string>();
+  remove->add_option("PATH", *path, "Relative to the checkpoint root")->required();
+  remove->callback([context, path] { context->Finish(Delete(*context, *path)); });
 }
 
 }  // namespace modelstate::cli

@@ -43,12 +43,24 @@ struct Context {
   static void Print(const Json& document);
 };
 
-// Each adds its commands to `app`; `context` outlives it.
-void AddModuleCommands(CLI::App* app, Context* context);      // ls info create rm watch
-void AddTensorCommands(CLI::App* app, Context* context);      // params buffers
+// Each adds its commands to `app`, in groups of --help; `context` outlives it.
+void AddModuleCommands(CLI::App* app, Context* context);      // ls info move rm watch history
+void AddSpecCommands(CLI::App* app, Context* context);        // create spec
+void AddTensorCommands(CLI::App* app, Context* context);      // params buffers stats freeze ...
+void AddCatCommand(CLI::App* app, Context* context);          // cat
+void AddDiffCommand(CLI::App* app, Context* context);         // diff
+void AddTransferCommands(CLI::App* app, Context* context);    // fetch pin
+void AddStepCommands(CLI::App* app, Context* context);        // push
+void AddOptimizerCommand(CLI::App* app, Context* context);    // optimizer
 void AddCheckpointCommands(CLI::App* app, Context* context);  // load save checkpoints
-void AddTransferCommands(CLI::App* app, Context* context);    // fetch pin diff
-void AddStepCommands(CLI::App* app, Context* context);        // push optimizer
+// The scripts are made from all commands of `app`: add it last.
+void AddCompletionCommand(CLI::App* app, Context* context);
+
+inline constexpr char kModulesGroup[] = "Modules";
+inline constexpr char kTensorsGroup[] = "Parameters and buffers";
+inline constexpr char kTrainingGroup[] = "Training";
+inline constexpr char kTransferGroup[] = "Snapshots and files";
+inline constexpr char kShellGroup[] = "Shell";
 
 }  // namespace modelstate::cli
 

@@ -70,10 +70,15 @@ int main(int argc, char** argv) {
   app.fallthrough();
   app.footer(kFooter);
   modelstate::cli::AddModuleCommands(&app, &context);
+  modelstate::cli::AddSpecCommands(&app, &context);
   modelstate::cli::AddTensorCommands(&app, &context);
-  modelstate::cli::AddCheckpointCommands(&app, &context);
-  modelstate::cli::AddTransferCommands(&app, &context);
+  modelstate::cli::AddCatCommand(&app, &context);
+  modelstate::cli::AddOptimizerCommand(&app, &context);
   modelstate::cli::AddStepCommands(&app, &context);
+  modelstate::cli::AddTransferCommands(&app, &context);
+  modelstate::cli::AddDiffCommand(&app, &context);
+  modelstate::cli::AddCheckpointCommands(&app, &context);
+  modelstate::cli::AddCompletionCommand(&app, &context);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -3,11 +3,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <iostream>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "common/base/digest.h"
 
@@ -15,7 +17,8 @@ namespace modelstate::cli {
 namespace {
 
 bool IsNumber(const std::string& text) {
-  return !text.empty() && (absl::ascii_isdigit(static_cast<unsigned char>(text[0])) != 0);
+  const size_t sign = !text.empty() && text[0] == '-' ? 1 : 0;
+  return text.size() > sign && absl::ascii_isdigit(static_cast<unsigned char>(text[sign])) != 0;
 }
 
 }  // namespace
@@ -52,6 +55,20 @@ std::string HumanBytes(uint64_t bytes) {
 std::string HumanTime(absl::Time time) {
   return absl::FormatTime("%Y-%m-%d %H:%M:%S", time, absl::LocalTimeZone());
 }
+
+std::string Joined(const std::vector<std::string>& parts) { return absl::StrJoin(parts, ", "); }
+
+std::string Counted(uint64_t count, const char* noun) {
+  return absl::StrCat(count, " ", noun, count == 1 ? "" : "s");
+}
+
+std::string CountedParameters(uint64_t parameters, uint64_t tied_names) {
+  std::string text = Counted(parameters, "parameter");
+  if (tied_names > 0) absl::StrAppend(&text, " (", Counted(tied_names, "tied name"), ")");
+  return text;
+}
+
+std::string Number(double value) { return absl::StrFormat("%.6g", value); }
 
 const char* StateName(client::ModuleState state) {
   switch (state) {
@@ -101,8 +118,21 @@ Json ToJson(const client::TensorInfo& tensor) {
   if (tensor.spec.kind == TensorKind::kBuffer) json["persistent"] = tensor.spec.persistent;
   if (tensor.spec.is_alias()) json["alias_of"] = tensor.spec.alias_of;
   json["changed_version"] = tensor.changed_version;
+  if (!tensor.slot.empty()) json["slot"] = tensor.slot;
   if (tensor.xxh3) json["xxh3"] = DigestToHex(*tensor.xxh3);
+  if (tensor.statistics) json["statistics"] = ToJson(*tensor.statistics);
   return json;
+}
+
+Json ToJson(const client::TensorStatistics& statistics) {
+  return {{"count", statistics.count}, {"min", statistics.min},
+          {"max", statistics.max},     {"mean", statistics.mean},
+          {"norm", statistics.norm},   {"nonfinite", statistics.nonfinite}};
+}
+
+Json ToJson(double value) {
+  if (std::isfinite(value)) return value;
+  return std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
 }
 
 ProgressBar::ProgressBar(const Context& context)

@@ -33,10 +33,21 @@ class Table {
 std::string HumanBytes(uint64_t bytes);
 std::string HumanTime(absl::Time time);
 
+std::string Joined(const std::vector<std::string>& parts);  // "a, b"
+// "26 parameters", "1 buffer".
+std::string Counted(uint64_t count, const char* noun);
+// "26 parameters (2 tied names)".
+std::string CountedParameters(uint64_t parameters, uint64_t tied_names);
+// As short as can be for people: "0.5", "-1.25e-07", "nan".
+std::string Number(double value);
+
 const char* StateName(client::ModuleState state);
 Json ToJson(const Version& version);
 Json ToJson(const client::ModuleInfo& module);
 Json ToJson(const client::TensorInfo& tensor);
+Json ToJson(const client::TensorStatistics& statistics);
+// JSON has no infinity or NaN: those are "inf", "-inf", "nan".
+Json ToJson(double value);
 
 // A bar with rate and time left on stderr, when that is a terminal and JSON is not asked for.
 // Thread-compatible.

@@ -27,6 +27,7 @@ struct PushArguments {
   std::string worker;
   std::optional<uint64_t> sequence;
   std::optional<double> lr;
+  bool ignore_frozen = false;
 };
 
 // Normally distributed gradients for every trainable parameter.
@@ -88,6 +89,7 @@ Json StepJson(const client::StepResult& result, double seconds) {
           {"clip_coef", result.clip_coef},
           {"updated", result.updated},
           {"skipped", result.skipped},
+          {"ignored", result.ignored},
           {"nonfinite", result.nonfinite},
           {"seconds", seconds}};
 }
@@ -120,6 +122,7 @@ absl::Status Push(Context* context, const PushArguments& arguments) {
   // The clock grows from one run of the same worker to the next: each run is a new step.
   const uint64_t first =
       arguments.sequence.value_or(static_cast<uint64_t>(absl::ToUnixMicros(absl::Now())));
+  options.ignore_frozen = arguments.ignore_frozen;
   if (arguments.lr) options.overrides.push_back({std::nullopt, {}});
   if (arguments.lr) options.overrides[0].hyperparameters.lr = arguments.lr;
 
@@ -138,6 +141,7 @@ absl::Status Push(Context* context, const PushArguments& arguments) {
               << OutcomeName(result.outcome) << (result.replayed ? " (replayed)" : "")
               << "  grad_norm " << result.grad_norm << "  updated " << result.updated
               << (result.skipped > 0 ? absl::StrCat("  skipped ", result.skipped) : "")
+              << (result.ignored > 0 ? absl::StrCat("  ignored ", result.ignored) : "")
               << (result.nonfinite.empty()
                       ? ""
                       : absl::StrCat("  not finite: ", QuotedList(result.nonfinite)))
@@ -150,117 +154,12 @@ absl::Status Push(Context* context, const PushArguments& arguments) {
   return absl::OkStatus();
 }
 
-struct OptimizerArguments {
-  std::string module;
-  bool adamw = false;
-  bool sgd = false;
-  bool reset_state = false;
-  client::Hyperparameters hyperparameters;
-  std::optional<double> max_grad_norm;
-  std::optional<uint64_t> max_staleness;
-};
-
-// Each pair of hyper-parameter and name, once.
-template <typename Params, typename Visitor>
-void ForEach(Params& params, Visitor visit) {
-  visit("lr", params.lr);
-  visit("weight_decay", params.weight_decay);
-  visit("maximize", params.maximize);
-  visit("momentum", params.momentum);
-  visit("dampening", params.dampening);
-  visit("nesterov", params.nesterov);
-  visit("beta1", params.beta1);
-  visit("beta2", params.beta2);
-  visit("eps", params.eps);
-}
-
-Json ToJson(const client::Hyperparameters& params) {
-  Json json = Json::object();
-  ForEach(params, [&json](const char* name, const auto& value) {
-    if (value) json[name] = *value;
-  });
-  return json;
-}
-
-void PrintOptimizer(const Context& context, const client::OptimizerInfo& info) {
-  const char* algorithm = info.config.algorithm == client::Algorithm::kSgd     ? "SGD"
-                          : info.config.algorithm == client::Algorithm::kAdamW ? "ADAMW"
-                                                                               : "UNKNOWN";
-  if (context.json) {
-    Json groups = Json::array();
-    for (const client::ParameterGroupInfo& group : info.groups) {
-      groups.push_back({{"name", group.name},
-                        {"parameters", group.parameter_count},
-                        {"hyperparameters", ToJson(group.hyperparameters)}});
-    }
-    Json json = {{"algorithm", algorithm},
-                 {"groups", groups},
-                 {"step", info.step},
-                 {"state_bytes", info.state_bytes},
-                 {"version", cli::ToJson(info.version)}};
-    if (info.config.max_grad_norm) json["max_grad_norm"] = *info.config.max_grad_norm;
-    if (info.config.max_staleness) json["max_staleness"] = *info.config.max_staleness;
-    Context::Print(json);
-    return;
-  }
-  std::cout << algorithm << ", step " << info.step << ", " << HumanBytes(info.state_bytes)
-            << " of state";
-  if (info.config.max_grad_norm) std::cout << ", clipped to " << *info.config.max_grad_norm;
-  std::cout << "\n";
-  for (size_t i = 0; i < info.groups.size(); ++i) {
-    const client::ParameterGroupInfo& group = info.groups[i];
-    std::cout << "group " << i << (group.name.empty() ? "" : absl::StrCat(" \"", group.name, "\""))
-              << ": " << group.parameter_count << " parameters";
-    ForEach(group.hyperparameters, [](const char* name, const auto& value) {
-      if (value) std::cout << std::boolalpha << ", " << name << " " << *value;
-    });
-    std::cout << "\n";
-  }
-}
-
-absl::Status Optimizer(const Context& context, const OptimizerArguments& arguments) {
-  MS_ASSIGN_OR_RETURN(const Client client, context.Connect());
-  bool change = arguments.adamw || arguments.sgd || arguments.reset_state ||
-                arguments.max_grad_norm || arguments.max_staleness;
-  ForEach(arguments.hyperparameters,
-          [&change](const char*, const auto& value) { change |= value.has_value(); });
-  absl::StatusOr<client::OptimizerInfo> current = absl::NotFoundError("");
-  if (!arguments.adamw && !arguments.sgd) {
-    current = client.GetOptimizer(arguments.module);
-    if (!current.ok()) return current.status();
-    if (!change) {
-      PrintOptimizer(context, *current);
-      return absl::OkStatus();
-    }
-  }
-  // Without an algorithm the current configuration is changed in part.
-  client::OptimizerConfig config = current.ok() ? current->config : client::OptimizerConfig();
-  if (arguments.adamw) config.algorithm = client::Algorithm::kAdamW;
-  if (arguments.sgd) config.algorithm = client::Algorithm::kSgd;
-  client::Hyperparameters& to = config.hyperparameters;
-  const client::Hyperparameters& from = arguments.hyperparameters;
-  if (from.lr) to.lr = from.lr;
-  if (from.weight_decay) to.weight_decay = from.weight_decay;
-  if (from.maximize) to.maximize = from.maximize;
-  if (from.momentum) to.momentum = from.momentum;
-  if (from.dampening) to.dampening = from.dampening;
-  if (from.nesterov) to.nesterov = from.nesterov;
-  if (from.beta1) to.beta1 = from.beta1;
-  if (from.beta2) to.beta2 = from.beta2;
-  if (from.eps) to.eps = from.eps;
-  if (arguments.max_grad_norm) config.max_grad_norm = arguments.max_grad_norm;
-  if (arguments.max_staleness) config.max_staleness = arguments.max_staleness;
-  MS_ASSIGN_OR_RETURN(const client::OptimizerInfo info,
-                      client.ConfigureOptimizer(arguments.module, config, arguments.reset_state));
-  PrintOptimizer(context, info);
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 void AddStepCommands(CLI::App* app, Context* context) {
   auto push = std::make_shared<PushArguments>();
   CLI::App* command = app->add_subcommand("push", "Push gradients: one optimizer step each");
+  command->group(kTrainingGroup);
   command->add_option("MODULE", push->module)->required();
   CLI::Option* file = command->add_option("--gradients", push->file,
                                           "A safetensors file of gradients (and buffer values)");
@@ -279,33 +178,14 @@ void AddStepCommands(CLI::App* app, Context* context) {
       ->needs(worker)
       ->check(CLI::PositiveNumber);
   command->add_option("--lr", push->lr, "For these steps only");
+  command->add_flag("--ignore-frozen", push->ignore_frozen,
+                    "Leave out gradients of frozen parameters instead of refusing the push");
   command->callback([context, push] {
     if (push->file.empty() && !push->random) {
       throw CLI::RequiredError("--gradients FILE or --random");
     }
     context->Finish(Push(context, *push));
   });
-
-  auto optimizer = std::make_shared<OptimizerArguments>();
-  client::Hyperparameters& params = optimizer->hyperparameters;
-  command = app->add_subcommand("optimizer", "Show the optimizer, or configure it");
-  command->add_option("MODULE", optimizer->module)->required();
-  CLI::Option* adamw = command->add_flag("--adamw", optimizer->adamw, "torch.optim.AdamW");
-  CLI::Option* sgd = command->add_flag("--sgd", optimizer->sgd, "torch.optim.SGD");
-  adamw->excludes(sgd);
-  command->add_option("--lr", params.lr);
-  command->add_option("--weight-decay", params.weight_decay);
-  command->add_option("--maximize", params.maximize);
-  command->add_option("--momentum", params.momentum, "SGD");
-  command->add_option("--dampening", params.dampening, "SGD");
-  command->add_option("--nesterov", params.nesterov, "SGD");
-  command->add_option("--beta1", params.beta1, "AdamW");
-  command->add_option("--beta2", params.beta2, "AdamW");
-  command->add_option("--eps", params.eps, "AdamW");
-  command->add_option("--max-grad-norm", optimizer->max_grad_norm, "Clip gradients");
-  command->add_option("--max-staleness", optimizer->max_staleness, "Refuse older pushes");
-  command->add_flag("--reset-state", optimizer->reset_state, "Drop moments");
-  command->callback([context, optimizer] { context->Finish(Optimizer(*context, *optimizer)); });
 }
 
 }  // namespace modelstate::cli

@@ -7,7 +7,6 @@
 #include "client/cli/context.h"
 #include "client/cli/output.h"
 #include "client/files/fetch_to_file.h"
-#include "client/files/tensor_file.h"
 #include "common/base/status.h"
 
 namespace modelstate::cli {
@@ -65,21 +64,30 @@ absl::Status Fetch(const Context& context, FetchArguments arguments) {
   return absl::OkStatus();
 }
 
-absl::Status Pin(const Context& context, const std::string& module, const std::string& lease,
-                 const std::string& release) {
+struct PinArguments {
+  std::string module;
+  std::string lease = "60s";
+  std::string renew;
+  std::string release;
+};
+
+absl::Status Pin(const Context& context, const PinArguments& arguments) {
   MS_ASSIGN_OR_RETURN(const Client client, context.Connect());
-  if (!release.empty()) {
-    MS_RETURN_IF_ERROR(client.ReleaseSnapshot(release));
+  if (!arguments.release.empty()) {
+    MS_RETURN_IF_ERROR(client.ReleaseSnapshot(arguments.release));
     if (context.json) {
-      Context::Print({{"released", release}});
+      Context::Print({{"released", arguments.release}});
     } else {
-      std::cout << "released " << release << "\n";
+      std::cout << "released " << arguments.release << "\n";
     }
     return absl::OkStatus();
   }
   absl::Duration duration;
-  absl::ParseDuration(lease, &duration);
-  MS_ASSIGN_OR_RETURN(const client::SnapshotInfo pin, client.PinSnapshot(module, duration));
+  absl::ParseDuration(arguments.lease, &duration);
+  MS_ASSIGN_OR_RETURN(const client::SnapshotInfo pin,
+                      arguments.renew.empty()
+                          ? client.PinSnapshot(arguments.module, duration)
+                          : client.RenewSnapshot(arguments.module, arguments.renew, duration));
   if (context.json) {
     Context::Print({{"snapshot_id", pin.snapshot_id},
                     {"module", pin.module},
@@ -95,30 +103,12 @@ absl::Status Pin(const Context& context, const std::string& module, const std::s
   return absl::OkStatus();
 }
 
-absl::Status Diff(Context* context, const std::string& a, const std::string& b) {
-  MS_ASSIGN_OR_RETURN(const client::FileComparison comparison, client::CompareTensorFiles(a, b));
-  if (!comparison.differences.empty()) context->exit_code = kDifferent;
-  if (context->json) {
-    Json differences = Json::array();
-    for (const client::FileDifference& difference : comparison.differences) {
-      differences.push_back({{"name", difference.name}, {"what", difference.what}});
-    }
-    Context::Print({{"equal", comparison.equal}, {"differences", differences}});
-    return absl::OkStatus();
-  }
-  for (const client::FileDifference& difference : comparison.differences) {
-    std::cout << difference.name << ": " << difference.what << "\n";
-  }
-  std::cout << comparison.equal << " tensors equal, " << comparison.differences.size()
-            << " different\n";
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 void AddTransferCommands(CLI::App* app, Context* context) {
   auto fetch = std::make_shared<FetchArguments>();
   CLI::App* command = app->add_subcommand("fetch", "Fetch a snapshot into a safetensors file");
+  command->group(kTransferGroup);
   command->add_option("MODULE", fetch->module)->required();
   command->add_option("OUT", fetch->out, "The file to write")->required();
   command->add_option("--names", fetch->options.selection.names, "Only these tensors");
@@ -128,16 +118,24 @@ void AddTransferCommands(CLI::App* app, Context* context) {
       ->check(CLI::IsMember({"parameter", "buffer"}));
   command->add_option("--float-dtype", fetch->float_dtype, "Cast floating-point tensors")
       ->check(CLI::IsMember({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}));
+  CLI::Option* snapshot = command->add_option("--snapshot", fetch->options.snapshot_id,
+                                              "The version that this pin holds, not the newest");
+  command
+      ->add_option("--version", fetch->options.version,
+                   "This version: it is current, or a pin holds it")
+      ->check(CLI::PositiveNumber)
+      ->excludes(snapshot);
   command->add_flag("--resume", fetch->options.resume,
                     "Go on with what an interrupted fetch to OUT left");
   command->callback([context, fetch] { context->Finish(Fetch(*context, *fetch)); });
 
-  auto module = std::make_shared<std::string>();
-  auto lease = std::make_shared<std::string>("60s");
-  auto release = std::make_shared<std::string>();
-  command = app->add_subcommand("pin", "Hold the current version under a lease, or release it");
-  CLI::Option* name = command->add_option("MODULE", *module);
-  command->add_option("--lease", *lease, "How long, as 60s or 5m")
+  auto pin = std::make_shared<PinArguments>();
+  command = app->add_subcommand(
+      "pin", "Hold the current version under a lease, renew the lease of a pin, or release it");
+  command->group(kTransferGroup);
+  CLI::Option* name = command->add_option("MODULE", pin->module);
+  command->add_option("--lease", pin->lease, "How long from now, as 60s or 5m")
+      ->capture_default_str()
       ->check(CLI::Validator(
           [](const std::string& text) {
             absl::Duration duration;
@@ -146,21 +144,18 @@ void AddTransferCommands(CLI::App* app, Context* context) {
             return valid ? std::string() : "a duration is written as 60s or 5m";
           },
           "DURATION"));
-  CLI::Option* id = command->add_option("--release", *release, "The id of a pin to end");
-  name->excludes(id);
-  command->callback([context, module, lease, release] {
-    if (module->empty() && release->empty()) {
+  CLI::Option* renew =
+      command->add_option("--renew", pin->renew, "The id of a pin of MODULE: a new lease for it");
+  renew->needs(name);
+  command->add_option("--release", pin->release, "The id of a pin to end")
+      ->excludes(name)
+      ->excludes(renew);
+  command->callback([context, pin] {
+    if (pin->module.empty() && pin->release.empty()) {
       throw CLI::RequiredError("MODULE or --release ID");
     }
-    context->Finish(Pin(*context, *module, *lease, *release));
+    context->Finish(Pin(*context, *pin));
   });
-
-  auto a = std::make_shared<std::string>();
-  auto b = std::make_shared<std::string>();
-  command = app->add_subcommand("diff", "Compare two local files bit by bit; 1 when they differ");
-  command->add_option("A", *a)->required();
-  command->add_option("B", *b)->required();
-  command->callback([context, a, b] { context->Finish(Diff(context, *a, *b)); });
 }
 
 }  // namespace modelstate::cli

@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "client/backoff.h"
+#include "client/files/held_version.h"
 #include "client/files/transfer_record.h"
 #include "client/range_fetch.h"
 #include "common/base/digest.h"
@@ -56,6 +57,7 @@ class Transfer final : public RangeSink {
       request.module = record_.module;
       request.selection = options_.selection;
       request.snapshot_id = record_.snapshot_id;
+      if (record_.snapshot_id.empty()) request.version = record_.version.number;
       request.layout_digest = record_.layout_digest;
       request.chunk_bytes = options_.chunk_bytes;
       if (!record_.done.empty()) {
@@ -74,7 +76,7 @@ class Transfer final : public RangeSink {
       MS_RETURN_IF_ERROR(WriteTransferRecord(record_, record_path_));
       if (result.received_bytes > 0) backoff.Reset();
       if (!backoff.WaitBeforeRetry(result.status, cancellation)) return result.status;
-      (void)client_.RenewSnapshot(record_.module, record_.snapshot_id, options_.lease);
+      Renew();
     }
   }
 
@@ -120,9 +122,13 @@ class Transfer final : public RangeSink {
 
  private:
   absl::Status OnHeader(const RangeHeader& header) override {
-    if (header.version != record_.version) {
+    const bool other_life = record_.version.incarnation != 0 &&
+                            header.version.incarnation != record_.version.incarnation;
+    if (other_life ||
+        (record_.version.number != 0 && header.version.number != record_.version.number)) {
       return absl::InternalError("the server answered with another version than the pinned one");
     }
+    record_.version = header.version;
     step_ = header.step;
     record_.total_bytes = header.total_bytes;
     record_.layout_digest = header.layout_digest;
@@ -164,8 +170,7 @@ class Transfer final : public RangeSink {
     }
     if (now >= renew_at_) {
       renew_at_ = now + options_.lease / 3;
-      // Not fatal: the stream itself holds the version too.
-      (void)client_.RenewSnapshot(record_.module, record_.snapshot_id, options_.lease);
+      Renew();
     }
     if (options_.progress) {
       uint64_t done = 0;
@@ -173,6 +178,12 @@ class Transfer final : public RangeSink {
       options_.progress({"fetch", done, record_.total_bytes});
     }
     return absl::OkStatus();
+  }
+
+  // A failure is not fatal: the stream itself holds the version too.
+  void Renew() {
+    if (!record_.own_pin) return;
+    (void)client_.RenewSnapshot(record_.module, record_.snapshot_id, options_.lease);
   }
 
   void Merge(const RangeResult& result) {
@@ -220,8 +231,8 @@ class Transfer final : public RangeSink {
     absl::flat_hash_map<std::string, uint64_t> confirmed;
     for (bool buffers : {false, true}) {
       absl::StatusOr<TensorList> list =
-          buffers ? client_.ListBuffers(record_.module, Selection(), /*digests=*/true)
-                  : client_.ListParameters(record_.module, Selection(), /*digests=*/true);
+          buffers ? client_.ListBuffers(record_.module, {.digests = true})
+                  : client_.ListParameters(record_.module, {.digests = true});
       if (!list.ok() || list->version.incarnation != record_.version.incarnation) continue;
       for (const TensorInfo& tensor : list->tensors) {
         if (tensor.xxh3 && tensor.changed_version <= record_.version.number) {
@@ -289,6 +300,12 @@ std::optional<TransferRecord> FindRecord(const Client& client, const std::string
     *note = "began anew: the partial file is gone";
     return std::nullopt;
   }
+  const bool other_pin = !options.snapshot_id.empty() && record->snapshot_id != options.snapshot_id;
+  if (other_pin || (options.version != 0 && record->version.number != options.version)) {
+    *note = "began anew: the partial file is of another version";
+    return std::nullopt;
+  }
+  if (!record->own_pin) return *std::move(record);
   absl::StatusOr<SnapshotInfo> pin =
       client.RenewSnapshot(module, record->snapshot_id, options.lease);
   if (!pin.ok() || pin->version != record->version) {
@@ -311,18 +328,21 @@ absl::StatusOr<FetchToFileResult> FetchToFile(const Client& client, const std::s
   for (int restarts = 0;; ++restarts) {
     const bool resumed = record.has_value();
     if (!resumed) {
-      MS_ASSIGN_OR_RETURN(const SnapshotInfo pin, client.PinSnapshot(module, options.lease));
+      MS_ASSIGN_OR_RETURN(const HeldVersion held, HoldVersion(client, module, options.version,
+                                                              options.snapshot_id, options.lease));
       record.emplace();
       record->module = module;
       record->selection = SelectionKey(options.selection);
-      record->snapshot_id = pin.snapshot_id;
-      record->version = pin.version;
+      record->snapshot_id = held.snapshot_id;
+      record->own_pin = held.own_pin;
+      record->version = held.version;
     }
     Transfer transfer(client, path, options, *std::move(record));
     record.reset();
     MS_RETURN_IF_ERROR(transfer.Open(/*keep=*/resumed));
     absl::Status status = transfer.Run(cancellation);
-    if (GetReason(status) == Reason::kSnapshotNotFound && restarts < kMaxRestarts) {
+    const bool any_version = options.snapshot_id.empty() && options.version == 0;
+    if (GetReason(status) == Reason::kSnapshotNotFound && any_version && restarts < kMaxRestarts) {
       note = absl::StrCat("began anew: version ", transfer.record().version.number,
                           " was no longer held");
       continue;
@@ -333,7 +353,9 @@ absl::StatusOr<FetchToFileResult> FetchToFile(const Client& client, const std::s
     absl::StatusOr<FetchToFileResult> result =
         status.ok() ? transfer.Commit(path) : absl::StatusOr<FetchToFileResult>(status);
     if (useless || absl::IsDataLoss(result.status())) transfer.Discard();
-    if (result.ok() || useless) (void)client.ReleaseSnapshot(transfer.record().snapshot_id);
+    if ((result.ok() || useless) && transfer.record().own_pin) {
+      (void)client.ReleaseSnapshot(transfer.record().snapshot_id);
+    }
     if (!result.ok()) return result.status();
     result->resumed = resumed;
     result->note = note;

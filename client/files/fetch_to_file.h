@@ -12,6 +12,11 @@ namespace modelstate::client {
 
 struct FetchToFileOptions {
   Selection selection;
+  // Which version: one that a pin of the caller holds (its lease is left alone), or a number that
+  // is current or held by anybody; neither: the newest, under a pin of its own. At most one of
+  // them.
+  std::string snapshot_id;
+  uint64_t version = 0;
   // Go on with what an earlier, broken-off call left for the same path, when its version is still
   // held; else begin anew.
   bool resume = false;

@@ -34,17 +34,6 @@ class TensorFile {
   std::unique_ptr<uint8_t[]> data_;
 };
 
-// How two files differ, tensor by tensor: names, dtypes, shapes and bits.
-struct FileDifference {
-  std::string name;
-  std::string what;  // "only in a.safetensors", "dtype F32 and F16", "17 of 400 bytes differ"
-};
-struct FileComparison {
-  uint64_t equal = 0;  // tensors
-  std::vector<FileDifference> differences;
-};
-absl::StatusOr<FileComparison> CompareTensorFiles(const std::string& a, const std::string& b);
-
 }  // namespace modelstate::client
 
 #endif  // MODELSTATE_CLIENT_FILES_TENSOR_FILE_H_

@@ -36,7 +36,7 @@ bool IsConsistent(const TransferRecord& record) {
     }
     end = range.end;
   }
-  return !record.snapshot_id.empty();
+  return !record.snapshot_id.empty() || !record.own_pin;
 }
 
 }  // namespace
@@ -86,6 +86,7 @@ absl::Status WriteTransferRecord(const TransferRecord& record, const std::string
                                  {"module", record.module},
                                  {"selection", record.selection},
                                  {"snapshot_id", record.snapshot_id},
+                                 {"own_pin", record.own_pin},
                                  {"incarnation", record.version.incarnation},
                                  {"version", record.version.number},
                                  {"layout_digest", record.layout_digest},
@@ -123,6 +124,7 @@ absl::StatusOr<TransferRecord> ReadTransferRecord(const std::string& path) {
     record.module = json.at("module").get<std::string>();
     record.selection = json.at("selection").get<std::string>();
     record.snapshot_id = json.at("snapshot_id").get<std::string>();
+    record.own_pin = json.value("own_pin", true);
     record.version = {json.at("incarnation").get<uint64_t>(), json.at("version").get<uint64_t>()};
     record.layout_digest = json.at("layout_digest").get<std::string>();
     record.header_bytes = json.at("header_bytes").get<uint64_t>();

@@ -16,8 +16,9 @@ namespace modelstate::client {
 // What a broken-off fetch to a file needs to go on, kept beside the file as JSON.
 struct TransferRecord {
   std::string module;
-  std::string selection;  // SelectionKey
-  std::string snapshot_id;
+  std::string selection;    // SelectionKey
+  std::string snapshot_id;  // empty: by version
+  bool own_pin = true;      // made by the fetch, so that it may renew and release it
   Version version;
   std::string layout_digest;
   uint64_t header_bytes = 0;

@@ -27,7 +27,7 @@ TEST_F(ClientTest, ErrorsKeepReasonAndMetadata) {
 }
 
 TEST_F(ClientTest, ListingsTurnPages) {
-  const absl::StatusOr<TensorList> parameters = client_.ListParameters("m", {}, true);
+  const absl::StatusOr<TensorList> parameters = client_.ListParameters("m", {.digests = true});
   ASSERT_TRUE(parameters.ok()) << parameters.status();
   EXPECT_EQ(parameters->tensors.size(), 33u);
   EXPECT_EQ(parameters->tensors[0].spec.name, "layer1.weight");

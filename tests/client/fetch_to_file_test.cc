@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "client/files/compare.h"
 #include "client/files/tensor_file.h"
 #include "common/format/checkpoint_reader.h"
 #include "tests/client/fake_server.h"
@@ -156,12 +157,17 @@ TEST_F(FetchToFileTest, FilesAreReadBackAndCompared) {
   const std::string other = (folder_ / "other.safetensors").string();
   server_.region[server_.layout.range(4).begin] ^= 1;
   ASSERT_TRUE(FetchToFile(client_, "m", other).ok());
-  EXPECT_TRUE(CompareTensorFiles(path_, path_)->differences.empty());
-  const absl::StatusOr<FileComparison> comparison = CompareTensorFiles(path_, other);
+  const absl::StatusOr<std::unique_ptr<TensorSource>> a = OpenFileSource(path_);
+  const absl::StatusOr<std::unique_ptr<TensorSource>> b = OpenFileSource(other);
+  ASSERT_TRUE(a.ok() && b.ok());
+  EXPECT_EQ(CompareTensors(**a, **a)->equal, server_.specs.size());
+  const absl::StatusOr<Comparison> comparison = CompareTensors(**a, **b);
   ASSERT_TRUE(comparison.ok());
-  ASSERT_EQ(comparison->differences.size(), 1u);
-  EXPECT_EQ(comparison->differences[0].name, "layer4.weight");
-  EXPECT_EQ(comparison->differences[0].what, "1 of 1600 bytes differ");
+  EXPECT_EQ(comparison->equal, server_.specs.size() - 1);
+  for (const TensorComparison& tensor : comparison->tensors) {
+    EXPECT_EQ(tensor.equal, tensor.name != "layer4.weight") << tensor.name;
+    EXPECT_EQ(tensor.different, tensor.equal ? 0u : 1u) << tensor.name;
+  }
 }
 
 }  // namespace

@@ -1,0 +1,153 @@
+#include "client/files/tensor_source.h"
+
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "client/files/held_version.h"
+#include "client/range_fetch.h"
+#include "common/base/file.h"
+#include "common/base/status.h"
+#include "common/format/checkpoint_reader.h"
+
+namespace modelstate::client {
+namespace {
+
+constexpr absl::Duration kLease = absl::Seconds(60);
+
+class FileSource final : public TensorSource {
+ public:
+  FileSource(const std::string& path, std::unique_ptr<CheckpointReader> reader)
+      : reader_(std::move(reader)) {
+    name_ = path;
+    for (const StoredTensor& tensor : reader_->tensors()) {
+      TensorSpec spec;
+      spec.name = tensor.name;
+      spec.kind = tensor.kind.value_or(TensorKind::kParameter);
+      spec.dtype = tensor.dtype;
+      spec.shape = tensor.shape;
+      spec.alias_of = tensor.alias_of;
+      specs_.push_back(std::move(spec));
+    }
+  }
+
+  absl::StatusOr<std::vector<absl::Span<const uint8_t>>> Read(
+      absl::Span<const size_t> indices) override {
+    buffers_.resize(indices.size());
+    std::vector<absl::Span<const uint8_t>> result;
+    for (size_t i = 0; i < indices.size(); ++i) {
+      buffers_[i].resize(specs_[indices[i]].nbytes());
+      absl::Status status = reader_->Read(indices[i], absl::MakeSpan(buffers_[i]));
+      if (!status.ok()) return Annotate(status, name_);
+      result.push_back(buffers_[i]);
+    }
+    return result;
+  }
+
+ private:
+  const std::unique_ptr<CheckpointReader> reader_;
+  std::vector<std::vector<uint8_t>> buffers_;
+};
+
+// Takes header and table of a stream and ends it.
+class TableSink final : public RangeSink {
+ public:
+  absl::Status OnHeader(const RangeHeader& header) override {
+    header_ = header;
+    return absl::OkStatus();
+  }
+  absl::Status OnTable(std::vector<TensorSpec> specs) override {
+    specs_ = std::move(specs);
+    return absl::CancelledError("the table is all that is wanted");
+  }
+  absl::Span<uint8_t> Destination(uint64_t, uint64_t) override { return {}; }
+  absl::Status OnChunkDone(uint64_t, uint64_t) override { return absl::OkStatus(); }
+
+  const RangeHeader& header() const { return header_; }
+  std::optional<std::vector<TensorSpec>>& specs() { return specs_; }
+
+ private:
+  RangeHeader header_;
+  std::optional<std::vector<TensorSpec>> specs_;
+};
+
+class ModuleSource final : public TensorSource {
+ public:
+  ModuleSource(const Client& client, const std::string& module, HeldVersion held,
+               Cancellation* cancellation)
+      : client_(client),
+        module_(module),
+        held_(std::move(held)),
+        cancellation_(cancellation),
+        renew_at_(absl::Now() + kLease / 3) {}
+  ~ModuleSource() override {
+    if (held_.own_pin) (void)client_.ReleaseSnapshot(held_.snapshot_id);
+  }
+
+  absl::Status ReadTable() {
+    RangeRequest request;
+    request.module = module_;
+    request.snapshot_id = held_.snapshot_id;
+    request.version = held_.snapshot_id.empty() ? held_.version.number : 0;
+    TableSink sink;
+    const RangeResult result = FetchRanges(client_, request, &sink, cancellation_);
+    if (!sink.specs()) return result.status;
+    specs_ = *std::move(sink.specs());
+    name_ = absl::StrCat(module_, ", version ", sink.header().version.number);
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<std::vector<absl::Span<const uint8_t>>> Read(
+      absl::Span<const size_t> indices) override {
+    if (held_.own_pin && absl::Now() >= renew_at_) {
+      renew_at_ = absl::Now() + kLease / 3;
+      (void)client_.RenewSnapshot(module_, held_.snapshot_id, kLease);
+    }
+    FetchOptions options;
+    for (size_t index : indices) options.selection.names.push_back(specs_[index].name);
+    options.snapshot_id = held_.snapshot_id;
+    options.version = held_.snapshot_id.empty() ? held_.version.number : 0;
+    MS_ASSIGN_OR_RETURN(state_, client_.Fetch(module_, options, cancellation_));
+    std::vector<absl::Span<const uint8_t>> result;
+    for (size_t index : indices) {
+      const std::optional<size_t> found = state_.Find(specs_[index].name);
+      if (!found || state_.bytes(*found).size() != specs_[index].nbytes()) {
+        return absl::InternalError(absl::StrCat("the server sent tensor \"", specs_[index].name,
+                                                "\" otherwise than its table says"));
+      }
+      result.push_back(state_.bytes(*found));
+    }
+    return result;
+  }
+
+ private:
+  const Client client_;
+  const std::string module_;
+  const HeldVersion held_;
+  Cancellation* const cancellation_;
+  absl::Time renew_at_;
+  StateDict state_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<TensorSource>> OpenFileSource(const std::string& path) {
+  MS_ASSIGN_OR_RETURN(File file, OpenForRead(path));
+  absl::StatusOr<std::unique_ptr<CheckpointReader>> reader = OpenCheckpoint(std::move(file));
+  if (!reader.ok()) return Annotate(reader.status(), path);
+  return std::make_unique<FileSource>(path, *std::move(reader));
+}
+
+absl::StatusOr<std::unique_ptr<TensorSource>> OpenModuleSource(const Client& client,
+                                                               const std::string& module,
+                                                               uint64_t version,
+                                                               const std::string& snapshot_id,
+                                                               Cancellation* cancellation) {
+  MS_ASSIGN_OR_RETURN(HeldVersion held, HoldVersion(client, module, version, snapshot_id, kLease));
+  auto source = std::make_unique<ModuleSource>(client, module, std::move(held), cancellation);
+  MS_RETURN_IF_ERROR(source->ReadTable());
+  return source;
+}
+
+}  // namespace modelstate::client

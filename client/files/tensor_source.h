@@ -1,0 +1,50 @@
+#ifndef MODELSTATE_CLIENT_FILES_TENSOR_SOURCE_H_
+#define MODELSTATE_CLIENT_FILES_TENSOR_SOURCE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "client/client.h"
+
+namespace modelstate::client {
+
+// Tensors that can be read a few at a time: a file, or one version of a module. Thread-compatible.
+class TensorSource {
+ public:
+  virtual ~TensorSource() = default;
+
+  // For messages: the path, or "crepe, version 7".
+  const std::string& name() const { return name_; }
+  // In state_dict order, or that of the file.
+  absl::Span<const TensorSpec> specs() const { return specs_; }
+
+  // Elements of the tensors at `indices`, in that order, row-major and little-endian; also of tied
+  // ones. Valid until the next call.
+  virtual absl::StatusOr<std::vector<absl::Span<const uint8_t>>> Read(
+      absl::Span<const size_t> indices) = 0;
+
+ protected:
+  std::string name_;
+  std::vector<TensorSpec> specs_;
+};
+
+// A safetensors or PyTorch file. Errors are those of CheckpointReader.
+absl::StatusOr<std::unique_ptr<TensorSource>> OpenFileSource(const std::string& path);
+
+// The state_dict of a version of `module`: what the pin `snapshot_id` holds, or the number
+// `version`, or (neither) the newest. The newest is pinned until the source is destroyed; another
+// must stay held by whoever holds it. Errors are those of PinSnapshot and Fetch.
+absl::StatusOr<std::unique_ptr<TensorSource>> OpenModuleSource(const Client& client,
+                                                               const std::string& module,
+                                                               uint64_t version,
+                                                               const std::string& snapshot_id,
+                                                               Cancellation* cancellation);
+
+}  // namespace modelstate::client
+
+#endif  // MODELSTATE_CLIENT_FILES_TENSOR_SOURCE_H_
