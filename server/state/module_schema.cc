@@ -1,5 +1,7 @@
 #include "server/state/module_schema.h"
 
+#include <algorithm>
+#include <iterator>
 #include <limits>
 #include <utility>
 
@@ -125,6 +127,8 @@ absl::StatusOr<std::shared_ptr<const ModuleSchema>> ModuleSchema::Create(
   persistent_specs.reserve(persistent.size());
   for (uint32_t i : persistent) persistent_specs.push_back(schema->specs_[i]);
   schema->state_dict_ = MakeView(std::move(persistent), std::move(persistent_specs));
+  schema->MakeListings();
+  schema->recent_views_ = std::make_shared<SelectionCache<StateView>>(kRecentViews);
   return schema;
 }
 
@@ -140,14 +144,11 @@ absl::StatusOr<std::shared_ptr<const StateView>> ModuleSchema::View(
       (!selection.include_non_persistent || state_dict_->indices.size() == size())) {
     return state_dict_;
   }
+  std::string key = SelectionKey(selection, "");
+  if (std::shared_ptr<const StateView> recent = recent_views_->Find(key)) return recent;
   std::vector<std::string> unknown;
   std::vector<uint32_t> indices = Select(selection, specs_, &unknown);
-  if (!unknown.empty()) {
-    return MakeError(Reason::kTensorNotFound,
-                     absl::StrCat("the module has no tensor named ", QuotedList(unknown),
-                                  "; list its parameters and buffers to see the names"),
-                     {{"tensor", unknown.front()}});
-  }
+  if (!unknown.empty()) return UnknownNames(unknown);
   std::vector<TensorSpec> specs;
   specs.reserve(indices.size());
   uint64_t total = 0;
@@ -158,7 +159,63 @@ absl::StatusOr<std::shared_ptr<const StateView>> ModuleSchema::View(
     // An upper bound: a tied tensor is counted once per name.
     MS_RETURN_IF_ERROR(AddBytes(spec, &total));
   }
-  return std::shared_ptr<const StateView>(MakeView(std::move(indices), std::move(specs)));
+  std::shared_ptr<const StateView> view = MakeView(std::move(indices), std::move(specs));
+  recent_views_->Add(std::move(key), view);
+  return view;
+}
+
+absl::Status ModuleSchema::UnknownNames(const std::vector<std::string>& unknown) const {
+  return MakeError(Reason::kTensorNotFound,
+                   absl::StrCat("the module has no tensor named ", QuotedList(unknown),
+                                "; list its parameters and buffers to see the names"),
+                   {{"tensor", unknown.front()}});
+}
+
+void ModuleSchema::MakeListings() {
+  for (TensorKind kind : {TensorKind::kParameter, TensorKind::kBuffer}) {
+    std::vector<uint32_t> all;
+    std::vector<uint32_t> named;
+    std::vector<uint32_t> state_dict;
+    for (uint32_t i = 0; i < size(); ++i) {
+      if (specs_[i].kind != kind) continue;
+      all.push_back(i);
+      if (owners_[i] == i) named.push_back(i);
+      if (specs_[i].persistent) state_dict.push_back(i);
+    }
+    auto& lists = listings_[kind == TensorKind::kBuffer ? 1 : 0];
+    const auto keep = [&lists](ListView view, std::vector<uint32_t> list) {
+      lists[static_cast<size_t>(view)] =
+          std::make_shared<const std::vector<uint32_t>>(std::move(list));
+    };
+    keep(ListView::kAll, std::move(all));
+    keep(ListView::kNamed, std::move(named));
+    keep(ListView::kStateDict, std::move(state_dict));
+  }
+  recent_listings_ = std::make_shared<SelectionCache<std::vector<uint32_t>>>(kRecentListings);
+}
+
+absl::StatusOr<ModuleSchema::Listing> ModuleSchema::List(TensorKind kind, ListView view,
+                                                         const Selection& selection) const {
+  if (selection.names.empty() && selection.prefixes.empty() && selection.globs.empty() &&
+      selection.kinds.empty()) {
+    return FullListing(kind, view);
+  }
+  Selection wanted = selection;
+  wanted.include_non_persistent = true;
+  wanted.float_dtype.reset();
+  std::string key =
+      SelectionKey(wanted, absl::StrCat(static_cast<int>(kind), " ", static_cast<int>(view), " "));
+  if (Listing recent = recent_listings_->Find(key)) return recent;
+  std::vector<std::string> unknown;
+  const std::vector<uint32_t> selected = Select(wanted, specs_, &unknown);
+  if (!unknown.empty()) return UnknownNames(unknown);
+  const std::vector<uint32_t>& shown = *FullListing(kind, view);
+  std::vector<uint32_t> indices;
+  std::set_intersection(selected.begin(), selected.end(), shown.begin(), shown.end(),
+                        std::back_inserter(indices));
+  auto listing = std::make_shared<const std::vector<uint32_t>>(std::move(indices));
+  recent_listings_->Add(std::move(key), listing);
+  return Listing(std::move(listing));
 }
 
 std::shared_ptr<const ModuleSchema> ModuleSchema::WithRequiresGrad(
@@ -180,6 +237,8 @@ std::shared_ptr<const ModuleSchema> ModuleSchema::WithRequiresGrad(
     view->specs[k].requires_grad = schema->specs_[view->indices[k]].requires_grad;
   }
   schema->state_dict_ = std::move(view);
+  // Views carry requires_grad; listings are indices alone and go on.
+  schema->recent_views_ = std::make_shared<SelectionCache<StateView>>(kRecentViews);
   return schema;
 }
 

@@ -1,6 +1,7 @@
 #ifndef MODELSTATE_SERVER_STATE_MODULE_SCHEMA_H_
 #define MODELSTATE_SERVER_STATE_MODULE_SCHEMA_H_
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -14,8 +15,16 @@
 #include "common/base/selection.h"
 #include "common/base/state_layout.h"
 #include "common/base/tensor_spec.h"
+#include "server/state/selection_cache.h"
 
 namespace modelstate {
+
+// Which of a module's names a listing shows. The numbers are those of `modelstate.v1.ListView`.
+enum class ListView : uint8_t {
+  kAll = 0,        // every registered name
+  kNamed = 1,      // named_parameters(), named_buffers(): of tied names the first
+  kStateDict = 2,  // state_dict(): all tied names, no non-persistent buffer
+};
 
 // Part of a module's tensors with the layout of their data region. Immutable.
 struct StateView {
@@ -49,9 +58,17 @@ class ModuleSchema {
   // The state_dict: everything but non-persistent buffers, dtypes as they are.
   const std::shared_ptr<const StateView>& state_dict() const { return state_dict_; }
 
-  // The part that `selection` selects; the cached state_dict() when that is everything.
+  // The part that `selection` selects; the cached state_dict() when that is everything, and what it
+  // was before when it was asked for recently.
   // NOT_FOUND TENSOR_NOT_FOUND for a name that no tensor has.
   absl::StatusOr<std::shared_ptr<const StateView>> View(const Selection& selection) const;
+
+  using Listing = std::shared_ptr<const std::vector<uint32_t>>;
+  // Indices of the tensors of `kind` (parameter or buffer) that `view` shows and `selection`
+  // selects, ascending. Made once for each of the views, and kept for recent selections: asking for
+  // it again, as each page of a listing does, does not look at the tensors. `selection`'s
+  // include_non_persistent and float_dtype do not matter. NOT_FOUND TENSOR_NOT_FOUND as above.
+  absl::StatusOr<Listing> List(TensorKind kind, ListView view, const Selection& selection) const;
 
   // The same schema with requires_grad of these parameters set, revision + 1.
   std::shared_ptr<const ModuleSchema> WithRequiresGrad(absl::Span<const uint32_t> parameters,
@@ -65,13 +82,25 @@ class ModuleSchema {
   uint64_t storage_bytes() const { return storage_bytes_; }
 
  private:
+  static constexpr size_t kRecentListings = 16;
+  static constexpr size_t kRecentViews = 4;  // larger: specs and a layout
+
   ModuleSchema() = default;
+  const Listing& FullListing(TensorKind kind, ListView view) const {
+    return listings_[kind == TensorKind::kBuffer ? 1 : 0][static_cast<size_t>(view)];
+  }
+  void MakeListings();
+  absl::Status UnknownNames(const std::vector<std::string>& unknown) const;
 
   uint64_t revision_ = 1;
   std::vector<TensorSpec> specs_;
   std::vector<uint32_t> owners_;
   absl::flat_hash_map<absl::string_view, uint32_t> by_name_;  // views into specs_
   std::shared_ptr<const StateView> state_dict_;
+  // Do not depend on requires_grad: shared with the schemas that a freeze makes of this one.
+  std::array<std::array<Listing, 3>, 2> listings_;  // by kind and view
+  std::shared_ptr<SelectionCache<std::vector<uint32_t>>> recent_listings_;
+  std::shared_ptr<SelectionCache<StateView>> recent_views_;
   uint64_t parameter_count_ = 0;
   uint64_t buffer_count_ = 0;
   uint64_t parameter_elements_ = 0;
