@@ -60,8 +60,10 @@ int Run(int argc, char** argv) {
   std::printf("listening on %s\n", (*server)->address().c_str());
   std::fflush(stdout);
   const modelstate::Runtime& runtime = (*server)->runtime();
-  spdlog::info("device {} with {} bytes, checkpoints in {}", runtime.device->name(),
-               runtime.device->pool()->usage().limit_bytes, flags->options.checkpoint_root);
+  for (const std::unique_ptr<modelstate::Device>& device : runtime.devices) {
+    spdlog::info("device {} with {} bytes", device->name(), device->pool()->usage().limit_bytes);
+  }
+  spdlog::info("checkpoints in {}", flags->options.checkpoint_root);
 
   int signal = 0;
   sigwait(&signals, &signal);

@@ -18,9 +18,13 @@ ABSL_FLAG(std::string, listen, "localhost:50051",
           "HOST:PORT to listen on; port 0 picks a free one and prints it");
 ABSL_FLAG(std::string, checkpoint_root, "./checkpoints",
           "directory that checkpoints are in; made when missing");
-ABSL_FLAG(std::string, device, "auto", "where tensors live: cpu, cuda:N or auto");
+ABSL_FLAG(std::string, device, "auto",
+          "where tensors live: cpu, cuda:N or auto; or several with commas, of which modules begin "
+          "on the first. cpu:N (N from 1 on) is a further pool of host memory with a limit of its "
+          "own, to keep modules within a bound and for tests: cpu,cpu:1");
 ABSL_FLAG(ByteSize, device_memory_bytes, ByteSize{},
-          "most memory of the device to use; 0: three quarters of it");
+          "most memory of each device to use; 0: three quarters of it, shared by the pools of host "
+          "memory");
 ABSL_FLAG(ByteSize, push_memory_bytes, ByteSize{},
           "most memory for pushes and loads that are arriving; 0: half of device_memory_bytes");
 ABSL_FLAG(ByteSize, snapshot_memory_bytes, ByteSize{},

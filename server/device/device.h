@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -18,7 +19,7 @@ class Device {
  public:
   virtual ~Device() = default;
 
-  virtual const std::string& name() const = 0;  // "cpu", "cuda:0"
+  virtual const std::string& name() const = 0;  // "cpu", "cpu:1", "cuda:0"
 
   // Whether buffers may be read and written by the host through their address.
   virtual bool host_visible() const = 0;
@@ -40,12 +41,19 @@ class Device {
   const std::shared_ptr<BufferPool> pool_;
 };
 
-// `spec` is "cpu", "cuda:N" or "auto" (a GPU where there is one, else the host). A GPU that is
-// asked for and not there, or not built in, is FAILED_PRECONDITION and never a silent CPU.
-// `memory_limit_bytes`: 0 is three quarters of the device's memory.
+// `spec` is "cpu", "cpu:N" with N from 1 on (a further pool of host memory with a limit of its
+// own), "cuda:N" or "auto" (a GPU where there is one, else the host); anything else is
+// INVALID_ARGUMENT INVALID_FIELD. A GPU that is asked for and not there, or not built in, is
+// FAILED_PRECONDITION and never a silent CPU. `memory_limit_bytes`: 0 is three quarters of the
+// device's memory.
 absl::StatusOr<std::unique_ptr<Device>> MakeDevice(absl::string_view spec,
                                                    uint64_t memory_limit_bytes);
 
 }  // namespace modelstate
 
 #endif  // MODELSTATE_SERVER_DEVICE_DEVICE_H_
+// The devices of a comma-separated list of such specs, at least one, none twice. Each has
+// `memory_limit_bytes`; 0: three quarters of its memory, which pools of host memory share evenly.
+absl::StatusOr<std::vector<std::unique_ptr<Device>>> MakeDevices(absl::string_view specs,
+                                                                 uint64_t memory_limit_bytes);
+

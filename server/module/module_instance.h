@@ -31,7 +31,7 @@ enum class ModuleState : uint8_t { kEmpty = 1, kReady = 2, kFailed = 3 };
 
 // What modules run on. Outlives them.
 struct ModuleEnvironment {
-  Device* device = nullptr;  // where a module begins; a move changes it
+  Device* device = nullptr;  // where a module begins; ModuleInstance::device() is where it is now
   ComputePool* compute = nullptr;
   asio::thread_pool* strands = nullptr;
   std::shared_ptr<MemoryBudget> snapshot_budget;  // held versions
@@ -100,6 +100,14 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   // FAILED_PRECONDITION MODULE_EMPTY; the errors of Optimizer::Create; UNIMPLEMENTED NOT_IMPLEMENTED: a quorum.
   void ConfigureOptimizer(OptimizerConfig config, bool reset_state, Done<VersionRef> done);
 
+  // torch's Module.to: parameters, buffers and optimizer state on `device` (null: stay), which
+  // outlives the module, with floating-point tensors in `dtype`; server/state/state_move.h has the
+  // rules. One new version, or the current one where nothing would change. A cast counts as a
+  // change of the parameters for staleness, going to another device does not. FAILED_PRECONDITION
+  // MODULE_EMPTY; INVALID_ARGUMENT INVALID_FIELD (a dtype that is not floating-point);
+  // RESOURCE_EXHAUSTED DEVICE_MEMORY. On any error all is as it was.
+  void Move(Device* device, std::optional<DType> dtype, Done<VersionRef> done);
+
   // The whole decision is made on the strand, in this order: the worker's record (a repeat gets its
   // answer with `replayed`; a lower sequence or the same with another payload is SEQUENCE_REUSED),
   // NO_OPTIMIZER, the base (INCARNATION_CHANGED, STALE_BASE by the optimizer's max_staleness), a
@@ -115,7 +123,8 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   void FindStep(std::string worker, uint64_t sequence, Done<std::optional<StepAnswer>> done);
 
   // Publishes a staged load. ABORTED STALE_BASE when the schema is no longer the one that was
-  // planned against, or `base` is given and no longer current. Optimizer state: `restored` replaces
+  // planned against, the module moved to another device since its tensors were staged, or `base` is
+  // given and no longer current. Optimizer state: `restored` replaces
   // it, and the worker table, metadata and step count (its optimizer too, where it has one; else
   // the module's own stays, without state); without it the state stays where dtype and shape do,
   // and master copies are dropped, to be made anew from the loaded values.
@@ -169,6 +178,11 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   absl::StatusOr<VersionRef> CommitOnStrand(StagedLoad& load, const std::optional<Version>& base,
                                             std::optional<RestoredState>& restored);
   absl::StatusOr<CapturedState> CaptureOnStrand();
+  absl::StatusOr<VersionRef> MoveOnStrand(Device* device, std::optional<DType> dtype);
+  // Copies what was staged before a move to where the module is now.
+  absl::Status BringGradients(Device& device, GradientSet& gradients) const;
+  absl::Status CheckStagedFor(const ModuleVersion& current, const StagedLoad& load,
+                              const std::optional<RestoredState>& restored) const;
 
   const std::string name_;
   const ModuleEnvironment environment_;

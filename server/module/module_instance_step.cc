@@ -167,6 +167,7 @@ absl::StatusOr<StepAnswer> ModuleInstance::StepOnStrand(StepRequest& request) {
     if (gradients.schema != current->schema) {
       MS_RETURN_IF_ERROR(RematchGradients(current->schema, gradients));
     }
+    MS_RETURN_IF_ERROR(BringGradients(*current->device, gradients));
     next = NextVersion(MutationKind::kStep);  // before the step: nothing may fail after it
     MS_ASSIGN_OR_RETURN(result,
                         ApplyOptimizerStep(*current, *optimizer, options, std::move(gradients),
@@ -235,6 +236,7 @@ absl::StatusOr<VersionRef> ModuleInstance::CommitOnStrand(StagedLoad& load,
                        "\" changed (a load or a freeze) while this load ran: load again"),
           {{"module", name_}, {"current", absl::StrCat(current->version.number)}});
     }
+    MS_RETURN_IF_ERROR(CheckStagedFor(*current, load, restored));
   }
 
   std::shared_ptr<const Optimizer> optimizer = this->optimizer();

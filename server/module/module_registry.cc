@@ -33,10 +33,12 @@ absl::Status ModuleRegistry::ValidateName(absl::string_view name) {
 
 absl::StatusOr<std::shared_ptr<ModuleInstance>> ModuleRegistry::Create(
     std::string name, std::shared_ptr<const ModuleSchema> schema, std::vector<StorageRef> storages,
-    ModuleMetadata metadata) {
+    ModuleMetadata metadata, Device* device) {
   MS_RETURN_IF_ERROR(ValidateName(name));
   const bool ready = !schema->empty();
-  auto module = std::make_shared<ModuleInstance>(name, environment_, std::move(schema),
+  ModuleEnvironment environment = environment_;
+  if (device != nullptr) environment.device = device;
+  auto module = std::make_shared<ModuleInstance>(name, std::move(environment), std::move(schema),
                                                  std::move(storages), std::move(metadata));
   Hosted hosted{module, ready, nullptr};
   if (!ready) {

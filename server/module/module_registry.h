@@ -26,11 +26,13 @@ class ModuleRegistry {
   // INVALID_FIELD.
   static absl::Status ValidateName(absl::string_view name);
 
-  // ALREADY_EXISTS MODULE_EXISTS; INVALID_ARGUMENT INVALID_FIELD (the name).
+  // `device` is where the storages are, or, of a module without, where a load puts them; null: the
+  // environment's. ALREADY_EXISTS MODULE_EXISTS; INVALID_ARGUMENT INVALID_FIELD (the name).
   absl::StatusOr<std::shared_ptr<ModuleInstance>> Create(std::string name,
                                                          std::shared_ptr<const ModuleSchema> schema,
                                                          std::vector<StorageRef> storages,
-                                                         ModuleMetadata metadata);
+                                                         ModuleMetadata metadata,
+                                                         Device* device = nullptr);
 
   // NOT_FOUND MODULE_NOT_FOUND; the text lists names that exist.
   absl::StatusOr<std::shared_ptr<ModuleInstance>> Find(absl::string_view name) const;

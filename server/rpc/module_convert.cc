@@ -32,7 +32,7 @@ void ModuleToProto(const ModuleInstance& module, const ModuleVersion& version, v
   proto->set_buffer_count(schema.buffer_count());
   proto->set_parameter_elements(schema.parameter_elements());
   proto->set_total_bytes(schema.state_dict()->layout.total_bytes());
-  proto->set_device(module.device().name());
+  proto->set_device(version.device->name());
   proto->set_has_optimizer(module.optimizer() != nullptr);
   if (version.metadata != nullptr) {
     for (const auto& [key, value] : *version.metadata) (*proto->mutable_metadata())[key] = value;

@@ -89,7 +89,8 @@ absl::StatusOr<std::shared_ptr<ModuleInstance>> CreateModuleFromSpec(
                       TensorSpecsFromProto(request.spec().tensors()));
   MS_ASSIGN_OR_RETURN(std::shared_ptr<const ModuleSchema> schema,
                       ModuleSchema::Create(std::move(specs), 1));
-  Device& device = *runtime.device;
+  MS_ASSIGN_OR_RETURN(Device* const chosen, runtime.FindDevice(request.device()));
+  Device& device = *chosen;
   const BufferPool::Usage usage = device.pool()->usage();
   if (schema->storage_bytes() > usage.limit_bytes - std::min(usage.limit_bytes, usage.used_bytes)) {
     return MakeError(
@@ -119,7 +120,7 @@ absl::StatusOr<std::shared_ptr<ModuleInstance>> CreateModuleFromSpec(
   }
   ModuleMetadata metadata(request.spec().metadata().begin(), request.spec().metadata().end());
   return runtime.registry->Create(request.name(), std::move(schema), std::move(storages),
-                                  std::move(metadata));
+                                  std::move(metadata), &device);
 }
 
 absl::StatusOr<std::shared_ptr<ModuleInstance>> CreateEmptyModule(Runtime& runtime,

@@ -1,3 +1,4 @@
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -68,12 +69,33 @@ grpc::ServerUnaryReactor* ModelStateService::DeleteModule(Context*,
   });
 }
 
-grpc::ServerUnaryReactor* ModelStateService::MoveModule(Context*, const v1::MoveModuleRequest*,
-                                                        v1::Module*) {
-  return UnaryHandler::AnswerNow(runtime_, [] {
-    return MakeError(
-        Reason::kNotImplemented,
-        "MoveModule is not built yet; to read another dtype use selection.float_dtype");
+grpc::ServerUnaryReactor* ModelStateService::MoveModule(Context*,
+                                                        const v1::MoveModuleRequest* request,
+                                                        v1::Module* response) {
+  return UnaryHandler::AnswerLater(runtime_, [&](UnaryHandler* call) -> absl::Status {
+    MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module,
+                        runtime_.FindModule(request->module()));
+    Device* device = nullptr;
+    if (!request->device().empty()) {
+      MS_ASSIGN_OR_RETURN(device, runtime_.FindDevice(request->device()));
+    }
+    std::optional<DType> dtype;
+    if (request->has_dtype()) {
+      MS_ASSIGN_OR_RETURN(dtype, DTypeFromProto(request->dtype(), "dtype"));
+    }
+    if (device == nullptr && !dtype) {
+      return MakeError(Reason::kInvalidField,
+                       "neither device nor dtype is set: say where the module is to go, or what "
+                       "its floating-point tensors are to become",
+                       {{"field", "device"}});
+    }
+    ModuleInstance& moved = *module;
+    moved.Move(device, dtype,
+               [call, response, module = std::move(module)](absl::StatusOr<VersionRef> version) {
+                 if (version.ok()) ModuleToProto(*module, **version, response);
+                 call->Finish(version.status());
+               });
+    return absl::OkStatus();
   });
 }
 

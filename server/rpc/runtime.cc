@@ -1,8 +1,25 @@
 #include "server/rpc/runtime.h"
 
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 
 namespace modelstate {
+
+absl::StatusOr<Device*> Runtime::FindDevice(absl::string_view name) const {
+  if (name.empty()) return devices.front().get();
+  std::vector<std::string> names;
+  for (const std::unique_ptr<Device>& device : devices) {
+    if (device->name() == name) return device.get();
+    names.push_back(device->name());
+  }
+  return MakeError(Reason::kInvalidField,
+                   absl::StrCat("this server has no device \"", name.substr(0, 64), "\"; it has ",
+                                QuotedList(names), " (the server's --device says which)"),
+                   {{"field", "device"}});
+}
 
 absl::StatusOr<std::shared_ptr<ModuleInstance>> Runtime::FindModule(absl::string_view name) const {
   if (name.empty()) {

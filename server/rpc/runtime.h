@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -30,7 +31,7 @@ struct Runtime {
   absl::Duration stream_stall_timeout;
 
   CallTracker calls;
-  std::unique_ptr<Device> device;
+  std::vector<std::unique_ptr<Device>> devices;  // at least one; modules begin on the first
   std::unique_ptr<ComputePool> compute;
   std::unique_ptr<ComputePool> readers;  // of checkpoint files
   std::unique_ptr<CheckpointStore> checkpoints;
@@ -45,6 +46,9 @@ struct Runtime {
   void PostIo(Task&& task) {
     asio::post(*io, std::forward<Task>(task));
   }
+
+  // The first device for an empty name; INVALID_FIELD, which lists the devices, for an unknown one.
+  absl::StatusOr<Device*> FindDevice(absl::string_view name) const;
 
   // INVALID_FIELD when `name` is empty, else as ModuleRegistry::Find.
   absl::StatusOr<std::shared_ptr<ModuleInstance>> FindModule(absl::string_view name) const;

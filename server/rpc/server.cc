@@ -73,7 +73,7 @@ absl::Status Server::StartRuntime() {
   runtime_.max_message_bytes = options_.max_message_bytes;
   runtime_.max_chunk_bytes = options_.max_chunk_bytes;
   runtime_.stream_stall_timeout = options_.stream_stall_timeout;
-  MS_ASSIGN_OR_RETURN(runtime_.device, MakeDevice(options_.device, options_.device_memory_bytes));
+  MS_ASSIGN_OR_RETURN(runtime_.devices, MakeDevices(options_.device, options_.device_memory_bytes));
   runtime_.compute = std::make_unique<ComputePool>(options_.compute_threads);
   runtime_.readers = std::make_unique<ComputePool>(options_.io_threads);
   MS_RETURN_IF_ERROR(MakeCheckpointRoot(options_.checkpoint_root));
@@ -81,10 +81,10 @@ absl::Status Server::StartRuntime() {
   runtime_.io = std::make_unique<asio::thread_pool>(options_.io_threads);
   runtime_.strands = std::make_unique<asio::thread_pool>(runtime_.compute->threads());
 
-  const uint64_t limit = runtime_.device->pool()->usage().limit_bytes;
+  const uint64_t limit = runtime_.devices.front()->pool()->usage().limit_bytes;
   const auto or_half = [limit](uint64_t bytes) { return bytes != 0 ? bytes : limit / 2; };
   ModuleEnvironment environment;
-  environment.device = runtime_.device.get();
+  environment.device = runtime_.devices.front().get();
   environment.compute = runtime_.compute.get();
   environment.strands = runtime_.strands.get();
   environment.push_budget =

@@ -20,8 +20,8 @@ namespace modelstate {
 struct ServerOptions {
   std::string listen = "localhost:50051";
   std::string checkpoint_root = "./checkpoints";
-  std::string device = "auto";
-  uint64_t device_memory_bytes = 0;    // three quarters of the device's memory
+  std::string device = "auto";         // a list, as MakeDevices takes it
+  uint64_t device_memory_bytes = 0;    // of each device: three quarters of its memory
   uint64_t push_memory_bytes = 0;      // half of that
   uint64_t snapshot_memory_bytes = 0;  // half of that
   uint64_t max_message_bytes = uint64_t{4} << 20;

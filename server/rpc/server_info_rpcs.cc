@@ -12,12 +12,14 @@ grpc::ServerUnaryReactor* ModelStateService::GetServerInfo(Context*,
   return UnaryHandler::AnswerNow(runtime_, [&] {
     response->set_version(MODELSTATE_VERSION);
     response->set_incarnation(runtime_.incarnation);
-    const BufferPool::Usage usage = runtime_.device->pool()->usage();
-    v1::DeviceInfo* device = response->add_devices();
-    device->set_name(runtime_.device->name());
-    device->set_memory_limit_bytes(usage.limit_bytes);
-    device->set_memory_used_bytes(usage.used_bytes);
-    device->set_memory_pooled_bytes(usage.pooled_bytes);
+    for (const std::unique_ptr<Device>& device : runtime_.devices) {
+      const BufferPool::Usage usage = device->pool()->usage();
+      v1::DeviceInfo* info = response->add_devices();
+      info->set_name(device->name());
+      info->set_memory_limit_bytes(usage.limit_bytes);
+      info->set_memory_used_bytes(usage.used_bytes);
+      info->set_memory_pooled_bytes(usage.pooled_bytes);
+    }
     const ModuleEnvironment& environment = runtime_.registry->environment();
     v1::Limits* limits = response->mutable_limits();
     limits->set_max_message_bytes(runtime_.max_message_bytes);

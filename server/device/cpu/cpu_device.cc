@@ -17,12 +17,15 @@ absl::Status CheckRange(uint64_t offset, uint64_t count, uint64_t size) {
 
 }  // namespace
 
-CpuDevice::CpuDevice(uint64_t memory_limit_bytes)
+CpuDevice::CpuDevice(uint64_t memory_limit_bytes, std::string name)
     : CpuDevice(std::make_unique<HostMemorySource>(),
-                memory_limit_bytes != 0 ? memory_limit_bytes : HostMemoryBytes() / 4 * 3) {}
+                memory_limit_bytes != 0 ? memory_limit_bytes : HostMemoryBytes() / 4 * 3,
+                std::move(name)) {}
 
-CpuDevice::CpuDevice(std::unique_ptr<MemorySource> source, uint64_t memory_limit_bytes)
-    : Device(BufferPool::Create("cpu", std::move(source), memory_limit_bytes)) {}
+CpuDevice::CpuDevice(std::unique_ptr<MemorySource> source, uint64_t memory_limit_bytes,
+                     std::string name)
+    : Device(BufferPool::Create(name, std::move(source), memory_limit_bytes)),
+      name_(std::move(name)) {}
 
 absl::Status CpuDevice::CopyFromHost(absl::Span<const uint8_t> src, DeviceBuffer& dst,
                                      uint64_t offset) {

@@ -7,13 +7,15 @@
 
 namespace modelstate {
 
-// Tensors in host memory. Thread-safe.
+// Tensors in host memory. Several of them, "cpu", "cpu:1" and so on, are pools of that one memory
+// with a limit each. Thread-safe.
 class CpuDevice : public Device {
  public:
   // `memory_limit_bytes`: 0 is three quarters of HostMemoryBytes().
-  explicit CpuDevice(uint64_t memory_limit_bytes);
+  explicit CpuDevice(uint64_t memory_limit_bytes, std::string name = "cpu");
   // With another source of memory, for tests.
-  CpuDevice(std::unique_ptr<MemorySource> source, uint64_t memory_limit_bytes);
+  CpuDevice(std::unique_ptr<MemorySource> source, uint64_t memory_limit_bytes,
+            std::string name = "cpu");
 
   const std::string& name() const override { return name_; }
   bool host_visible() const override { return true; }
@@ -24,7 +26,7 @@ class CpuDevice : public Device {
   absl::Status FillZero(DeviceBuffer& dst) override;
 
  private:
-  const std::string name_ = "cpu";
+  const std::string name_;
 };
 
 }  // namespace modelstate

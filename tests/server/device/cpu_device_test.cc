@@ -58,6 +58,36 @@ TEST(MakeDevice, GpuThatIsNotBuiltInIsNeverASilentCpu) {
   EXPECT_THAT(std::string(error.message()), HasSubstr("not built in"));
 }
 
+TEST(MakeDevices, PoolsOfHostMemoryHaveNamesAndLimitsOfTheirOwn) {
+  auto devices = MakeDevices("cpu,cpu:1, cpu:12", 1000);
+  ASSERT_TRUE(devices.ok()) << devices.status();
+  ASSERT_EQ(devices->size(), 3u);
+  EXPECT_EQ((*devices)[0]->name(), "cpu");
+  EXPECT_EQ((*devices)[1]->name(), "cpu:1");
+  EXPECT_EQ((*devices)[2]->name(), "cpu:12");
+  DeviceBuffer all = *(*devices)[0]->pool()->Allocate(1000);
+  EXPECT_THAT(std::string((*devices)[0]->pool()->Allocate(8).status().message()),
+              HasSubstr("device cpu "));
+  DeviceBuffer other = *(*devices)[1]->pool()->Allocate(600);
+  EXPECT_THAT(std::string((*devices)[1]->pool()->Allocate(600).status().message()),
+              HasSubstr("device cpu:1 "));
+}
+
+TEST(MakeDevices, PoolsOfHostMemoryShareItByDefault) {
+  auto devices = MakeDevices("cpu,cpu:1", 0);
+  ASSERT_TRUE(devices.ok()) << devices.status();
+  for (const auto& device : *devices) {
+    EXPECT_EQ(device->pool()->usage().limit_bytes, HostMemoryBytes() / 4 * 3 / 2);
+  }
+}
+
+TEST(MakeDevices, RefusesNoneTwiceAndUnknown) {
+  for (const char* specs : {"", "cpu,", "cpu,cpu", "auto,cpu", "cpu:0", "cpu:01", "cpu:-1",
+                            "cpu:1,cpu:1", "cpu:4294967296", "cpu,tpu"}) {
+    EXPECT_EQ(GetReason(MakeDevices(specs, 0).status()), Reason::kInvalidField) << specs;
+  }
+}
+
 TEST(MakeDevice, RefusesOtherNames) {
   for (const char* spec : {"", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"}) {
     EXPECT_EQ(GetReason(MakeDevice(spec, 0).status()), Reason::kInvalidField) << spec;

@@ -1,0 +1,98 @@
+// What of ModuleInstance goes to another device or dtype.
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+#include "server/module/module_instance.h"
+#include "server/state/state_move.h"
+
+namespace modelstate {
+namespace {
+
+absl::Status CheckMoveDType(DType dtype) {
+  if (IsFloatingPoint(dtype)) return absl::OkStatus();
+  const std::string way_out =
+      "name a floating-point dtype (F64, F32, F16, BF16, F8_E4M3, F8_E5M2); integer, bool and "
+      "complex tensors keep theirs in a move";
+  return MakeError(
+      Reason::kInvalidField,
+      CanRequireGrad(dtype)
+          ? absl::StrCat("dtype: a move to torch.", TorchDTypeName(dtype),
+                         " would make real parameters complex, which is not offered; ", way_out)
+          : absl::StrCat("dtype: nn.Module.to only accepts floating point or complex dtypes, but "
+                         "got desired dtype=torch.",
+                         TorchDTypeName(dtype), "; ", way_out),
+      {{"field", "dtype"}, {"dtype", std::string(DTypeName(dtype))}});
+}
+
+}  // namespace
+
+absl::StatusOr<VersionRef> ModuleInstance::MoveOnStrand(Device* device,
+                                                        std::optional<DType> dtype) {
+  MS_RETURN_IF_ERROR(CheckNotDeleted());
+  VersionRef current = Current();
+  if (current->schema->empty()) return EmptyError();
+  if (dtype) MS_RETURN_IF_ERROR(CheckMoveDType(*dtype));
+  const std::shared_ptr<const Optimizer> optimizer = this->optimizer();
+  Device& target = device != nullptr ? *device : *current->device;
+  absl::StatusOr<std::optional<MovedState>> result =
+      MoveState(*current, optimizer.get(), optimizer_state_, target, dtype, environment_.compute);
+  if (!result.ok()) {
+    return Annotate(result.status(), absl::StrCat("module \"", name_, "\" stays as it is"));
+  }
+  if (!*result) return current;
+  MovedState moved = **std::move(result);
+
+  // Nothing fails from here on.
+  std::shared_ptr<ModuleVersion> next = NextVersion(MutationKind::kMove);
+  const uint64_t number = next->version.number;
+  next->device = &target;
+  next->schema = std::move(moved.schema);
+  next->storages = std::move(moved.storages);
+  for (uint32_t i = 0; i < next->schema->size(); ++i) {
+    if (moved.cast[i]) next->changed_version[i] = number;
+  }
+  if (moved.parameters_cast) parameter_changes_.Add(number);
+  next->parameter_changes = parameter_changes_.total();
+  optimizer_state_ = std::move(moved.optimizer_state);
+  current.reset();  // so that memory of the old place is back where nobody reads it
+  VersionRef published = next;
+  Publish(std::move(next), optimizer);
+  return published;
+}
+
+absl::Status ModuleInstance::BringGradients(Device& device, GradientSet& gradients) const {
+  for (GradientSet::Entry& entry : gradients.entries) {
+    if (&entry.storage->device() == &device) continue;
+    const TensorSpec& spec = gradients.schema->spec(entry.index);
+    MS_ASSIGN_OR_RETURN(entry.storage,
+                        ConvertStorage(entry.storage, spec.dtype, spec.dtype,
+                                       static_cast<uint64_t>(spec.shape.num_elements()), device,
+                                       environment_.compute));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ModuleInstance::CheckStagedFor(const ModuleVersion& current, const StagedLoad& load,
+                                            const std::optional<RestoredState>& restored) const {
+  bool here = true;
+  for (const StorageRef& storage : load.storages) {
+    here = here && (!storage || &storage->device() == current.device);
+  }
+  if (restored) {
+    for (const ParameterState& parameter : restored->optimizer_state.parameters) {
+      for (const RefPtr<TensorStorage>& slot : parameter.slots) {
+        here = here && (!slot || &slot->device() == current.device);
+      }
+    }
+  }
+  if (here) return absl::OkStatus();
+  return MakeError(Reason::kStaleBase,
+                   absl::StrCat("module \"", name_, "\" moved to ", current.device->name(),
+                                " while this load ran: load again"),
+                   {{"module", name_},
+                    {"device", current.device->name()},
+                    {"current", absl::StrCat(current.version.number)}});
+}
+
+}  // namespace modelstate
