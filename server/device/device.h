@@ -49,11 +49,11 @@ class Device {
 absl::StatusOr<std::unique_ptr<Device>> MakeDevice(absl::string_view spec,
                                                    uint64_t memory_limit_bytes);
 
-}  // namespace modelstate
-
-#endif  // MODELSTATE_SERVER_DEVICE_DEVICE_H_
 // The devices of a comma-separated list of such specs, at least one, none twice. Each has
 // `memory_limit_bytes`; 0: three quarters of its memory, which pools of host memory share evenly.
 absl::StatusOr<std::vector<std::unique_ptr<Device>>> MakeDevices(absl::string_view specs,
                                                                  uint64_t memory_limit_bytes);
 
+}  // namespace modelstate
+
+#endif  // MODELSTATE_SERVER_DEVICE_DEVICE_H_
