@@ -192,14 +192,14 @@ void ModuleInstance::ConfigureOptimizer(OptimizerConfig config, bool reset_state
            ModuleInstance& self) mutable { done(self.ConfigureOnStrand(config, reset_state)); });
 }
 
-void ModuleInstance::Capture(Done<CapturedState> done) {
-  Post([done = std::move(done)](ModuleInstance& self) mutable { done(self.CaptureOnStrand()); });
 void ModuleInstance::Move(Device* device, std::optional<DType> dtype, Done<VersionRef> done) {
   Post([device, dtype, done = std::move(done)](ModuleInstance& self) mutable {
     done(self.MoveOnStrand(device, dtype));
   });
 }
 
+void ModuleInstance::Capture(Done<CapturedState> done) {
+  Post([done = std::move(done)](ModuleInstance& self) mutable { done(self.CaptureOnStrand()); });
 }
 
 void ModuleInstance::Delete(absl::AnyInvocable<void()> done) {
