@@ -170,5 +170,33 @@ TEST_F(FetchToFileTest, FilesAreReadBackAndCompared) {
   }
 }
 
+// The pin is its owner's: neither renewed, which could shorten it, nor released.
+TEST_F(FetchToFileTest, APinOfTheCallersIsLeftAlone) {
+  FetchToFileOptions options;
+  options.snapshot_id = "pin-1";
+  const absl::StatusOr<FetchToFileResult> result = FetchToFile(client_, "m", path_, options);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->version, (Version{77, 5}));
+  EXPECT_EQ(server_.pin_calls, 0);
+  EXPECT_EQ(server_.releases, 0);
+  ExpectWholeFile();
+  options.snapshot_id = "gone";
+  EXPECT_EQ(GetReason(FetchToFile(client_, "m", path_, options).status()),
+            Reason::kSnapshotNotFound);
+}
+
+TEST_F(FetchToFileTest, AnOlderVersionIsAskedForByNumber) {
+  FetchToFileOptions options;
+  options.version = 3;
+  const absl::StatusOr<FetchToFileResult> result = FetchToFile(client_, "m", path_, options);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->version, (Version{77, 3}));
+  EXPECT_EQ(server_.pins, server_.releases);
+  // The current one is held by a pin of its own meanwhile.
+  options.version = 5;
+  ASSERT_TRUE(FetchToFile(client_, "m", path_, options).ok());
+  EXPECT_EQ(server_.stream_snapshot_id, "pin-2");
+}
+
 }  // namespace
 }  // namespace modelstate::client
