@@ -4,12 +4,8 @@
 //   build/release/bin/transfer_bench [--mib=256] [--rounds=7] [--server=PATH]
 
 #include <malloc.h>
-#include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -20,6 +16,7 @@
 #include "absl/flags/parse.h"
 #include "absl/strings/str_cat.h"
 #include "bench/raw_tcp.h"
+#include "bench/support.h"
 #include "client/client.h"
 
 ABSL_FLAG(int, mib, 256, "size of the module in MiB");
@@ -31,66 +28,11 @@ namespace {
 
 constexpr size_t kTensorBytes = size_t{8} << 20;
 
-double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-template <typename T>
-T OrDie(absl::StatusOr<T> value) {
-  if (value.ok()) return *std::move(value);
-  std::fprintf(stderr, "%s\n", value.status().ToString().c_str());
-  std::exit(1);
-}
-
-// A server on a free loopback port with an empty checkpoint root; ends with the object.
-class ServerProcess {
- public:
-  explicit ServerProcess(const std::string& binary) {
-    std::strcpy(root_, "/tmp/modelstate-bench-XXXXXX");
-    int out[2];
-    if (mkdtemp(root_) == nullptr || pipe(out) != 0) std::exit(1);
-    pid_ = fork();
-    if (pid_ == 0) {
-      dup2(out[1], STDOUT_FILENO);
-      close(out[0]);
-      const std::string root = absl::StrCat("--checkpoint_root=", root_);
-      execl(binary.c_str(), binary.c_str(), "--listen=127.0.0.1:0", root.c_str(), "--device=cpu",
-            "--log_level=warn", nullptr);
-      std::perror(binary.c_str());
-      std::_Exit(1);
-    }
-    close(out[1]);
-    FILE* stream = fdopen(out[0], "r");
-    char target[256] = "";
-    if (std::fscanf(stream, "listening on %255s", target) != 1) {
-      std::fprintf(stderr, "%s did not say where it listens\n", binary.c_str());
-      std::exit(1);
-    }
-    target_ = target;
-  }
-  ~ServerProcess() {
-    kill(pid_, SIGTERM);
-    waitpid(pid_, nullptr, 0);
-    rmdir(root_);
-  }
-  const std::string& target() const { return target_; }
-
- private:
-  char root_[64];
-  pid_t pid_ = -1;
-  std::string target_;
-};
-
 struct Row {
   const char* name;
   const char* baseline;  // name of the row that it is compared with
   std::vector<double> seconds;
 };
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 void Print(const std::vector<Row>& rows, size_t bytes) {
   std::printf("%-24s %8s %8s %8s %8s\n", "", "GB/s", "slowest", "fastest", "ratio");
