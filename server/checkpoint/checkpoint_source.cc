@@ -299,6 +299,7 @@ absl::StatusOr<std::vector<ReadItem>> CheckpointSource::Impl::MatchOptimizer(
 
 absl::StatusOr<std::optional<RestoredState>> CheckpointSource::Restore(const ModuleSchema& schema,
                                                                        Device& device,
+                                                                       MemoryBudget& budget,
                                                                        const JobControl& control,
                                                                        ComputePool* readers) const {
   const std::optional<Manifest>& manifest = impl_->manifest;
@@ -324,6 +325,13 @@ absl::StatusOr<std::optional<RestoredState>> CheckpointSource::Restore(const Mod
                       impl_->MatchOptimizer(schema, *restored.optimizer, restored.optimizer_state));
   uint64_t bytes = 0;
   for (const ReadItem& item : items) bytes += item.target_bytes;
+  absl::StatusOr<MemoryBudget::Reservation> reservation = budget.Reserve(bytes);
+  if (!reservation.ok()) {
+    return Annotate(reservation.status(), absl::StrCat("checkpoint \"", impl_->path,
+                                                       "\": cannot load its optimizer state "
+                                                       "(weights_only loads without it)"));
+  }
+  restored.reservation = *std::move(reservation);
   ProgressMeter meter(control, "read", bytes);
   if (!items.empty()) {
     absl::Status read = ReadAll(*impl_->optimizer_reader, items, device, readers, meter, control);

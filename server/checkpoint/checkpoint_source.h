@@ -42,8 +42,11 @@ class CheckpointSource {
   // Step count, optimizer and worker table of a directory checkpoint, for the schema of a plan;
   // nullopt for a plain file, and for a directory that was saved with weights only. Optimizer state
   // is matched by parameter name: an unknown one, or a size that is not the parameter's, is
-  // CHECKPOINT_CORRUPT. Reads with `readers`, or in the caller alone.
+  // CHECKPOINT_CORRUPT. Reserves the bytes of the state in `budget` before they are allocated,
+  // until the result is committed or dropped: RESOURCE_EXHAUSTED PUSH_MEMORY. Reads with `readers`,
+  // or in the caller alone.
   absl::StatusOr<std::optional<RestoredState>> Restore(const ModuleSchema& schema, Device& device,
+                                                       MemoryBudget& budget,
                                                        const JobControl& control,
                                                        ComputePool* readers = nullptr) const;
 

@@ -11,6 +11,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "server/device/buffer_pool.h"
+#include "server/device/hold_admission.h"
 
 namespace modelstate {
 
@@ -25,6 +26,7 @@ class Device {
   virtual bool host_visible() const = 0;
 
   const std::shared_ptr<BufferPool>& pool() const { return pool_; }
+  const std::shared_ptr<HoldAdmission>& holds() const { return holds_; }
 
   // Copies between host memory and `[offset, offset + span.size())` of the buffer, which must lie
   // inside it. They return when the copy is complete.
@@ -35,10 +37,12 @@ class Device {
   virtual absl::Status FillZero(DeviceBuffer& dst) = 0;
 
  protected:
-  explicit Device(std::shared_ptr<BufferPool> pool) : pool_(std::move(pool)) {}
+  explicit Device(std::shared_ptr<BufferPool> pool)
+      : pool_(std::move(pool)), holds_(std::make_shared<HoldAdmission>(pool_)) {}
 
  private:
   const std::shared_ptr<BufferPool> pool_;
+  const std::shared_ptr<HoldAdmission> holds_;
 };
 
 // `spec` is "cpu", "cpu:N" with N from 1 on (a further pool of host memory with a limit of its

@@ -1,5 +1,7 @@
 #include "server/device/memory_budget.h"
 
+#include <cassert>
+
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 
@@ -28,6 +30,21 @@ void MemoryBudget::Reservation::Release() {
   if (budget_ != nullptr) budget_->used_.fetch_sub(bytes_, std::memory_order_relaxed);
   budget_ = nullptr;
   bytes_ = 0;
+}
+
+void MemoryBudget::Reservation::Merge(Reservation other) {
+  if (budget_ == nullptr) {
+    *this = std::move(other);
+    return;
+  }
+  assert(other.budget_ == nullptr || other.budget_ == budget_);
+  bytes_ += std::exchange(other.bytes_, 0);
+}
+
+void MemoryBudget::Reservation::Shrink(uint64_t bytes) {
+  assert(bytes <= bytes_);
+  if (budget_ != nullptr) budget_->used_.fetch_sub(bytes, std::memory_order_relaxed);
+  bytes_ -= bytes;
 }
 
 }  // namespace modelstate

@@ -31,6 +31,10 @@ class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
     ~Reservation() { Release(); }
     uint64_t bytes() const { return bytes_; }
     void Release();
+    // Takes over the bytes of `other`. REQUIRES: of the same budget, or one of the two is empty.
+    void Merge(Reservation other);
+    // Gives `bytes` of them back. REQUIRES: no more than bytes().
+    void Shrink(uint64_t bytes);
 
    private:
     friend class MemoryBudget;

@@ -40,9 +40,10 @@ ModuleInstance::ModuleInstance(std::string name, ModuleEnvironment environment,
   first->changed_version.assign(schema->size(), 1);
   first->schema = std::move(schema);
   current_ = std::move(first);
+  ledger_ = std::make_shared<HoldLedger>(name_, environment_.snapshot_budget, current_);
 }
 
-ModuleInstance::~ModuleInstance() = default;
+ModuleInstance::~ModuleInstance() { ledger_->Close(); }
 
 VersionRef ModuleInstance::Current() const {
   absl::MutexLock lock(&mutex_);
@@ -97,13 +98,14 @@ std::shared_ptr<ModuleVersion> ModuleInstance::NextVersion(MutationKind mutation
 void ModuleInstance::Publish(std::shared_ptr<ModuleVersion> next,
                              std::shared_ptr<const Optimizer> optimizer) {
   const uint64_t state_bytes = optimizer_state_.nbytes();
+  const StepDemand demand = DemandOfSteps(*next, optimizer);
   VersionRef version = std::move(next);
-  {
+  ledger_->Publish(version, optimizer_state_, demand, [&] {
     absl::MutexLock lock(&mutex_);
     current_.swap(version);
     optimizer_.swap(optimizer);
     optimizer_state_bytes_ = state_bytes;
-  }
+  });
   version.reset();  // the last reference, where nobody reads it: its storages go back to the pool
   NotifyWatchers();
 }
@@ -211,6 +213,7 @@ void ModuleInstance::Delete(absl::AnyInvocable<void()> done) {
       self.optimizer_state_bytes_ = 0;
     }
     if (first) {
+      self.ledger_->Close();
       self.optimizer_state_ = OptimizerState();
       self.workers_.clear();
       self.NotifyWatchers();

@@ -21,6 +21,7 @@
 #include "server/optim/gradient_set.h"
 #include "server/optim/step.h"
 #include "server/state/captured_state.h"
+#include "server/state/hold_ledger.h"
 #include "server/state/load_plan.h"
 #include "server/state/snapshot.h"
 
@@ -81,7 +82,7 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   uint64_t optimizer_state_bytes() const;
 
   // Holds the current version. FAILED_PRECONDITION MODULE_EMPTY; ABORTED MODULE_DELETED;
-  // RESOURCE_EXHAUSTED SNAPSHOT_LIMIT.
+  // RESOURCE_EXHAUSTED SNAPSHOT_LIMIT (server/state/hold_ledger.h says what is counted and when).
   absl::StatusOr<Snapshot> Hold();
   // Holds the version of that number if it is current or still held by somebody; else NOT_FOUND
   // SNAPSHOT_NOT_FOUND, saying which is current and to pin what is to be read later.
@@ -163,8 +164,6 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   absl::Status CheckNotDeleted() const;
   absl::Status DeletedError() const;
   absl::Status EmptyError() const;
-  absl::StatusOr<Snapshot> HoldLocked(const VersionRef& version)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   // On the strand.
   absl::StatusOr<FreezeResult> FreezeOnStrand(const Selection& selection, bool requires_grad);
@@ -178,6 +177,9 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   absl::StatusOr<VersionRef> CommitOnStrand(StagedLoad& load, const std::optional<Version>& base,
                                             std::optional<RestoredState>& restored);
   absl::StatusOr<CapturedState> CaptureOnStrand();
+  // What the next steps take, with optimizer_state_ as it is.
+  StepDemand DemandOfSteps(const ModuleVersion& version,
+                           const std::shared_ptr<const Optimizer>& optimizer);
   absl::StatusOr<VersionRef> MoveOnStrand(Device* device, std::optional<DType> dtype);
   // Copies what was staged before a move to where the module is now.
   absl::Status BringGradients(Device& device, GradientSet& gradients) const;
@@ -193,12 +195,17 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   OptimizerState optimizer_state_;
   WorkerTable workers_;
   ChangeRecord parameter_changes_;
+  // The last DemandOfSteps, and what it was computed for.
+  StepDemand demand_;
+  std::shared_ptr<const ModuleSchema> demand_schema_;
+  std::shared_ptr<const Optimizer> demand_optimizer_;
+
+  std::shared_ptr<HoldLedger> ledger_;  // set once; never called with mutex_ held
 
   // Held for pointer copies and small look-ups, never across I/O or a step.
   mutable absl::Mutex mutex_;
   VersionRef current_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<const Optimizer> optimizer_ ABSL_GUARDED_BY(mutex_);
-  std::map<uint64_t, std::weak_ptr<const HeldVersion>> held_ ABSL_GUARDED_BY(mutex_);
   bool deleted_ ABSL_GUARDED_BY(mutex_) = false;
   uint64_t optimizer_state_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
 

@@ -38,8 +38,15 @@ absl::StatusOr<PinTable::Pin> PinTable::Create(const std::shared_ptr<ModuleInsta
   MS_ASSIGN_OR_RETURN(Snapshot snapshot, module->Hold());
   Pin pin{absl::StrCat(DigestToHex(RandomUint64()), DigestToHex(RandomUint64())), module,
           std::move(snapshot), clock_() + lease};
-  absl::MutexLock lock(&mutex_);
-  pins_.emplace(pin.id, pin);
+  {
+    absl::MutexLock lock(&mutex_);
+    pins_.emplace(pin.id, pin);
+  }
+  // Its pins may have been released just before this one was there.
+  if (module->deleted()) {
+    ReleaseModule(*module);
+    return module->Hold().status();
+  }
   return pin;
 }
 
@@ -71,6 +78,11 @@ absl::Status PinTable::Release(absl::string_view id) {
   released = std::move(it->second);
   pins_.erase(it);
   return absl::OkStatus();
+}
+
+size_t PinTable::size() const {
+  absl::MutexLock lock(&mutex_);
+  return pins_.size();
 }
 
 void PinTable::ReleaseModule(const ModuleInstance& module) {

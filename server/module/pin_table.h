@@ -44,11 +44,12 @@ class PinTable {
   void ExpireDue();
 
   absl::Duration max_lease() const { return max_lease_; }
+  size_t size() const;
 
  private:
   const std::function<absl::Time()> clock_;
   const absl::Duration max_lease_;
-  absl::Mutex mutex_;
+  mutable absl::Mutex mutex_;
   std::map<std::string, Pin, std::less<>> pins_ ABSL_GUARDED_BY(mutex_);
 };
 

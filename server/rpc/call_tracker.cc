@@ -40,6 +40,11 @@ bool CallTracker::draining() const {
   return draining_;
 }
 
+uint64_t CallTracker::running() const {
+  absl::MutexLock lock(&mutex_);
+  return running_;
+}
+
 bool CallTracker::WaitUntilIdle(absl::Time deadline) {
   absl::MutexLock lock(&mutex_);
   const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return running_ == 0; };

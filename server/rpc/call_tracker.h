@@ -45,6 +45,7 @@ class CallTracker {
   // Refuses new calls from now on, and calls the hooks.
   void BeginDrain();
   bool draining() const;
+  uint64_t running() const;
 
   // True when no call runs any more, false when some still do at `deadline`.
   bool WaitUntilIdle(absl::Time deadline);

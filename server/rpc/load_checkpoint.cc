@@ -41,7 +41,8 @@ class LoadCheckpointHandler final : public JobHandler<v1::LoadCheckpointResponse
     std::optional<RestoredState> restored;
     if (!request_.weights_only()) {
       MS_ASSIGN_OR_RETURN(restored, source->Restore(*staged.plan.schema, module_->device(),
-                                                    control(), runtime_.readers.get()));
+                                                    *module_->environment().push_budget, control(),
+                                                    runtime_.readers.get()));
     }
     MS_RETURN_IF_ERROR(control().CheckNotCancelled());
     v1::LoadCheckpointResponse response;

@@ -30,6 +30,11 @@ grpc::ServerUnaryReactor* ModelStateService::GetServerInfo(Context*,
     limits->set_snapshot_memory_used_bytes(environment.snapshot_budget->used());
     DurationToProto(runtime_.pins->max_lease(), limits->mutable_max_lease());
     DurationToProto(runtime_.stream_stall_timeout, limits->mutable_stream_stall_timeout());
+    uint64_t held_versions = 0;
+    for (const auto& device : runtime_.devices) held_versions += device->holds()->held_versions();
+    limits->set_held_versions(held_versions);
+    limits->set_pins(runtime_.pins->size());
+    limits->set_running_calls(runtime_.calls.running());
     for (CheckpointFormat format : {CheckpointFormat::kSafetensors, CheckpointFormat::kTorchZip}) {
       response->add_checkpoint_formats(CheckpointFormatName(format));
     }

@@ -9,6 +9,24 @@
 #include "common/wire/convert.h"
 
 namespace modelstate {
+namespace {
+
+grpc::ByteBuffer MakeHeader(const std::string& module, const ModuleVersion& version,
+                            const StateView& view, bool not_modified) {
+  v1::StatePart part;
+  v1::Header* header = part.mutable_header();
+  header->set_module(module);
+  VersionToProto(version.version, header->mutable_version());
+  header->set_step(version.step);
+  header->set_schema_revision(version.schema->revision());
+  header->set_layout_digest(view.layout.digest());
+  header->set_tensor_count(view.specs.size());
+  header->set_total_bytes(view.layout.total_bytes());
+  header->set_not_modified(not_modified);
+  return SerializeMessage(part);
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<StateStream>> StateStream::Create(
     Snapshot snapshot, std::shared_ptr<const StateView> view, Options options) {
@@ -40,16 +58,15 @@ StateStream::StateStream(Snapshot snapshot, std::shared_ptr<const StateView> vie
   }
 }
 
-void StateStream::FillHeader(v1::Header* header) const {
-  header->set_module(options_.module);
-  VersionToProto(snapshot_->version, header->mutable_version());
-  header->set_step(snapshot_->step);
-  header->set_schema_revision(snapshot_->schema->revision());
-  header->set_layout_digest(view_->layout.digest());
-  header->set_tensor_count(view_->specs.size());
-  header->set_total_bytes(view_->layout.total_bytes());
-  header->set_not_modified(options_.not_modified);
+std::unique_ptr<StateStream> StateStream::NotModified(const std::string& module,
+                                                      const ModuleVersion& version,
+                                                      const StateView& view) {
+  return std::unique_ptr<StateStream>(
+      new StateStream(MakeHeader(module, version, view, /*not_modified=*/true)));
 }
+
+StateStream::StateStream(grpc::ByteBuffer header)
+    : header_alone_(std::move(header)), table_(0, [](size_t, v1::TensorInfo*) {}) {}
 
 void StateStream::FillTableEntry(size_t index, v1::TensorInfo* info) const {
   TensorSpecToProto(view_->specs[index], info);
@@ -59,12 +76,10 @@ void StateStream::FillTableEntry(size_t index, v1::TensorInfo* info) const {
 
 std::optional<grpc::ByteBuffer> StateStream::Next() {
   switch (phase_) {
-    case Phase::kHeader: {
-      v1::StatePart part;
-      FillHeader(part.mutable_header());
-      phase_ = options_.not_modified ? Phase::kDone : Phase::kTable;
-      return SerializeMessage(part);
-    }
+    case Phase::kHeader:
+      phase_ = header_alone_ ? Phase::kDone : Phase::kTable;
+      if (header_alone_) return std::move(header_alone_);
+      return MakeHeader(options_.module, *snapshot_, *view_, /*not_modified=*/false);
     case Phase::kTable: {
       v1::StatePart part;
       if (table_.Next(part.mutable_tensors())) return SerializeMessage(part);

@@ -41,13 +41,17 @@ class StateStream {
     std::vector<ByteRange> ranges;
     uint64_t chunk_bytes = kDefaultChunkBytes;
     bool skip_digests = false;
-    bool not_modified = false;
   };
 
   // OUT_OF_RANGE RANGE_OUTSIDE_LAYOUT.
   static absl::StatusOr<std::unique_ptr<StateStream>> Create(Snapshot snapshot,
                                                              std::shared_ptr<const StateView> view,
                                                              Options options);
+
+  // Only a header, which says that `version` is not newer than what the caller has. Holds nothing.
+  static std::unique_ptr<StateStream> NotModified(const std::string& module,
+                                                  const ModuleVersion& version,
+                                                  const StateView& view);
 
   // The next message; nullopt after the last.
   std::optional<grpc::ByteBuffer> Next();
@@ -56,8 +60,8 @@ class StateStream {
   enum class Phase { kHeader, kTable, kChunks, kDone };
 
   StateStream(Snapshot snapshot, std::shared_ptr<const StateView> view, Options options);
+  explicit StateStream(grpc::ByteBuffer header);  // and nothing else
 
-  void FillHeader(v1::Header* header) const;
   void FillTableEntry(size_t index, v1::TensorInfo* info) const;
   grpc::ByteBuffer NextChunk();
   // Bytes [begin, end) of the tensor at `index` of the view.
@@ -70,6 +74,7 @@ class StateStream {
     return view_->specs[index].dtype != snapshot_->schema->spec(view_->indices[index]).dtype;
   }
 
+  std::optional<grpc::ByteBuffer> header_alone_;
   const Snapshot snapshot_;
   const std::shared_ptr<const StateView> view_;
   const Options options_;

@@ -50,16 +50,15 @@ absl::StatusOr<bool> IsNotModified(const v1::Version& have, const ModuleVersion&
   return have.number() >= version.version.number;
 }
 
-absl::StatusOr<std::unique_ptr<StateStream>> OpenStream(Runtime& runtime,
-                                                        const v1::StreamStateDictRequest& request) {
-  MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module, runtime.FindModule(request.module()));
+absl::StatusOr<StateStream::Options> OptionsOf(const Runtime& runtime,
+                                               const v1::StreamStateDictRequest& request) {
   if (request.has_changed_since()) {
     return MakeError(
         Reason::kNotImplemented,
         "changed_since is not built yet; leave it out to get every tensor, or use if_newer_than");
   }
   StateStream::Options options;
-  options.module = module->name();
+  options.module = request.module();
   options.skip_digests = request.skip_digests();
   if (request.chunk_bytes() != 0) {
     if (request.chunk_bytes() > runtime.max_chunk_bytes || request.chunk_bytes() < kMinChunkBytes) {
@@ -80,20 +79,51 @@ absl::StatusOr<std::unique_ptr<StateStream>> OpenStream(Runtime& runtime,
                      "ranges are all empty; leave them out to get everything",
                      {{"field", "ranges"}});
   }
-  MS_ASSIGN_OR_RETURN(const Selection selection, SelectionFromProto(request.selection()));
-  MS_ASSIGN_OR_RETURN(Snapshot snapshot, TakeSnapshot(runtime, request, *module));
-  if (request.has_if_newer_than()) {
-    MS_ASSIGN_OR_RETURN(options.not_modified, IsNotModified(request.if_newer_than(), *snapshot));
-  }
-  MS_ASSIGN_OR_RETURN(std::shared_ptr<const StateView> view, snapshot->schema->View(selection));
+  return options;
+}
+
+absl::StatusOr<std::shared_ptr<const StateView>> ViewOf(const v1::StreamStateDictRequest& request,
+                                                        const Selection& selection,
+                                                        const ModuleVersion& version) {
+  MS_ASSIGN_OR_RETURN(std::shared_ptr<const StateView> view, version.schema->View(selection));
   if (!request.layout_digest().empty() && request.layout_digest() != view->layout.digest()) {
     return MakeError(
         Reason::kLayoutMismatch,
         absl::StrCat("layout_digest is ", request.layout_digest(), ", but this selection of \"",
-                     module->name(), "\" has layout ", view->layout.digest(),
+                     request.module(), "\" has layout ", view->layout.digest(),
                      ": names, dtypes or shapes differ; begin anew without it"),
         {{"requested", request.layout_digest()}, {"layout_digest", view->layout.digest()}});
   }
+  return view;
+}
+
+absl::StatusOr<std::unique_ptr<StateStream>> OpenStream(Runtime& runtime,
+                                                        const v1::StreamStateDictRequest& request) {
+  MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module, runtime.FindModule(request.module()));
+  MS_ASSIGN_OR_RETURN(StateStream::Options options, OptionsOf(runtime, request));
+  MS_ASSIGN_OR_RETURN(const Selection selection, SelectionFromProto(request.selection()));
+  const auto not_modified =
+      [&](const ModuleVersion& version) -> absl::StatusOr<std::unique_ptr<StateStream>> {
+    MS_ASSIGN_OR_RETURN(const bool current, IsNotModified(request.if_newer_than(), version));
+    if (!current) return nullptr;
+    MS_ASSIGN_OR_RETURN(std::shared_ptr<const StateView> view, ViewOf(request, selection, version));
+    return StateStream::NotModified(request.module(), version, *view);
+  };
+  if (request.has_if_newer_than() && !request.has_snapshot_id()) {
+    // Looked at before it is held: who is up to date needs no memory, so is not refused for it.
+    const VersionRef current = module->Current();
+    const bool asked = !request.has_version() || request.version() == current->version.number;
+    if (asked && !current->schema->empty()) {
+      MS_ASSIGN_OR_RETURN(std::unique_ptr<StateStream> stream, not_modified(*current));
+      if (stream != nullptr) return stream;
+    }
+  }
+  MS_ASSIGN_OR_RETURN(Snapshot snapshot, TakeSnapshot(runtime, request, *module));
+  if (request.has_if_newer_than()) {
+    MS_ASSIGN_OR_RETURN(std::unique_ptr<StateStream> stream, not_modified(*snapshot));
+    if (stream != nullptr) return stream;
+  }
+  MS_ASSIGN_OR_RETURN(std::shared_ptr<const StateView> view, ViewOf(request, selection, *snapshot));
   return StateStream::Create(std::move(snapshot), std::move(view), std::move(options));
 }
 

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "server/device/memory_budget.h"
 #include "server/state/module_version.h"
 #include "server/state/optimizer_config.h"
 #include "server/state/optimizer_state.h"
@@ -30,6 +31,7 @@ struct RestoredState {
       optimizer;                   // resolved against the schema after the load; or null
   OptimizerState optimizer_state;  // by index of that schema
   WorkerTable workers;
+  MemoryBudget::Reservation reservation;  // of the bytes of optimizer_state
 };
 
 }  // namespace modelstate

@@ -3,17 +3,31 @@
 
 #include <memory>
 #include <utility>
+#include <vector>
 
-#include "server/device/memory_budget.h"
 #include "server/state/module_version.h"
 
 namespace modelstate {
 
-// A version that somebody holds: a stream, a pin, a save. Its bytes are counted once against the
-// budget for held versions, however many hold it, until the last Snapshot of it ends.
-struct HeldVersion {
-  VersionRef version;
-  MemoryBudget::Reservation reservation;
+class HoldLedger;
+
+// A version that somebody holds: a stream, a pin, a save. Made by a HoldLedger, which counts its
+// storages until the last Snapshot of it ends. Immutable.
+class HeldVersion {
+ public:
+  // REQUIRES: `ledger` has counted it.
+  HeldVersion(VersionRef version, std::vector<StorageRef> also, std::shared_ptr<HoldLedger> ledger)
+      : version_(std::move(version)), also_(std::move(also)), ledger_(std::move(ledger)) {}
+  HeldVersion(const HeldVersion&) = delete;
+  HeldVersion& operator=(const HeldVersion&) = delete;
+  ~HeldVersion();
+
+ private:
+  friend class HoldLedger;
+  friend class Snapshot;
+  const VersionRef version_;
+  const std::vector<StorageRef> also_;  // optimizer state that is held with it
+  const std::shared_ptr<HoldLedger> ledger_;
 };
 
 // A consistent state_dict to read from, without a lock and for as long as it lives. A cheap copy
@@ -24,8 +38,8 @@ class Snapshot {
   explicit Snapshot(std::shared_ptr<const HeldVersion> held) : held_(std::move(held)) {}
 
   explicit operator bool() const { return held_ != nullptr; }
-  const ModuleVersion& operator*() const { return *held_->version; }
-  const ModuleVersion* operator->() const { return held_->version.get(); }
+  const ModuleVersion& operator*() const { return *held_->version_; }
+  const ModuleVersion* operator->() const { return held_->version_.get(); }
 
  private:
   std::shared_ptr<const HeldVersion> held_;

@@ -47,6 +47,7 @@ class TensorStorage : public RefCounted<TensorStorage> {
 
  private:
   friend class RefCounted<TensorStorage>;
+  friend class HoldLedger;
   TensorStorage(Device& device, DeviceBuffer buffer)
       : device_(&device), buffer_(std::move(buffer)) {}
   ~TensorStorage() = default;
@@ -55,6 +56,8 @@ class TensorStorage : public RefCounted<TensorStorage> {
   DeviceBuffer buffer_;
   mutable std::atomic<uint64_t> digest_{0};
   mutable std::atomic<bool> has_digest_{false};
+  // HeldVersions that refer to it; guarded by the lock of its module's HoldLedger.
+  mutable uint32_t holds_ = 0;
 };
 
 // What a version holds: shared, read only.

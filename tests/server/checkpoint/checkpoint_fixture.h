@@ -55,7 +55,8 @@ class CheckpointFixture : public ModuleFixture {
     std::optional<RestoredState> restored;
     if (!weights_only) {
       MS_ASSIGN_OR_RETURN(restored,
-                          source->Restore(*staged.plan.schema, device_, control, &compute_));
+                          source->Restore(*staged.plan.schema, device_, *push_budget_, control,
+                                          &compute_));
     }
     return Await<VersionRef>([&](ModuleInstance::Done<VersionRef> done) {
       module.CommitLoad(std::move(staged), std::nullopt, std::move(restored), std::move(done));

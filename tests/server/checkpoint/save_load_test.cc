@@ -166,6 +166,38 @@ TEST_F(SaveLoadTest, WorkerTableSurvivesWithItsAnswers) {
   }
 }
 
+TEST_F(SaveLoadTest, OptimizerStateIsAdmittedBeforeItIsAllocatedAndUntilTheCommit) {
+  auto module = MakeModule(Specs());
+  ASSERT_TRUE(Configure(*module, AdamW()).ok());
+  ASSERT_TRUE(Train(*module, 1).ok());
+  ASSERT_TRUE(Save(*module, "full").ok());
+  const uint64_t state_bytes = module->optimizer_state_bytes();
+  const auto source = *CheckpointSource::Open(store_->root(), "full", "");
+  const auto budget = [](uint64_t limit) {
+    return std::make_shared<MemoryBudget>(Reason::kPushMemory, "pushes", "--push_memory", limit);
+  };
+  static const auto ignore = [](const JobProgress&) {};
+  const JobControl control(ignore);
+  const ModuleSchema& schema = *module->Current()->schema;
+  const uint64_t used = device_.pool()->usage().used_bytes;
+
+  const auto small = budget(state_bytes - 1);
+  const auto refused = source->Restore(schema, device_, *small, control, &compute_);
+  EXPECT_THAT(ReasonOf(refused), Eq(Reason::kPushMemory));
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("weights_only"));
+  EXPECT_EQ(small->used(), 0u);
+  EXPECT_EQ(device_.pool()->usage().used_bytes, used);
+
+  const auto enough = budget(state_bytes);
+  auto restored = source->Restore(schema, device_, *enough, control, &compute_);
+  ASSERT_TRUE(restored.ok()) << restored.status();
+  EXPECT_EQ(enough->used(), state_bytes);
+  *restored = std::nullopt;
+  EXPECT_EQ(enough->used(), 0u);
+  ASSERT_TRUE(Load(*module, "full").ok());
+  EXPECT_EQ(push_budget_->used(), 0u);
+}
+
 TEST_F(SaveLoadTest, WeightsOnlySavesAndLoadsNothingElse) {
   auto module = MakeModule(Specs());
   ASSERT_TRUE(Configure(*module, AdamW()).ok());

@@ -47,6 +47,24 @@ TEST(MemoryBudget, RefusesWithReasonFlagAndRetryHint) {
   }
 }
 
+TEST(MemoryBudget, ReservationsMergeAndShrink) {
+  std::shared_ptr<MemoryBudget> budget = Make(100);
+  MemoryBudget::Reservation account;
+  account.Merge(MemoryBudget::Reservation());
+  account.Merge(*budget->Reserve(60));
+  account.Merge(*budget->Reserve(30));
+  EXPECT_EQ(account.bytes(), 90u);
+  EXPECT_EQ(budget->used(), 90u);
+  account.Shrink(80);
+  EXPECT_EQ(account.bytes(), 10u);
+  EXPECT_EQ(budget->used(), 10u);
+  account.Shrink(10);
+  EXPECT_EQ(budget->used(), 0u);
+  account.Merge(*budget->Reserve(5));
+  account.Release();
+  EXPECT_EQ(budget->used(), 0u);
+}
+
 TEST(MemoryBudget, ReservationOutlivesTheOwnersReference) {
   std::optional<MemoryBudget::Reservation> reservation = *Make(10)->Reserve(5);
   reservation.reset();
