@@ -87,7 +87,7 @@ absl::Status Diff(Context* context, const DiffArguments& arguments) {
   for (const client::TensorComparison& tensor : comparison.tensors) {
     if (arguments.all || !tensor.equal) std::cout << tensor.name << ": " << tensor.what << "\n";
   }
-  std::cout << comparison.equal << " tensors equal, " << different << " different\n";
+  std::cout << Counted(comparison.equal, "tensor") << " equal, " << different << " different\n";
   return absl::OkStatus();
 }
 

@@ -152,6 +152,9 @@ absl::Status Move(const Context& context, const MoveArguments& arguments) {
   return absl::OkStatus();
 }
 
+// The server names the first so many tensors of a version.
+constexpr size_t kTensorsShown = 10;
+
 Json VersionJson(const client::VersionInfo& version) {
   return {{"version", ToJson(version.version)},
           {"mutation", version.mutation},
@@ -179,10 +182,15 @@ absl::Status History(const Context& context, const std::string& name, uint64_t l
   Table table(
       {"VERSION", "TIME", "WHAT", "STEP", "PARAMETERS", "BUFFERS", "CHANGED", "HELD", "DETAIL"});
   for (const client::VersionInfo& version : versions) {
+    std::string detail = version.detail;
+    if (version.mutation == "FREEZE" && !version.tensors.empty()) {
+      absl::StrAppend(&detail, ": ", Joined(version.tensors));
+      if (version.tensors.size() == kTensorsShown) detail += ", ...";
+    }
     table.Add({absl::StrCat(version.version.number), HumanTime(version.time), version.mutation,
                absl::StrCat(version.step), absl::StrCat(version.changed_parameters),
                absl::StrCat(version.changed_buffers), HumanBytes(version.changed_bytes),
-               version.held ? "yes" : "no", version.detail});
+               version.held ? "yes" : "no", detail});
   }
   table.Print();
   return absl::OkStatus();

@@ -110,7 +110,7 @@ void PrintOptimizer(const Context& context, const client::OptimizerInfo& info) {
   for (size_t i = 0; i < info.groups.size(); ++i) {
     const client::ParameterGroupInfo& group = info.groups[i];
     std::cout << "group " << i << (group.name.empty() ? "" : absl::StrCat(" \"", group.name, "\""))
-              << ": " << group.parameter_count << " parameters";
+              << ": " << Counted(group.parameter_count, "parameter");
     ForEach(group.hyperparameters, [](const char* name, const auto& value) {
       if (value) std::cout << std::boolalpha << ", " << name << " " << *value;
     });
@@ -185,7 +185,7 @@ void AddOptimizerCommand(CLI::App* app, Context* context) {
       "--group", optimizer->groups,
       "A parameter group: NAME:GLOB,GLOB:lr=0.1,weight_decay=0; for each group one. They replace "
       "those that are; parameters in none have the optimizer's hyper-parameters");
-  groups->expected(1)->check(CLI::Validator(
+  groups->allow_extra_args(false)->check(CLI::Validator(
       [](const std::string& text) {
         client::ParameterGroup group;
         return ParseGroup(text, &group);

@@ -106,7 +106,7 @@ void AddSpecCommands(CLI::App* app, Context* context) {
   command
       ->add_option("--metadata", create->metadata,
                    "KEY=VALUE that checkpoints keep; adds to the spec's")
-      ->expected(1)
+      ->allow_extra_args(false)
       ->check(CLI::Validator(
           [](const std::string& text) {
             const size_t equals = text.find('=');

@@ -46,7 +46,7 @@ void PrintList(const ListArguments& arguments, const client::TensorList& list) {
   for (const char* column : {"DTYPE", "SHAPE", "SIZE"}) header.push_back(column);
   if (arguments.which == Which::kParameters) header.push_back("REQUIRES_GRAD");
   if (arguments.which == Which::kBuffers) header.push_back("PERSISTENT");
-  header.push_back("CHANGED");
+  if (arguments.which != Which::kOptimizerState) header.push_back("CHANGED");
   if (digests) header.push_back("XXH3");
   Table table(header);
   uint64_t bytes = 0;
@@ -63,7 +63,9 @@ void PrintList(const ListArguments& arguments, const client::TensorList& list) {
       row.push_back(tensor.spec.requires_grad ? "yes" : "no");
     }
     if (arguments.which == Which::kBuffers) row.push_back(tensor.spec.persistent ? "yes" : "no");
-    row.push_back(absl::StrCat(tensor.changed_version));
+    if (arguments.which != Which::kOptimizerState) {
+      row.push_back(absl::StrCat(tensor.changed_version));
+    }
     if (digests) row.push_back(tensor.xxh3 ? DigestToHex(*tensor.xxh3) : "-");
     if (tensor.spec.is_alias()) {
       ++tied_names;
@@ -224,7 +226,8 @@ void AddFreeze(CLI::App* app, Context* context, const char* name, const char* wh
   command->add_option("MODULE", arguments->module)->required();
   command->add_option("PATTERN", arguments->patterns,
                       "Names, or globs (with *, ? or [; buffers that match stay as they are)");
-  command->add_option("--prefix", arguments->prefixes, "Names that begin so")->expected(1);
+  command->add_option("--prefix", arguments->prefixes, "Names that begin so")
+      ->allow_extra_args(false);
   command->callback([context, arguments, requires_grad] {
     if (arguments->patterns.empty() && arguments->prefixes.empty()) {
       throw CLI::RequiredError("PATTERN or --prefix (\"*\": all parameters)");

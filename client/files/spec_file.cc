@@ -65,13 +65,14 @@ void UnquoteShape(Json* tensor) {
   for (Json& dim : *shape) dim = std::stoll(dim.get<std::string>());
 }
 
-std::string FormatJson(const v1::ModuleSpec& proto) {
+std::string FormatJson(const ModuleSpec& spec, const v1::ModuleSpec& proto) {
   google::protobuf::util::JsonPrintOptions options;
   options.preserve_proto_field_names = true;
   std::string text;
   // Only for a message that has no such form: this has.
   if (!google::protobuf::util::MessageToJsonString(proto, &text, options).ok()) return text;
   Json json = Json::parse(text);
+  if (!spec.metadata.empty()) json["metadata"] = spec.metadata;  // in the order of the keys
   std::string out = "{";
   const char* separator = "\n";
   for (const char* key : {"metadata", "seed"}) {
@@ -117,7 +118,7 @@ absl::StatusOr<ModuleSpec> ParseModuleSpec(absl::string_view text, SpecFormat fo
 std::string FormatModuleSpec(const ModuleSpec& spec, SpecFormat format) {
   v1::ModuleSpec proto;
   ToProto(spec, &proto);
-  if (format == SpecFormat::kJson) return FormatJson(proto);
+  if (format == SpecFormat::kJson) return FormatJson(spec, proto);
   std::string text;
   google::protobuf::TextFormat::PrintToString(proto, &text);
   return text;

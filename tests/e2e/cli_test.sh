@@ -5,41 +5,6 @@
 here=$(dirname "$(readlink -f "$0")")
 source "$here/lib.sh"
 
-CLI=$MODELSTATE_BIN/modelstate
-
-# cli CODE ARGUMENT...: runs it and checks the exit code; stdout is passed on, stderr is in $WORK/cli.err.
-cli() {
-  local wanted=$1 code=0
-  shift
-  MODELSTATE_SERVER=$ADDRESS "$CLI" "$@" 2>"$WORK/cli.err" || code=$?
-  [ "$code" -eq "$wanted" ] || fail "modelstate $*: exit code $code, not $wanted: $(<"$WORK/cli.err")"
-  [ "$code" -eq "$wanted" ]
-}
-
-# json FILTER WANTED ARGUMENT...: with --json stdout is one JSON document (watch: one a line) and nothing
-# else; through jq it is WANTED.
-json() {
-  local filter=$1 wanted=$2 output got
-  shift 2
-  output=$(cli 0 --json "$@") || return 1
-  expect 1 "$(jq -s length <<<"$output")" "JSON documents of modelstate $*"
-  got=$(jq -c "$filter" <<<"$output") || { fail "modelstate --json $*: no JSON: $output"; return 1; }
-  expect "$wanted" "$got" "modelstate --json $* | $filter"
-}
-
-# prints TEXT ARGUMENT...: the output for people has TEXT.
-prints() {
-  local text=$1 output
-  shift
-  output=$(cli 0 "$@") || return 1
-  [[ $output == *"$text"* ]] || fail "modelstate $*: '$text' is not in: $output"
-}
-
-load_crepe() {
-  cp "$MODELSTATE_SOURCE/tests/data/crepe-tiny.pth" "$ROOT/crepe-tiny.pth"
-  json '[.loaded, .module.parameters, .module.buffers, .format]' '[44,26,18,"torch zip"]' load crepe crepe-tiny.pth
-}
-
 case_TheWholePath() {
   local buffers version
   load_crepe || return
