@@ -227,6 +227,7 @@ absl::Status AddWorker(const Json& json, size_t index, WorkerTable& workers) {
   answer.nonfinite = reader.Strings("nonfinite");
   answer.updated = reader.Uint("updated");
   answer.skipped = reader.Uint("skipped");
+  if (reader.Has("ignored")) answer.ignored = reader.Uint("ignored");
   MS_RETURN_IF_ERROR(reader.status());
   if (worker.empty() || record.sequence == 0 ||
       !workers.emplace(worker, std::move(record)).second) {

@@ -81,20 +81,23 @@ Json FromTensor(const Manifest::TensorEntry& entry) {
 
 Json FromWorker(const std::string& worker, const WorkerRecord& record) {
   const StepAnswer& answer = record.answer;
-  return {{"worker", worker},
-          {"sequence", record.sequence},
-          {"payload_digest", record.payload_digest},
-          {"outcome",
-           answer.outcome == StepOutcome::kSkippedNonfinite ? "skipped_nonfinite" : "applied"},
-          {"version", FromVersion(answer.version)},
-          {"step", answer.step},
-          {"contributions", answer.contributions},
-          {"quorum", answer.quorum},
-          {"grad_norm", FromDouble(answer.grad_norm)},
-          {"clip_coef", FromDouble(answer.clip_coef)},
-          {"nonfinite", answer.nonfinite},
-          {"updated", answer.updated},
-          {"skipped", answer.skipped}};
+  Json json = {{"worker", worker},
+               {"sequence", record.sequence},
+               {"payload_digest", record.payload_digest},
+               {"outcome",
+                answer.outcome == StepOutcome::kSkippedNonfinite ? "skipped_nonfinite" : "applied"},
+               {"version", FromVersion(answer.version)},
+               {"step", answer.step},
+               {"contributions", answer.contributions},
+               {"quorum", answer.quorum},
+               {"grad_norm", FromDouble(answer.grad_norm)},
+               {"clip_coef", FromDouble(answer.clip_coef)},
+               {"nonfinite", answer.nonfinite},
+               {"updated", answer.updated},
+               {"skipped", answer.skipped}};
+  // Only where it says something: so manifests without it are as they always were.
+  if (answer.ignored != 0) json["ignored"] = answer.ignored;
+  return json;
 }
 
 // One member per line, and one item per line of a list: so that a person can read and compare it.

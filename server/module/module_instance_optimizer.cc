@@ -1,5 +1,6 @@
 // What of ModuleInstance sets and shows the optimizer.
 #include <algorithm>
+#include <asio/post.hpp>
 #include <utility>
 #include <vector>
 
@@ -53,6 +54,67 @@ absl::StatusOr<VersionRef> ModuleInstance::ConfigureOnStrand(const OptimizerConf
   }
   Publish(NextVersion(MutationKind::kConfigureOptimizer), std::move(next_optimizer));
   return Current();
+}
+
+void ModuleInstance::ReadOptimizerState(OptimizerStateQuery query, Done<OptimizerStatePart> done) {
+  asio::post(strand_,
+             [self = shared_from_this(), query = std::move(query),
+              done = std::move(done)]() mutable { done(self->OptimizerStateOnStrand(query)); });
+}
+
+absl::StatusOr<OptimizerStatePart> ModuleInstance::OptimizerStateOnStrand(
+    const OptimizerStateQuery& query) const {
+  MS_RETURN_IF_ERROR(CheckNotDeleted());
+  OptimizerStatePart part;
+  part.version = Current();
+  part.optimizer = optimizer();
+  if (part.optimizer == nullptr) {
+    return MakeError(
+        Reason::kNoOptimizer,
+        absl::StrCat("module \"", name_, "\" has no optimizer: call ConfigureOptimizer first"),
+        {{"module", name_}});
+  }
+  if (part.version->schema != query.schema) {
+    return MakeError(Reason::kStaleBase,
+                     absl::StrCat("the tensors of module \"", name_,
+                                  "\" changed while they were listed: list again"),
+                     {{"module", name_}});
+  }
+  const std::vector<uint32_t>& parameters = *query.parameters;
+  const auto slots_of = [](const ParameterState& state) {
+    uint64_t slots = 0;
+    for (const RefPtr<TensorStorage>& slot : state.slots) slots += slot ? 1 : 0;
+    return slots;
+  };
+  if (query.count) {
+    for (uint32_t index : parameters) {
+      const ParameterState& state = optimizer_state_.parameters[index];
+      if (state.step > 0) part.count += 1 + slots_of(state);
+    }
+  }
+  uint64_t referenced = 0;
+  auto it = std::lower_bound(parameters.begin(), parameters.end(), query.from.parameter);
+  for (; it != parameters.end(); ++it) {
+    const ParameterState& state = optimizer_state_.parameters[*it];
+    if (state.step == 0) continue;
+    for (uint32_t slot = *it == query.from.parameter ? query.from.slot : 0; slot <= kMaxSlots;
+         ++slot) {
+      const RefPtr<TensorStorage>* storage = slot == 0 ? nullptr : &state.slots[slot - 1];
+      if (storage != nullptr && !*storage) continue;
+      const bool full = query.max_referenced_bytes > 0 && referenced >= query.max_referenced_bytes;
+      if (part.entries.size() >= query.max_entries || full) {
+        part.next = OptimizerStatePlace{*it, slot};
+        return part;
+      }
+      OptimizerStatePart::Entry& entry = part.entries.emplace_back();
+      entry.place = {*it, slot};
+      entry.step = state.step;
+      if (storage == nullptr || query.max_referenced_bytes == 0) continue;
+      entry.storage = *storage;
+      referenced += (*storage)->size();
+    }
+  }
+  return part;
 }
 
 }  // namespace modelstate

@@ -168,6 +168,7 @@ absl::StatusOr<StepAnswer> ModuleInstance::StepOnStrand(StepRequest& request) {
       MS_RETURN_IF_ERROR(RematchGradients(current->schema, gradients));
     }
     MS_RETURN_IF_ERROR(BringGradients(*current->device, gradients));
+    answer.ignored = gradients.ignored;
     next = NextVersion(MutationKind::kStep);  // before the step: nothing may fail after it
     MS_ASSIGN_OR_RETURN(result,
                         ApplyOptimizerStep(*current, *optimizer, options, std::move(gradients),

@@ -1,5 +1,6 @@
 #include "server/optim/gradient_set.h"
 
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -8,7 +9,7 @@
 namespace modelstate {
 namespace {
 
-absl::Status CheckKind(const PushedTensor& tensor, const TensorSpec& spec) {
+absl::Status CheckKind(const PushedTensor& tensor, const TensorSpec& spec, bool ignore_frozen) {
   const ErrorMetadata metadata = {{"tensor", tensor.name}};
   if (tensor.kind == TensorKind::kBuffer) {
     if (spec.kind == TensorKind::kBuffer) return absl::OkStatus();
@@ -33,10 +34,11 @@ absl::Status CheckKind(const PushedTensor& tensor, const TensorSpec& spec) {
                      metadata);
   }
   if (!spec.requires_grad) {
+    if (ignore_frozen) return absl::OkStatus();
     return MakeError(Reason::kParameterFrozen,
                      absl::StrCat("parameter \"", tensor.name,
                                   "\" is frozen (requires_grad is false); leave its gradient out, "
-                                  "or unfreeze it with SetRequiresGrad"),
+                                  "set ignore_frozen, or unfreeze it with SetRequiresGrad"),
                      metadata);
   }
   if (!IsFloatingPoint(spec.dtype)) {
@@ -49,15 +51,16 @@ absl::Status CheckKind(const PushedTensor& tensor, const TensorSpec& spec) {
   return absl::OkStatus();
 }
 
-// The owner's index for each tensor of the table.
-absl::StatusOr<std::vector<uint32_t>> Match(const ModuleSchema& schema,
-                                            absl::Span<const PushedTensor> tensors) {
+// For each tensor of the table where it goes: the owner's index, or nothing to be ignored.
+using Targets = std::vector<std::optional<uint32_t>>;
+absl::StatusOr<Targets> Match(const ModuleSchema& schema, absl::Span<const PushedTensor> tensors,
+                              bool ignore_frozen) {
   if (schema.empty()) {
     return MakeError(Reason::kModuleEmpty,
                      "the module has no tensors yet; load a checkpoint or a state_dict first");
   }
-  std::vector<uint32_t> owners;
-  owners.reserve(tensors.size());
+  Targets targets;
+  targets.reserve(tensors.size());
   std::vector<bool> given(schema.size(), false);
   for (const PushedTensor& tensor : tensors) {
     const ErrorMetadata metadata = {{"tensor", tensor.name}};
@@ -69,7 +72,7 @@ absl::StatusOr<std::vector<uint32_t>> Match(const ModuleSchema& schema,
                        metadata);
     }
     const TensorSpec& spec = schema.spec(*index);
-    MS_RETURN_IF_ERROR(CheckKind(tensor, spec));
+    MS_RETURN_IF_ERROR(CheckKind(tensor, spec, ignore_frozen));
     if (tensor.shape != spec.shape) {
       return MakeError(
           Reason::kShapeMismatch,
@@ -101,27 +104,35 @@ absl::StatusOr<std::vector<uint32_t>> Match(const ModuleSchema& schema,
           metadata);
     }
     given[owner] = true;
-    owners.push_back(owner);
+    const bool ignored = tensor.kind == TensorKind::kGradient && !spec.requires_grad;
+    targets.push_back(ignored ? std::nullopt : std::optional<uint32_t>(owner));
   }
-  return owners;
+  return targets;
 }
 
 }  // namespace
 
 absl::StatusOr<GradientSet> StageGradients(std::shared_ptr<const ModuleSchema> schema,
                                            std::vector<PushedTensor> tensors, Device& device,
-                                           MemoryBudget& push_budget) {
-  MS_ASSIGN_OR_RETURN(const std::vector<uint32_t> owners, Match(*schema, tensors));
+                                           MemoryBudget& push_budget, bool ignore_frozen) {
+  MS_ASSIGN_OR_RETURN(const Targets targets, Match(*schema, tensors, ignore_frozen));
   // Cannot overflow: each owner comes once, and the schema has checked the sum of them all.
   uint64_t bytes = 0;
-  for (uint32_t owner : owners) bytes += schema->spec(owner).nbytes();
+  for (const std::optional<uint32_t>& owner : targets) {
+    if (owner) bytes += schema->spec(*owner).nbytes();
+  }
   GradientSet gradients;
+  gradients.ignore_frozen = ignore_frozen;
   MS_ASSIGN_OR_RETURN(gradients.reservation, push_budget.Reserve(bytes));
-  gradients.entries.reserve(owners.size());
-  for (uint32_t owner : owners) {
+  gradients.entries.reserve(targets.size());
+  for (size_t i = 0; i < targets.size(); ++i) {
+    if (!targets[i]) {
+      ++gradients.ignored;
+      continue;
+    }
     MS_ASSIGN_OR_RETURN(RefPtr<TensorStorage> storage,
-                        TensorStorage::Allocate(device, schema->spec(owner).nbytes()));
-    gradients.entries.push_back({owner, std::move(storage)});
+                        TensorStorage::Allocate(device, schema->spec(*targets[i]).nbytes()));
+    gradients.entries.push_back({*targets[i], i, std::move(storage)});
   }
   gradients.schema = std::move(schema);
   gradients.tensors = std::move(tensors);
@@ -130,8 +141,17 @@ absl::StatusOr<GradientSet> StageGradients(std::shared_ptr<const ModuleSchema> s
 
 absl::Status RematchGradients(std::shared_ptr<const ModuleSchema> schema, GradientSet& gradients) {
   if (gradients.schema == schema) return absl::OkStatus();
-  MS_ASSIGN_OR_RETURN(const std::vector<uint32_t> owners, Match(*schema, gradients.tensors));
-  for (size_t i = 0; i < owners.size(); ++i) gradients.entries[i].index = owners[i];
+  MS_ASSIGN_OR_RETURN(const Targets targets,
+                      Match(*schema, gradients.tensors, gradients.ignore_frozen));
+  std::vector<GradientSet::Entry> entries;
+  entries.reserve(gradients.entries.size());
+  for (GradientSet::Entry& entry : gradients.entries) {
+    if (const std::optional<uint32_t> owner = targets[entry.tensor]) {
+      entries.push_back({*owner, entry.tensor, std::move(entry.storage)});
+    }
+  }
+  gradients.ignored = gradients.tensors.size() - entries.size();
+  gradients.entries = std::move(entries);
   gradients.schema = std::move(schema);
   return absl::OkStatus();
 }

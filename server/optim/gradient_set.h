@@ -27,12 +27,16 @@ struct PushedTensor {
 struct GradientSet {
   struct Entry {
     uint32_t index = 0;             // of the owner in the schema
+    size_t tensor = 0;              // in `tensors`
     RefPtr<TensorStorage> storage;  // sole reference; bytes of the parameter's dtype and shape
   };
   std::shared_ptr<const ModuleSchema> schema;  // that the entries were matched with
   std::vector<PushedTensor> tensors;           // the table, in its order
-  std::vector<Entry> entries;                  // parallel to `tensors`
-  MemoryBudget::Reservation reservation;       // of the bytes that are staged
+  std::vector<Entry> entries;                  // in the order of `tensors`, less the ignored ones
+  // With ignore_frozen: gradients of frozen parameters have no entry, they are counted.
+  bool ignore_frozen = false;
+  uint64_t ignored = 0;
+  MemoryBudget::Reservation reservation;  // of the bytes that are staged
 };
 
 // Checks a whole push against `schema` and allocates its storages on `device`: every name known and
@@ -41,12 +45,16 @@ struct GradientSet {
 // INVALID_FIELD (a parameter as a buffer, a kind that no push has), SHAPE_MISMATCH, DTYPE_MISMATCH,
 // CHUNK_INVALID (twice); FAILED_PRECONDITION PARAMETER_FROZEN, MODULE_EMPTY; RESOURCE_EXHAUSTED
 // PUSH_MEMORY (before anything is allocated), DEVICE_MEMORY.
+//
+// With `ignore_frozen` the gradient of a frozen parameter is no error: it is checked like the
+// others, and ignored.
 absl::StatusOr<GradientSet> StageGradients(std::shared_ptr<const ModuleSchema> schema,
                                            std::vector<PushedTensor> tensors, Device& device,
-                                           MemoryBudget& push_budget);
+                                           MemoryBudget& push_budget, bool ignore_frozen = false);
 
 // The same checks again against a newer schema (a freeze or a load came in between); fills in the
-// new indices.
+// new indices. With ignore_frozen, gradients of what is frozen now are dropped; what was ignored
+// before stays ignored, as its elements are gone. On an error nothing has changed.
 absl::Status RematchGradients(std::shared_ptr<const ModuleSchema> schema, GradientSet& gradients);
 
 }  // namespace modelstate

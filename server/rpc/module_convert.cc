@@ -158,6 +158,7 @@ void StepAnswerToProto(const StepAnswer& answer, v1::ApplyStepResponse* proto) {
   for (const std::string& name : answer.nonfinite) proto->add_nonfinite(name);
   proto->set_updated(answer.updated);
   proto->set_skipped(answer.skipped);
+  proto->set_ignored(answer.ignored);
 }
 
 absl::StatusOr<LoadOptions> LoadOptionsFromProto(const v1::LoadOptions& proto) {

@@ -8,59 +8,21 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/wire/convert.h"
-#include "common/wire/values_codec.h"
+#include "server/rpc/initial_values.h"
+#include "server/state/registration.h"
 
 namespace modelstate {
 namespace {
 
-constexpr size_t kFillBlock = size_t{64} << 10;
-
 std::string What(const TensorSpec& spec) { return absl::StrCat("tensor \"", spec.name, "\""); }
 
-// What `info` asks for: all elements, or one that is repeated, or nothing for zeros.
-absl::StatusOr<std::string> InitialElements(const v1::TensorInfo& info, const TensorSpec& spec) {
-  std::string bytes;
-  if (info.has_values()) {
-    if (info.has_initializer()) {
-      return MakeError(Reason::kInvalidField,
-                       absl::StrCat(What(spec), " has both values and an initializer; give one"),
-                       {{"tensor", spec.name}});
-    }
-    absl::Status status =
-        EncodeValues(info.values(), spec.dtype, spec.shape.num_elements(), &bytes);
-    if (!status.ok()) return Annotate(status, What(spec));
-    return bytes;
-  }
-  double constant = 0;
-  switch (info.initializer().init_case()) {
-    case v1::Initializer::kOnes:
-      constant = 1;
-      break;
-    case v1::Initializer::kConstant:
-      constant = info.initializer().constant();
-      break;
-    default:
-      return bytes;
-  }
-  v1::Values value;
-  value.mutable_doubles()->add_values(constant);
-  if (spec.dtype == DType::kC64) value.mutable_doubles()->add_values(0);
-  absl::Status status = EncodeValues(value, spec.dtype, 1, &bytes);
-  if (!status.ok()) return Annotate(status, absl::StrCat(What(spec), ", initializer"));
-  return bytes;
-}
-
-// Writes `elements` to the whole storage, again and again where they are fewer.
-absl::Status Fill(absl::string_view elements, TensorStorage& storage) {
-  Device& device = storage.device();
-  if (elements.empty()) return device.FillZero(storage.MutableBuffer());
-  std::string block(elements);
-  while (block.size() < kFillBlock && block.size() < storage.size()) block += block;
-  for (uint64_t offset = 0; offset < storage.size(); offset += block.size()) {
-    const uint64_t size = std::min<uint64_t>(block.size(), storage.size() - offset);
-    const auto* data = reinterpret_cast<const uint8_t*>(block.data());
+// What torch refuses to register, before anything else is looked at.
+absl::Status CheckNames(const v1::ModuleSpec& spec) {
+  Registrar registrar;
+  for (const v1::TensorInfo& info : spec.tensors()) {
+    const bool buffer = info.kind() == v1::BUFFER;
     MS_RETURN_IF_ERROR(
-        device.CopyFromHost(absl::MakeConstSpan(data, size), storage.MutableBuffer(), offset));
+        registrar.AddName(info.name(), buffer ? TensorKind::kBuffer : TensorKind::kParameter));
   }
   return absl::OkStatus();
 }
@@ -85,8 +47,12 @@ absl::StatusOr<std::shared_ptr<ModuleInstance>> CreateModuleFromSpec(
                                   "\" already; delete it first, or choose another name"),
                      {{"module", request.name()}});
   }
+  ModuleMetadata metadata(request.spec().metadata().begin(), request.spec().metadata().end());
+  MS_RETURN_IF_ERROR(CheckMetadata(metadata));
+  MS_RETURN_IF_ERROR(CheckNames(request.spec()));
   MS_ASSIGN_OR_RETURN(std::vector<TensorSpec> specs,
                       TensorSpecsFromProto(request.spec().tensors()));
+  for (const TensorSpec& spec : specs) MS_RETURN_IF_ERROR(CheckRequiresGrad(spec));
   MS_ASSIGN_OR_RETURN(std::shared_ptr<const ModuleSchema> schema,
                       ModuleSchema::Create(std::move(specs), 1));
   MS_ASSIGN_OR_RETURN(Device* const chosen, runtime.FindDevice(request.device()));
@@ -103,22 +69,28 @@ absl::StatusOr<std::shared_ptr<ModuleInstance>> CreateModuleFromSpec(
          {"used_bytes", absl::StrCat(usage.used_bytes)},
          {"limit_bytes", absl::StrCat(usage.limit_bytes)}});
   }
-  std::vector<StorageRef> storages(schema->size());
+  std::vector<InitialValue> values(schema->size());
   for (uint32_t i = 0; i < schema->size(); ++i) {
     const v1::TensorInfo& info = request.spec().tensors(static_cast<int>(i));
     const TensorSpec& spec = schema->spec(i);
     if (spec.is_alias()) {
       MS_RETURN_IF_ERROR(CheckAliasCarriesNothing(info, spec));
+      continue;
+    }
+    MS_ASSIGN_OR_RETURN(values[i], InitialValueFromProto(info, spec, request.spec().seed()));
+  }
+  std::vector<StorageRef> storages(schema->size());
+  for (uint32_t i = 0; i < schema->size(); ++i) {
+    const TensorSpec& spec = schema->spec(i);
+    if (spec.is_alias()) {
       storages[i] = storages[schema->owner(i)];
       continue;
     }
-    MS_ASSIGN_OR_RETURN(const std::string bytes, InitialElements(info, spec));
     MS_ASSIGN_OR_RETURN(RefPtr<TensorStorage> storage,
                         TensorStorage::Allocate(device, spec.nbytes()));
-    MS_RETURN_IF_ERROR(Fill(bytes, *storage));
+    MS_RETURN_IF_ERROR(FillInitialValue(values[i], spec, *runtime.compute, *storage));
     storages[i] = std::move(storage);
   }
-  ModuleMetadata metadata(request.spec().metadata().begin(), request.spec().metadata().end());
   return runtime.registry->Create(request.name(), std::move(schema), std::move(storages),
                                   std::move(metadata), &device);
 }

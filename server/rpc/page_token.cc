@@ -1,6 +1,7 @@
 #include "server/rpc/page_token.h"
 
 #include "absl/strings/escaping.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/digest.h"
 #include "common/base/status.h"
@@ -31,6 +32,16 @@ absl::StatusOr<std::string> DecodePageToken(absl::string_view scope, absl::strin
                      {{"field", "page_token"}});
   }
   return text.substr(kScopeBytes);
+}
+
+absl::StatusOr<uint64_t> DecodePageIndex(absl::string_view scope, absl::string_view token) {
+  MS_ASSIGN_OR_RETURN(const std::string position, DecodePageToken(scope, token));
+  uint64_t index = 0;
+  if (!position.empty() && !absl::SimpleAtoi(position, &index)) {
+    return MakeError(Reason::kInvalidField, "page_token is malformed; start again without one",
+                     {{"field", "page_token"}});
+  }
+  return index;
 }
 
 absl::StatusOr<size_t> PageSize(int32_t requested, size_t default_size, size_t max_size) {

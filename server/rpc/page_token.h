@@ -24,6 +24,9 @@ std::string EncodePageToken(absl::string_view scope, absl::string_view position)
 // The position; empty for an empty token. INVALID_FIELD for a token of another scope.
 absl::StatusOr<std::string> DecodePageToken(absl::string_view scope, absl::string_view token);
 
+// The same for positions that are numbers: 0 for an empty token.
+absl::StatusOr<uint64_t> DecodePageIndex(absl::string_view scope, absl::string_view token);
+
 // INVALID_FIELD for a negative or too large page size; 0 is `default_size`.
 absl::StatusOr<size_t> PageSize(int32_t requested, size_t default_size, size_t max_size);
 

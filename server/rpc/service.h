@@ -61,20 +61,22 @@ class ModelStateService final : public service_internal::All {
   // module_rpcs.cc
   Unary* CreateModule(Context*, const v1::CreateModuleRequest*, v1::Module*) override;
   Unary* GetModule(Context*, const v1::GetModuleRequest*, v1::Module*) override;
-  Unary* GetModuleSpec(Context*, const v1::GetModuleSpecRequest*,
-                       v1::GetModuleSpecResponse*) override;
   Unary* ListVersions(Context*, const v1::ListVersionsRequest*, v1::ListVersionsResponse*) override;
   Unary* ListModules(Context*, const v1::ListModulesRequest*, v1::ListModulesResponse*) override;
   Unary* DeleteModule(Context*, const v1::DeleteModuleRequest*, v1::DeleteModuleResponse*) override;
   Unary* MoveModule(Context*, const v1::MoveModuleRequest*, v1::Module*) override;
   Unary* SetRequiresGrad(Context*, const v1::SetRequiresGradRequest*,
                          v1::SetRequiresGradResponse*) override;
+  // module_spec_rpcs.cc
+  Unary* GetModuleSpec(Context*, const v1::GetModuleSpecRequest*,
+                       v1::GetModuleSpecResponse*) override;
   // tensor_rpcs.cc
   Unary* ListParameters(Context*, const v1::ListTensorsRequest*, v1::ListTensorsResponse*) override;
   Unary* ListBuffers(Context*, const v1::ListTensorsRequest*, v1::ListTensorsResponse*) override;
+  Unary* GetTensor(Context*, const v1::GetTensorRequest*, v1::GetTensorResponse*) override;
+  // optimizer_state_rpcs.cc
   Unary* ListOptimizerState(Context*, const v1::ListTensorsRequest*,
                             v1::ListTensorsResponse*) override;
-  Unary* GetTensor(Context*, const v1::GetTensorRequest*, v1::GetTensorResponse*) override;
   // snapshot_rpcs.cc
   Unary* PinSnapshot(Context*, const v1::PinSnapshotRequest*, v1::Snapshot*) override;
   Unary* ReleaseSnapshot(Context*, const v1::ReleaseSnapshotRequest*,

@@ -107,19 +107,24 @@ absl::Status StepPush::OnTable(absl::Span<const ReceivedTensor> tensors) {
   }
   MS_ASSIGN_OR_RETURN(
       gradients_, StageGradients(module_->Current()->schema, std::move(table), module_->device(),
-                                 *module_->environment().push_budget));
-  destinations_.reserve(tensors.size());
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    destinations_.push_back(gradients_->entries[i].storage->MutableHostBytes());
-    if (tensors[i].values) {
-      std::memcpy(destinations_[i].data(), tensors[i].values->data(), tensors[i].values->size());
+                                 *module_->environment().push_budget, header_.ignore_frozen()));
+  destinations_.resize(tensors.size());
+  for (const GradientSet::Entry& entry : gradients_->entries) {
+    const ReceivedTensor& tensor = tensors[entry.tensor];
+    destinations_[entry.tensor] = entry.storage->MutableHostBytes();
+    if (tensor.values) {
+      std::memcpy(destinations_[entry.tensor].data(), tensor.values->data(), tensor.values->size());
     }
   }
+  if (gradients_->ignored > 0) scratch_.resize(kScratchBytes);
   return absl::OkStatus();
 }
 
 absl::Span<uint8_t> StepPush::Destination(size_t index, uint64_t offset, uint64_t max) {
-  if (replay_) return absl::MakeSpan(scratch_).subspan(0, std::min<uint64_t>(max, kScratchBytes));
+  // What is replayed or ignored is only checked and hashed.
+  if (replay_ || destinations_[index].empty()) {
+    return absl::MakeSpan(scratch_).subspan(0, std::min<uint64_t>(max, kScratchBytes));
+  }
   return destinations_[index].subspan(offset, max);
 }
 
@@ -158,9 +163,12 @@ void StepPush::Apply(StepRequest request) {
 
 // Over the table in its order, for each tensor with the XXH3-64 of its elements (so it does not
 // matter how they were cut into chunks, or whether they came inline), then weight, grad_scale and
-// the overrides. The base is left out: it says when the gradients were computed, not what they are.
+// the overrides; whether frozen parameters are ignored is in what it begins with. The base is left
+// out: it says when the gradients were computed, not what they are.
 std::string StepPush::PayloadDigest() const {
-  std::string text = "modelstate.v1 step";
+  // Without ignore_frozen the digest is what it was before there was that field.
+  std::string text = header_.ignore_frozen() ? "modelstate.v1 step ignoring frozen parameters"
+                                             : "modelstate.v1 step";
   AppendNumber(receiver_.tensors().size(), &text);
   for (size_t i = 0; i < receiver_.tensors().size(); ++i) {
     const TensorSpec& spec = receiver_.tensors()[i].spec;

@@ -49,7 +49,7 @@ class StepPush final : public PushSession, private TensorDestination {
   bool replay_ = false;  // answered before: hash, and drop
   std::optional<GradientSet> gradients_;
   std::vector<absl::Span<uint8_t>> destinations_;  // by table index
-  std::vector<uint8_t> scratch_;                   // where a replay's bytes go
+  std::vector<uint8_t> scratch_;  // where bytes go that are not kept: a replay's, ignored ones
 };
 
 }  // namespace modelstate

@@ -2,14 +2,14 @@
 #include <string>
 #include <vector>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "common/base/digest.h"
 #include "common/base/status.h"
 #include "common/wire/convert.h"
 #include "common/wire/values_codec.h"
+#include "server/rpc/listing.h"
 #include "server/rpc/page_token.h"
 #include "server/rpc/service.h"
+#include "server/rpc/tensor_slice.h"
 #include "server/rpc/tensor_statistics.h"
 #include "server/rpc/unary_handler.h"
 
@@ -19,71 +19,36 @@ namespace {
 constexpr uint32_t kDefaultValues = 64;
 constexpr uint32_t kMaxValues = 65536;
 
-// Copies of the elements where the host cannot see them; else `scratch` stays empty.
-absl::StatusOr<absl::Span<const uint8_t>> HostBytes(const TensorStorage& storage,
-                                                    std::vector<uint8_t>* scratch) {
-  if (storage.device().host_visible()) return storage.HostBytes();
-  scratch->resize(storage.size());
-  MS_RETURN_IF_ERROR(storage.CopyToHost(0, absl::MakeSpan(*scratch)));
-  return absl::MakeConstSpan(*scratch);
-}
-
-absl::Status DescribeTensor(const ModuleVersion& version, uint32_t index, bool digest,
-                            v1::TensorInfo* info) {
+void DescribeTensor(const ModuleVersion& version, uint32_t index, v1::TensorInfo* info) {
   TensorSpecToProto(version.schema->spec(index), info);
   info->set_changed_version(version.changed_version[index]);
-  if (digest) {
-    MS_ASSIGN_OR_RETURN(const uint64_t xxh3, version.storages[index]->Digest());
-    info->set_xxh3(DigestToHex(xxh3));
-  }
-  return absl::OkStatus();
 }
 
 absl::Status ListTensors(Runtime& runtime, TensorKind kind, const v1::ListTensorsRequest& request,
                          v1::ListTensorsResponse* response) {
   MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module, runtime.FindModule(request.module()));
-  MS_ASSIGN_OR_RETURN(Selection selection, SelectionFromProto(request.selection()));
-  MS_ASSIGN_OR_RETURN(const size_t page_size, PageSize(request.page_size(), 1000, 10000));
-  if (selection.float_dtype) {
-    return MakeError(Reason::kInvalidField,
-                     "selection.float_dtype casts what is read; a listing shows the module's own "
-                     "dtypes: leave it out",
-                     {{"field", "selection.float_dtype"}});
-  }
-  // A list of buffers shows all of them: that they are not in a state_dict is one of their marks.
-  selection.include_non_persistent = true;
+  MS_ASSIGN_OR_RETURN(const ListingRequest wanted, ListingRequestFromProto(request));
   const VersionRef version = module->Current();
   const ModuleSchema& schema = *version->schema;
-
-  v1::ListTensorsRequest listing = request;
-  listing.clear_page_size();
-  listing.clear_page_token();
-  const std::string scope =
-      PageScope(listing, absl::StrCat(TensorKindName(kind), " ", version->version.incarnation, " ",
-                                      schema.revision()));
-  MS_ASSIGN_OR_RETURN(const std::string position, DecodePageToken(scope, request.page_token()));
-  uint64_t first = 0;
-  if (!position.empty() && !absl::SimpleAtoi(position, &first)) {
-    return MakeError(Reason::kInvalidField, "page_token is malformed; start again without one",
-                     {{"field", "page_token"}});
+  const std::string scope = ListingScope(request, TensorKindName(kind), *version);
+  MS_ASSIGN_OR_RETURN(const uint64_t first, DecodePageIndex(scope, request.page_token()));
+  absl::StatusOr<ModuleSchema::Listing> listing = schema.List(kind, wanted.view, wanted.selection);
+  if (!listing.ok()) {
+    return Annotate(listing.status(), absl::StrCat("module \"", module->name(), "\""));
   }
-
-  std::vector<std::string> unknown;
-  std::vector<uint32_t> indices = Select(selection, schema.specs(), &unknown);
-  if (!unknown.empty()) {
-    return MakeError(Reason::kTensorNotFound,
-                     absl::StrCat("module \"", module->name(), "\" has no tensor ",
-                                  QuotedList(unknown), "; list without a selection to see all"),
-                     {{"module", module->name()}, {"tensor", unknown.front()}});
-  }
-  indices.erase(std::remove_if(indices.begin(), indices.end(),
-                               [&](uint32_t index) { return schema.spec(index).kind != kind; }),
-                indices.end());
+  const std::vector<uint32_t>& indices = **listing;
   size_t bytes = 0;
+  uint64_t element_bytes = 0;
   uint64_t next = first;
-  for (; next < indices.size() && next - first < page_size && bytes < kMaxPageBytes; ++next) {
+  for (; next < indices.size() && next - first < wanted.page_size && bytes < kMaxPageBytes &&
+         element_bytes < kMaxPageElementBytes;
+       ++next) {
+    const uint32_t index = indices[next];
+    const TensorStorage& storage = *version->storages[index];
     v1::TensorInfo* info = response->add_tensors();
-    MS_RETURN_IF_ERROR(DescribeTensor(*version, indices[next], request.digests(), info));
+    DescribeTensor(*version, index, info);
+    element_bytes += ElementBytesToRead(wanted, storage);
+    MS_RETURN_IF_ERROR(AddElementFacts(wanted, storage, schema.spec(index).dtype, info));
     bytes += info->ByteSizeLong();
   }
   if (next < indices.size()) {
@@ -93,6 +58,15 @@ absl::Status ListTensors(Runtime& runtime, TensorKind kind, const v1::ListTensor
   VersionToProto(version->version, response->mutable_version());
   response->set_step(version->step);
   return absl::OkStatus();
+}
+
+// The tensor `request` names, and the part of it that its slice selects.
+absl::StatusOr<TensorSlice> ParseSlice(const v1::GetTensorRequest& request,
+                                       const TensorSpec& spec) {
+  if (request.slice().empty()) return TensorSlice(spec.shape);
+  absl::StatusOr<TensorSlice> slice = TensorSlice::Parse(request.slice(), spec.shape);
+  if (slice.ok()) return slice;
+  return Annotate(slice.status(), absl::StrCat("tensor \"", spec.name, "\""));
 }
 
 absl::Status GetTensor(Runtime& runtime, const v1::GetTensorRequest& request,
@@ -122,18 +96,20 @@ absl::Status GetTensor(Runtime& runtime, const v1::GetTensorRequest& request,
         {{"module", module->name()}, {"tensor", request.name()}});
   }
   const TensorSpec& spec = version.schema->spec(*index);
-  const auto elements = static_cast<uint64_t>(spec.shape.num_elements());
+  MS_ASSIGN_OR_RETURN(const TensorSlice slice, ParseSlice(request, spec));
+  const uint64_t elements = slice.elements();
   if (request.count() > kMaxValues) {
     return MakeError(Reason::kInvalidField,
                      absl::StrCat("count is ", request.count(), "; it is at most ", kMaxValues),
                      {{"field", "count"}});
   }
   if (request.first() > elements || (request.count() > elements - request.first())) {
-    return MakeError(Reason::kRangeOutsideLayout,
-                     absl::StrCat("tensor \"", spec.name, "\" has ", elements,
-                                  " elements; first = ", request.first(),
-                                  " and count = ", request.count(), " reach past them"),
-                     {{"tensor", spec.name}, {"elements", absl::StrCat(elements)}});
+    return MakeError(
+        Reason::kRangeOutsideLayout,
+        absl::StrCat(request.slice().empty() ? "" : "the slice of ", "tensor \"", spec.name,
+                     "\" has ", elements, " elements; first = ", request.first(),
+                     " and count = ", request.count(), " reach past them"),
+        {{"tensor", spec.name}, {"elements", absl::StrCat(elements)}});
   }
   const uint64_t count = request.count() != 0
                              ? request.count()
@@ -142,18 +118,14 @@ absl::Status GetTensor(Runtime& runtime, const v1::GetTensorRequest& request,
   MS_ASSIGN_OR_RETURN(const absl::Span<const uint8_t> bytes,
                       HostBytes(*version.storages[*index], &scratch));
   v1::TensorInfo* info = response->mutable_tensor();
-  MS_RETURN_IF_ERROR(DescribeTensor(version, *index, false, info));
-  const size_t width = DTypeSize(spec.dtype);
+  DescribeTensor(version, *index, info);
   *info->mutable_values() =
-      DecodeValues(bytes.subspan(request.first() * width, count * width), spec.dtype);
-  const TensorStatistics statistics = ComputeStatistics(bytes, spec.dtype);
-  v1::TensorStatistics* out = response->mutable_statistics();
-  out->set_count(statistics.count);
-  out->set_min(statistics.min);
-  out->set_max(statistics.max);
-  out->set_mean(statistics.mean);
-  out->set_norm(statistics.norm);
-  out->set_nonfinite(statistics.nonfinite);
+      DecodeValues(slice.Gather(bytes, DTypeSize(spec.dtype), request.first(), count), spec.dtype);
+  if (!request.slice().empty()) {
+    response->mutable_slice_shape()->Assign(slice.shape().begin(), slice.shape().end());
+  }
+  MS_RETURN_IF_ERROR(
+      StatisticsToProto(*version.storages[*index], spec.dtype, response->mutable_statistics()));
   response->set_first(request.first());
   VersionToProto(version.version, response->mutable_version());
   response->set_step(version.step);
@@ -166,9 +138,9 @@ grpc::ServerUnaryReactor* AnswerList(Runtime& runtime, TensorKind kind,
   const auto list = [&runtime, kind, request, response] {
     return ListTensors(runtime, kind, *request, response);
   };
-  // Digests may have to read every byte of the module.
-  return request->digests() ? UnaryHandler::AnswerOnIoThread(runtime, list)
-                            : UnaryHandler::AnswerNow(runtime, list);
+  // Both may have to read every byte of the module.
+  return request->digests() || request->statistics() ? UnaryHandler::AnswerOnIoThread(runtime, list)
+                                                     : UnaryHandler::AnswerNow(runtime, list);
 }
 
 }  // namespace
@@ -183,16 +155,6 @@ grpc::ServerUnaryReactor* ModelStateService::ListBuffers(Context*,
                                                          const v1::ListTensorsRequest* request,
                                                          v1::ListTensorsResponse* response) {
   return AnswerList(runtime_, TensorKind::kBuffer, request, response);
-}
-
-grpc::ServerUnaryReactor* ModelStateService::ListOptimizerState(Context*,
-                                                                const v1::ListTensorsRequest*,
-                                                                v1::ListTensorsResponse*) {
-  return UnaryHandler::AnswerNow(runtime_, [] {
-    return MakeError(
-        Reason::kNotImplemented,
-        "ListOptimizerState is not built yet; GetOptimizer tells the bytes of the state");
-  });
 }
 
 grpc::ServerUnaryReactor* ModelStateService::GetTensor(Context*,

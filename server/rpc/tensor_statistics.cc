@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "common/base/status.h"
 #include "common/base/tensor_cast.h"
 
 namespace modelstate {
@@ -11,10 +12,10 @@ namespace modelstate {
 TensorStatistics ComputeStatistics(absl::Span<const uint8_t> bytes, DType dtype) {
   constexpr size_t kBlock = 4096;
   TensorStatistics result;
-  result.count = bytes.size() / DTypeSize(dtype);
   const DType part = dtype == DType::kC64 ? DType::kF32 : dtype;
   const size_t width = DTypeSize(part);
   const size_t parts = bytes.size() / width;
+  result.count = parts;
   double block[kBlock];
   double sum = 0;
   double square_sum = 0;
@@ -47,6 +48,28 @@ TensorStatistics ComputeStatistics(absl::Span<const uint8_t> bytes, DType dtype)
     result.norm = std::sqrt(square_sum);
   }
   return result;
+}
+
+absl::StatusOr<absl::Span<const uint8_t>> HostBytes(const TensorStorage& storage,
+                                                    std::vector<uint8_t>* scratch) {
+  if (storage.device().host_visible()) return storage.HostBytes();
+  scratch->resize(storage.size());
+  MS_RETURN_IF_ERROR(storage.CopyToHost(0, absl::MakeSpan(*scratch)));
+  return absl::MakeConstSpan(*scratch);
+}
+
+absl::Status StatisticsToProto(const TensorStorage& storage, DType dtype,
+                               v1::TensorStatistics* proto) {
+  std::vector<uint8_t> scratch;
+  MS_ASSIGN_OR_RETURN(const absl::Span<const uint8_t> bytes, HostBytes(storage, &scratch));
+  const TensorStatistics statistics = ComputeStatistics(bytes, dtype);
+  proto->set_count(statistics.count);
+  proto->set_min(statistics.min);
+  proto->set_max(statistics.max);
+  proto->set_mean(statistics.mean);
+  proto->set_norm(statistics.norm);
+  proto->set_nonfinite(statistics.nonfinite);
+  return absl::OkStatus();
 }
 
 }  // namespace modelstate

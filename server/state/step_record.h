@@ -26,6 +26,7 @@ struct StepAnswer {
   std::vector<std::string> nonfinite;
   uint64_t updated = 0;
   uint64_t skipped = 0;
+  uint64_t ignored = 0;  // gradients of frozen parameters
 };
 
 // The last step of one worker: what makes a repeat harmless.

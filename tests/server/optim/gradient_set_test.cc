@@ -111,5 +111,56 @@ TEST_F(StageGradientsTest, RematchFollowsANewerSchema) {
   EXPECT_EQ(set->schema, moved) << "unchanged by an error";
 }
 
+TEST_F(StageGradientsTest, IgnoresFrozenParametersWhereAsked) {
+  absl::StatusOr<GradientSet> set =
+      StageGradients(schema_,
+                     {Tensor("frozen", {2}), Tensor("w", {2, 3}),
+                      Tensor("running_mean", {3}, TensorKind::kBuffer)},
+                     device_, *budget_, true);
+  ASSERT_TRUE(set.ok()) << set.status();
+  EXPECT_EQ(set->ignored, 1u);
+  ASSERT_EQ(set->entries.size(), 2u);
+  EXPECT_EQ(set->entries[0].index, 0u);
+  EXPECT_EQ(set->entries[0].tensor, 1u);
+  EXPECT_EQ(set->entries[1].tensor, 2u);
+  EXPECT_EQ(budget_->used(), 36u) << "nothing is staged for what is ignored";
+}
+
+TEST_F(StageGradientsTest, WhatIsIgnoredIsCheckedLikeTheRest) {
+  const auto stage = [&](PushedTensor tensor) {
+    return StageGradients(schema_, {std::move(tensor)}, device_, *budget_, true).status();
+  };
+  EXPECT_EQ(GetReason(stage(Tensor("frozen", {3}))), Reason::kShapeMismatch);
+  EXPECT_EQ(GetReason(stage(Tensor("frozen", {2}, TensorKind::kGradient, DType::kF16))),
+            Reason::kDTypeMismatch);
+  EXPECT_EQ(GetReason(stage(Tensor("running_mean", {3}))), Reason::kNotAParameter);
+  EXPECT_EQ(GetReason(stage(Tensor("nope", {3}))), Reason::kUnknownKey);
+  EXPECT_EQ(GetReason(StageGradients(schema_, {Tensor("frozen", {2}), Tensor("frozen", {2})},
+                                     device_, *budget_, true)
+                          .status()),
+            Reason::kChunkInvalid);
+}
+
+TEST_F(StageGradientsTest, WhatIsFrozenMeanwhileIsDroppedAndStaysSo) {
+  absl::StatusOr<GradientSet> set = StageGradients(
+      schema_, {Tensor("w", {2, 3}), Tensor("running_mean", {3}, TensorKind::kBuffer)}, device_,
+      *budget_, true);
+  ASSERT_TRUE(set.ok());
+  const std::shared_ptr<const ModuleSchema> frozen = schema_->WithRequiresGrad({0}, false);
+  ASSERT_TRUE(RematchGradients(frozen, *set).ok());
+  EXPECT_EQ(set->ignored, 1u);
+  ASSERT_EQ(set->entries.size(), 1u);
+  EXPECT_EQ(set->entries[0].index, 3u);
+  // Its elements are gone: it cannot come back.
+  ASSERT_TRUE(RematchGradients(frozen->WithRequiresGrad({0}, true), *set).ok());
+  EXPECT_EQ(set->ignored, 1u);
+  EXPECT_EQ(set->entries.size(), 1u);
+  // All or nothing still.
+  std::shared_ptr<const ModuleSchema> other = *ModuleSchema::Create(
+      {SteppedModule::Parameter("w", {2, 3}), SteppedModule::Buffer("running_mean", {4})}, 9);
+  EXPECT_EQ(GetReason(RematchGradients(other, *set)), Reason::kShapeMismatch);
+  EXPECT_EQ(set->entries.size(), 1u);
+}
+
 }  // namespace
 }  // namespace modelstate

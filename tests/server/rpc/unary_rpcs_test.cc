@@ -238,17 +238,6 @@ TEST_F(UnaryRpcsTest, OptimizerIsConfiguredAndShown) {
   EXPECT_THAT(std::string(refused.status().message()), HasSubstr("rounds.quorum"));
 }
 
-TEST_F(UnaryRpcsTest, WhatIsNotBuiltYetNamesItself) {
-  v1::MoveModuleRequest move;
-  const absl::Status moved = Call(&Stub::MoveModule, move).status();
-  EXPECT_EQ(GetReason(moved), Reason::kNotImplemented);
-  EXPECT_THAT(std::string(moved.message()), HasSubstr("MoveModule"));
-  v1::ListTensorsRequest list;
-  const absl::Status listed = Call(&Stub::ListOptimizerState, list).status();
-  EXPECT_EQ(GetReason(listed), Reason::kNotImplemented);
-  EXPECT_THAT(std::string(listed.message()), HasSubstr("ListOptimizerState"));
-}
-
 TEST_F(UnaryRpcsTest, HealthHasAStatusPerModule) {
   auto health = grpc::health::v1::Health::NewStub(NewChannel());
   const auto check = [&](const std::string& service) {

@@ -1,0 +1,51 @@
+#ifndef MODELSTATE_SERVER_MODULE_OPTIMIZER_STATE_PART_H_
+#define MODELSTATE_SERVER_MODULE_OPTIMIZER_STATE_PART_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "server/state/module_version.h"
+#include "server/state/optimizer_config.h"
+#include "server/state/optimizer_state.h"
+
+namespace modelstate {
+
+// A place in a module's optimizer state: slot 0 of a parameter is its step count, slot 1 + i is
+// ParameterState::slots[i].
+struct OptimizerStatePlace {
+  uint32_t parameter = 0;  // schema index
+  uint32_t slot = 0;
+};
+
+// Which part of it ModuleInstance::ReadOptimizerState is to read.
+struct OptimizerStateQuery {
+  // The parameters, without aliases, ascending, and the schema that they are of.
+  std::shared_ptr<const std::vector<uint32_t>> parameters;
+  std::shared_ptr<const ModuleSchema> schema;
+  OptimizerStatePlace from;  // where to begin
+  size_t max_entries = 0;
+  // Refer to storages until they have as many bytes together; 0: refer to none. A storage that
+  // somebody refers to is not written in place by the next step but made anew, so it costs memory.
+  uint64_t max_referenced_bytes = 0;
+  bool count = false;  // all entries there are; looks at each of the parameters
+};
+
+struct OptimizerStatePart {
+  struct Entry {
+    OptimizerStatePlace place;
+    uint64_t step = 0;   // of the parameter
+    StorageRef storage;  // null for a step count, and where none was asked for
+  };
+  VersionRef version;
+  std::shared_ptr<const Optimizer> optimizer;
+  std::vector<Entry> entries;               // only of parameters that have stepped
+  std::optional<OptimizerStatePlace> next;  // where to go on; nullopt: that was all
+  uint64_t count = 0;
+};
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_SERVER_MODULE_OPTIMIZER_STATE_PART_H_

@@ -1,0 +1,173 @@
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "common/base/digest.h"
+#include "common/base/status.h"
+#include "common/wire/convert.h"
+#include "server/checkpoint/manifest.h"
+#include "server/rpc/listing.h"
+#include "server/rpc/page_token.h"
+#include "server/rpc/service.h"
+#include "server/rpc/tensor_statistics.h"
+#include "server/rpc/unary_handler.h"
+
+namespace modelstate {
+namespace {
+
+// A token's position: where to go on, and the total of the first page, which is counted once.
+struct Position {
+  OptimizerStatePlace place;
+  std::optional<uint64_t> total;
+};
+
+absl::StatusOr<Position> DecodePosition(absl::string_view scope, absl::string_view token) {
+  MS_ASSIGN_OR_RETURN(const std::string text, DecodePageToken(scope, token));
+  Position position;
+  if (text.empty()) return position;
+  const std::vector<absl::string_view> parts = absl::StrSplit(text, ' ');
+  uint64_t total = 0;
+  if (parts.size() != 3 || !absl::SimpleAtoi(parts[0], &position.place.parameter) ||
+      !absl::SimpleAtoi(parts[1], &position.place.slot) || !absl::SimpleAtoi(parts[2], &total)) {
+    return MakeError(Reason::kInvalidField, "page_token is malformed; start again without one",
+                     {{"field", "page_token"}});
+  }
+  position.total = total;
+  return position;
+}
+
+// One ListOptimizerState call between the strand, which looks at the state, and an I/O thread.
+struct Listing {
+  ListingRequest wanted;
+  std::string scope;
+  Position position;
+};
+
+// The parameters themselves: an alias stands for its owner.
+absl::StatusOr<ModuleSchema::Listing> SelectParameters(const ModuleSchema& schema,
+                                                       Selection selection) {
+  const auto state =
+      std::find(selection.kinds.begin(), selection.kinds.end(), TensorKind::kOptimizerState);
+  if (state != selection.kinds.end()) selection.kinds.clear();  // of parameters all the same
+  MS_ASSIGN_OR_RETURN(ModuleSchema::Listing named,
+                      schema.List(TensorKind::kParameter, ListView::kNamed, selection));
+  MS_ASSIGN_OR_RETURN(ModuleSchema::Listing all,
+                      schema.List(TensorKind::kParameter, ListView::kAll, selection));
+  if (all->size() == named->size()) return named;
+  std::vector<uint32_t> owners;
+  for (uint32_t index : *all) owners.push_back(schema.owner(index));
+  std::sort(owners.begin(), owners.end());
+  owners.erase(std::unique(owners.begin(), owners.end()), owners.end());
+  return ModuleSchema::Listing(std::make_shared<const std::vector<uint32_t>>(std::move(owners)));
+}
+
+absl::Status DescribeStep(const Listing& listing, uint64_t step, v1::TensorInfo* info) {
+  const auto value = static_cast<float>(step);
+  info->set_slot("step");
+  info->set_dtype(v1::F32);
+  info->set_nbytes(sizeof(value));
+  info->mutable_values()->mutable_doubles()->add_values(value);
+  const auto bytes = absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(&value), sizeof(value));
+  if (listing.wanted.digests) info->set_xxh3(DigestToHex(Xxh3(bytes)));
+  if (listing.wanted.statistics) {
+    const TensorStatistics statistics = ComputeStatistics(bytes, DType::kF32);
+    info->mutable_statistics()->set_count(statistics.count);
+    info->mutable_statistics()->set_min(statistics.min);
+    info->mutable_statistics()->set_max(statistics.max);
+    info->mutable_statistics()->set_mean(statistics.mean);
+    info->mutable_statistics()->set_norm(statistics.norm);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DescribeEntry(const Listing& listing, const OptimizerStatePart& part,
+                           const OptimizerStatePart::Entry& entry, v1::TensorInfo* info) {
+  const TensorSpec& spec = part.version->schema->spec(entry.place.parameter);
+  info->set_name(spec.name);
+  info->set_kind(v1::OPTIMIZER_STATE);
+  if (entry.place.slot == 0) return DescribeStep(listing, entry.step, info);
+  const std::vector<SlotInfo> slots = AllSlots(*part.optimizer, entry.place.parameter, spec.dtype);
+  if (entry.place.slot > slots.size()) {
+    return absl::InternalError(absl::StrCat("optimizer state of \"", spec.name, "\" has ",
+                                            entry.place.slot,
+                                            " slots, which its optimizer has "
+                                            "not"));
+  }
+  const SlotInfo& slot = slots[entry.place.slot - 1];
+  info->set_slot(slot.name);
+  info->set_dtype(DTypeToProto(slot.dtype));
+  info->mutable_shape()->Assign(spec.shape.dims().begin(), spec.shape.dims().end());
+  info->set_nbytes(static_cast<uint64_t>(spec.shape.num_elements()) * DTypeSize(slot.dtype));
+  if (!entry.storage) return absl::OkStatus();
+  return AddElementFacts(listing.wanted, *entry.storage, slot.dtype, info);
+}
+
+absl::Status DescribePart(const Listing& listing, OptimizerStatePart& part,
+                          v1::ListTensorsResponse* response) {
+  const uint64_t total = listing.position.total.value_or(part.count);
+  size_t bytes = 0;
+  std::optional<OptimizerStatePlace> next = part.next;
+  for (OptimizerStatePart::Entry& entry : part.entries) {
+    if (bytes >= kMaxPageBytes) {
+      next = entry.place;
+      break;
+    }
+    v1::TensorInfo* info = response->add_tensors();
+    MS_RETURN_IF_ERROR(DescribeEntry(listing, part, entry, info));
+    entry.storage = nullptr;  // so that the next step may write it in place
+    bytes += info->ByteSizeLong();
+  }
+  if (next) {
+    response->set_next_page_token(
+        EncodePageToken(listing.scope, absl::StrCat(next->parameter, " ", next->slot, " ", total)));
+  }
+  response->set_total_size(total);
+  VersionToProto(part.version->version, response->mutable_version());
+  response->set_step(part.version->step);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+grpc::ServerUnaryReactor* ModelStateService::ListOptimizerState(
+    Context*, const v1::ListTensorsRequest* request, v1::ListTensorsResponse* response) {
+  return UnaryHandler::AnswerLater(runtime_, [&](UnaryHandler* call) -> absl::Status {
+    MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module,
+                        runtime_.FindModule(request->module()));
+    Listing listing;
+    MS_ASSIGN_OR_RETURN(listing.wanted, ListingRequestFromProto(*request));
+    const VersionRef version = module->Current();
+    listing.scope = ListingScope(*request, "optimizer state", *version);
+    MS_ASSIGN_OR_RETURN(listing.position, DecodePosition(listing.scope, request->page_token()));
+    OptimizerStateQuery query;
+    query.schema = version->schema;
+    absl::StatusOr<ModuleSchema::Listing> parameters =
+        SelectParameters(*version->schema, listing.wanted.selection);
+    if (!parameters.ok()) {
+      return Annotate(parameters.status(), absl::StrCat("module \"", module->name(), "\""));
+    }
+    query.parameters = *std::move(parameters);
+    query.from = listing.position.place;
+    query.max_entries = listing.wanted.page_size;
+    query.max_referenced_bytes = listing.wanted.reads_elements() ? kMaxPageElementBytes : 0;
+    query.count = !listing.position.total;
+    module->ReadOptimizerState(
+        std::move(query), [this, call, response, listing = std::move(listing)](
+                              absl::StatusOr<OptimizerStatePart> part) mutable {
+          if (!part.ok()) return call->Finish(part.status());
+          runtime_.PostIo([call, response, listing = std::move(listing),
+                           part = *std::move(part)]() mutable {
+            const absl::Status status = DescribePart(listing, part, response);
+            part = OptimizerStatePart();  // nothing is held any more when the caller hears of it
+            call->Finish(status);
+          });
+        });
+    return absl::OkStatus();
+  });
+}
+
+}  // namespace modelstate
