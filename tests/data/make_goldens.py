@@ -196,6 +196,7 @@ def torch_cases():
     }
     if torch.__version__ >= "2":  # 1.13 saves such views without their flags, so it loses them
         cases["conj_neg"] = conj_neg()
+    cases.update(without_count())
     cases = {name: (value, "", {}) for name, value in cases.items()}
     cases["protocol3"] = (convnet().state_dict(), "", {"pickle_protocol": 3})
     training = {
@@ -209,6 +210,18 @@ def torch_cases():
     nested = {"model": {}, "ema": {"state_dict": model.state_dict(), "decay": 0.999}}
     cases["nested"] = (nested, "ema.state_dict", {})
     return cases
+
+
+def without_count():
+    """The same module as "batchnorm", without its count, as old and as new files have it."""
+    found = {}
+    for version in (1, 2):
+        state = convnet().state_dict()
+        del state["1.num_batches_tracked"]
+        state._metadata["1"]["version"] = version
+        found[f"no_count_version{version}"] = state
+    found["no_count_plain"] = dict(state)
+    return found
 
 
 def refused_cases():
