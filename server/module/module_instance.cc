@@ -39,6 +39,11 @@ ModuleInstance::ModuleInstance(std::string name, ModuleEnvironment environment,
   first->storages = std::move(storages);
   first->changed_version.assign(schema->size(), 1);
   first->schema = std::move(schema);
+  VersionChange change;
+  for (uint32_t index = 0; index < first->schema->size(); ++index) {
+    if (first->schema->owner(index) == index) change.AddElements(first->schema->spec(index));
+  }
+  history_.Add(*first, create_time_, std::move(change));
   current_ = std::move(first);
   ledger_ = std::make_shared<HoldLedger>(name_, environment_.snapshot_budget, current_);
 }
@@ -96,18 +101,25 @@ std::shared_ptr<ModuleVersion> ModuleInstance::NextVersion(MutationKind mutation
 }
 
 void ModuleInstance::Publish(std::shared_ptr<ModuleVersion> next,
-                             std::shared_ptr<const Optimizer> optimizer) {
+                             std::shared_ptr<const Optimizer> optimizer, VersionChange change) {
+  const absl::Time now = environment_.clock ? environment_.clock() : absl::Now();
   const uint64_t state_bytes = optimizer_state_.nbytes();
   const StepDemand demand = DemandOfSteps(*next, optimizer);
   VersionRef version = std::move(next);
   ledger_->Publish(version, optimizer_state_, demand, [&] {
     absl::MutexLock lock(&mutex_);
+    history_.Add(*version, now, std::move(change));
     current_.swap(version);
     optimizer_.swap(optimizer);
     optimizer_state_bytes_ = state_bytes;
   });
   version.reset();  // the last reference, where nobody reads it: its storages go back to the pool
   NotifyWatchers();
+}
+
+std::vector<VersionRecord> ModuleInstance::History(uint64_t before, size_t limit) const {
+  absl::MutexLock lock(&mutex_);
+  return history_.Before(before, limit);
 }
 
 void ModuleInstance::NotifyWatchers() {
@@ -184,7 +196,10 @@ absl::StatusOr<ModuleInstance::FreezeResult> ModuleInstance::FreezeOnStrand(
   std::shared_ptr<ModuleVersion> next = NextVersion(MutationKind::kFreeze);
   next->schema = schema.WithRequiresGrad(changed, requires_grad);
   const Version version = next->version;
-  Publish(std::move(next), optimizer());
+  VersionChange change;
+  for (uint32_t index : changed) change.AddName(schema.spec(index));
+  change.set_detail(absl::StrCat("requires_grad = ", requires_grad ? "true" : "false"));
+  Publish(std::move(next), optimizer(), std::move(change));
   return FreezeResult{version, changed.size()};
 }
 

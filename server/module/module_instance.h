@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/any_invocable.h"
@@ -18,7 +19,7 @@
 #include "server/device/compute_pool.h"
 #include "server/device/device.h"
 #include "server/module/change_record.h"
-#include "server/module/optimizer_state_part.h"
+#include "server/module/version_history.h"
 #include "server/optim/gradient_set.h"
 #include "server/optim/step.h"
 #include "server/state/captured_state.h"
@@ -78,6 +79,8 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   VersionRef Current() const;
   ModuleState state() const;
   bool deleted() const;
+  // ABORTED MODULE_DELETED once it is.
+  absl::Status CheckNotDeleted() const;
   // null: none configured.
   std::shared_ptr<const Optimizer> optimizer() const;
   uint64_t optimizer_state_bytes() const;
@@ -101,10 +104,6 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   // State of a parameter is kept where its slots stay the same, unless `reset_state`.
   // FAILED_PRECONDITION MODULE_EMPTY; the errors of Optimizer::Create; UNIMPLEMENTED NOT_IMPLEMENTED: a quorum.
   void ConfigureOptimizer(OptimizerConfig config, bool reset_state, Done<VersionRef> done);
-
-  // As it is between two steps. FAILED_PRECONDITION NO_OPTIMIZER; ABORTED STALE_BASE when
-  // query.schema is not the current one any more.
-  void ReadOptimizerState(OptimizerStateQuery query, Done<OptimizerStatePart> done);
 
   // torch's Module.to: parameters, buffers and optimizer state on `device` (null: stay), which
   // outlives the module, with floating-point tensors in `dtype`; server/state/state_move.h has the
@@ -140,6 +139,9 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   // One consistent moment for a save.
   void Capture(Done<CapturedState> done);
 
+  // The last versions with a number below `before` (0: all), the newest first, at most `limit`.
+  std::vector<VersionRecord> History(uint64_t before, size_t limit) const;
+
   // Nothing is published after it. Watchers are told.
   void Delete(absl::AnyInvocable<void()> done);
 
@@ -164,15 +166,14 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   void Post(F work);
   // A copy of the current version with the next number, to be changed and published.
   std::shared_ptr<ModuleVersion> NextVersion(MutationKind mutation) const;
-  void Publish(std::shared_ptr<ModuleVersion> next, std::shared_ptr<const Optimizer> optimizer);
+  void Publish(std::shared_ptr<ModuleVersion> next, std::shared_ptr<const Optimizer> optimizer,
+               VersionChange change);
   void NotifyWatchers();
-  absl::Status CheckNotDeleted() const;
   absl::Status DeletedError() const;
   absl::Status EmptyError() const;
 
   // On the strand.
   absl::StatusOr<FreezeResult> FreezeOnStrand(const Selection& selection, bool requires_grad);
-  absl::StatusOr<OptimizerStatePart> OptimizerStateOnStrand(const OptimizerStateQuery& query) const;
   absl::StatusOr<VersionRef> ConfigureOnStrand(const OptimizerConfig& config, bool reset_state);
   absl::StatusOr<std::optional<StepAnswer>> FindRecorded(const std::string& worker,
                                                          uint64_t sequence,
@@ -212,6 +213,7 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   mutable absl::Mutex mutex_;
   VersionRef current_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<const Optimizer> optimizer_ ABSL_GUARDED_BY(mutex_);
+  VersionHistory history_ ABSL_GUARDED_BY(mutex_);
   bool deleted_ ABSL_GUARDED_BY(mutex_) = false;
   uint64_t optimizer_state_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
 

@@ -1,7 +1,10 @@
 // What of ModuleInstance goes to another device or dtype.
+#include <set>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/base/status.h"
 #include "server/module/module_instance.h"
 #include "server/state/state_move.h"
@@ -25,6 +28,25 @@ absl::Status CheckMoveDType(DType dtype) {
       {{"field", "dtype"}, {"dtype", std::string(DTypeName(dtype))}});
 }
 
+// "F16, F32 to BF16, cpu to cpu:1".
+std::string MoveDetail(const ModuleVersion& before, const ModuleSchema& after,
+                       const Device& target) {
+  std::set<absl::string_view> from;
+  absl::string_view to;
+  for (uint32_t i = 0; i < after.size(); ++i) {
+    if (before.schema->spec(i).dtype == after.spec(i).dtype) continue;
+    from.insert(DTypeName(before.schema->spec(i).dtype));
+    to = DTypeName(after.spec(i).dtype);
+  }
+  std::string detail;
+  if (!from.empty()) detail = absl::StrCat(absl::StrJoin(from, ", "), " to ", to);
+  if (before.device != &target) {
+    absl::StrAppend(&detail, detail.empty() ? "" : ", ", before.device->name(), " to ",
+                    target.name());
+  }
+  return detail;
+}
+
 }  // namespace
 
 absl::StatusOr<VersionRef> ModuleInstance::MoveOnStrand(Device* device,
@@ -42,6 +64,11 @@ absl::StatusOr<VersionRef> ModuleInstance::MoveOnStrand(Device* device,
   }
   if (!*result) return current;
   MovedState moved = **std::move(result);
+  VersionChange change;
+  for (uint32_t i = 0; i < moved.schema->size(); ++i) {
+    if (moved.cast[i] && moved.schema->owner(i) == i) change.AddElements(moved.schema->spec(i));
+  }
+  change.set_detail(MoveDetail(*current, *moved.schema, target));
 
   // Nothing fails from here on.
   std::shared_ptr<ModuleVersion> next = NextVersion(MutationKind::kMove);
@@ -57,7 +84,7 @@ absl::StatusOr<VersionRef> ModuleInstance::MoveOnStrand(Device* device,
   optimizer_state_ = std::move(moved.optimizer_state);
   current.reset();  // so that memory of the old place is back where nobody reads it
   VersionRef published = next;
-  Publish(std::move(next), optimizer);
+  Publish(std::move(next), optimizer, std::move(change));
   return published;
 }
 

@@ -52,7 +52,11 @@ absl::StatusOr<VersionRef> ModuleInstance::ConfigureOnStrand(const OptimizerConf
       state = ParameterState();
     }
   }
-  Publish(NextVersion(MutationKind::kConfigureOptimizer), std::move(next_optimizer));
+  VersionChange change;
+  change.set_detail(
+      absl::StrCat(AlgorithmName(config.algorithm), reset_state ? ", state reset" : ""));
+  Publish(NextVersion(MutationKind::kConfigureOptimizer), std::move(next_optimizer),
+          std::move(change));
   return Current();
 }
 

@@ -185,20 +185,23 @@ absl::StatusOr<StepAnswer> ModuleInstance::StepOnStrand(StepRequest& request) {
   if (result.applied) {
     const ModuleSchema& schema = *next->schema;
     const uint64_t number = next->version.number;
-    bool parameters_changed = false;
+    VersionChange change;
     for (uint32_t index = 0; index < schema.size(); ++index) {
       const StorageRef& storage = result.storages[schema.owner(index)];
       if (!storage) continue;
       next->storages[index] = storage;
       next->changed_version[index] = number;
-      parameters_changed = parameters_changed || schema.spec(index).kind == TensorKind::kParameter;
+      if (schema.owner(index) == index) change.AddElements(schema.spec(index));
     }
-    if (parameters_changed) parameter_changes_.Add(number);
+    if (change.parameters() > 0) parameter_changes_.Add(number);
     next->parameter_changes = parameter_changes_.total();
     ++next->step;
+    if (recorded) {
+      change.set_detail(absl::StrCat("worker ", request.worker, ", sequence ", request.sequence));
+    }
     answer.version = next->version;
     answer.step = next->step;
-    Publish(std::move(next), optimizer);
+    Publish(std::move(next), optimizer, std::move(change));
   } else {
     answer.outcome = StepOutcome::kSkippedNonfinite;
   }
@@ -252,7 +255,7 @@ absl::StatusOr<VersionRef> ModuleInstance::CommitOnStrand(StagedLoad& load,
   }
 
   const uint64_t number = next->version.number;
-  bool parameters_changed = false;
+  VersionChange change;
   next->schema = schema;
   if (schema != load.plan.base) {
     // By name, so that it does not matter whether the load keeps the order.
@@ -271,7 +274,7 @@ absl::StatusOr<VersionRef> ModuleInstance::CommitOnStrand(StagedLoad& load,
     const uint32_t target = load.plan.items[i].target;
     next->storages[target] = std::move(load.storages[i]);
     next->changed_version[target] = number;
-    parameters_changed = parameters_changed || schema->spec(target).kind == TensorKind::kParameter;
+    change.AddElements(schema->spec(target));
   }
   for (uint32_t index = 0; index < schema->size(); ++index) {
     const uint32_t owner = schema->owner(index);
@@ -292,11 +295,15 @@ absl::StatusOr<VersionRef> ModuleInstance::CommitOnStrand(StagedLoad& load,
     next->metadata = std::make_shared<const ModuleMetadata>(std::move(restored->metadata));
   } else {
     optimizer_state_ = CarryOver(optimizer_state_, load.plan, optimizer.get());
+    const bool buffers_only =
+        schema == load.plan.base && change.parameters() == 0 && change.buffers() > 0;
+    if (buffers_only) next->last_mutation = MutationKind::kBufferWrite;
   }
-  if (parameters_changed) parameter_changes_.Add(number);
+  change.set_detail(std::move(load.detail));
+  if (change.parameters() > 0) parameter_changes_.Add(number);
   next->parameter_changes = parameter_changes_.total();
   VersionRef published = next;
-  Publish(std::move(next), std::move(optimizer));
+  Publish(std::move(next), std::move(optimizer), std::move(change));
   return published;
 }
 

@@ -3,6 +3,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/format/checkpoint_reader.h"
 #include "server/checkpoint/checkpoint_source.h"
@@ -51,6 +52,8 @@ class LoadCheckpointHandler final : public JobHandler<v1::LoadCheckpointResponse
     result->set_format(source->format());
     result->set_optimizer_loaded(restored && restored->optimizer != nullptr);
     result->set_read_bytes(source->read_bytes());
+    staged.detail = absl::StrCat(request_.path(), " (", source->format(), ")",
+                                 restored ? ", with its step and optimizer" : "");
     const uint64_t bytes = staged.plan.total_bytes;
     control().Report({"commit", bytes, bytes});
     module_->CommitLoad(

@@ -164,6 +164,7 @@ void LoadPush::Commit() {
   std::optional<Version> base;
   if (header_.has_base()) base = VersionFromProto(header_.base());
   StagedLoad load = *std::move(staged_);
+  load.detail = "from the caller";
   staged_.reset();
   module_->CommitLoad(
       std::move(load), base, std::nullopt,

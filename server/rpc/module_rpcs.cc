@@ -99,10 +99,12 @@ grpc::ServerUnaryReactor* ModelStateService::MoveModule(Context*,
   });
 }
 
-grpc::ServerUnaryReactor* ModelStateService::ListVersions(Context*, const v1::ListVersionsRequest*,
-                                                          v1::ListVersionsResponse*) {
-  return UnaryHandler::AnswerNow(
-      runtime_, [] { return MakeError(Reason::kNotImplemented, "ListVersions is not built yet"); });
+grpc::ServerUnaryReactor* ModelStateService::GetModuleSpec(Context*,
+                                                           const v1::GetModuleSpecRequest*,
+                                                           v1::GetModuleSpecResponse*) {
+  return UnaryHandler::AnswerNow(runtime_, [] {
+    return MakeError(Reason::kNotImplemented, "GetModuleSpec is not built yet");
+  });
 }
 
 grpc::ServerUnaryReactor* ModelStateService::SetRequiresGrad(

@@ -94,6 +94,7 @@ struct StagedLoad {
   LoadPlan plan;
   std::vector<StorageRef> storages;  // parallel to plan.items, of the target's dtype
   MemoryBudget::Reservation reservation;
+  std::string detail;  // where it comes from, for the module's history: "crepe.pth (torch zip)"
 };
 
 }  // namespace modelstate
