@@ -39,6 +39,8 @@ class JobHandler : public ServerStreamHandler<Response> {
   }
 
   const JobControl& control() const { return control_; }
+  // From any thread: the job ends with CANCELLED at its next look, if it has not ended before.
+  void CancelJob() { control_.Cancel(); }
 
  private:
   // Bound before the job begins, and called by it alone.

@@ -22,9 +22,8 @@ class SaveCheckpointHandler final : public JobHandler<v1::SaveCheckpointResponse
 
   absl::Status CaptureAndSave() {
     MS_RETURN_IF_ERROR(RootDirectory::ValidatePath(request_.path()));
-    MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module,
-                        runtime_.FindModule(request_.module()));
-    module->Capture([this, self = Share()](absl::StatusOr<CapturedState> state) {
+    MS_ASSIGN_OR_RETURN(module_, runtime_.FindModule(request_.module()));
+    module_->Capture([this, self = Share()](absl::StatusOr<CapturedState> state) {
       if (!state.ok()) return End(state.status());
       // From the strand back to where files may be touched.
       runtime_.PostIo([this, self, state = *std::move(state)]() mutable { Save(state); });
@@ -36,10 +35,17 @@ class SaveCheckpointHandler final : public JobHandler<v1::SaveCheckpointResponse
     SaveOptions options;
     options.overwrite = request_.overwrite();
     options.weights_only = request_.weights_only();
+    const auto deletion = module_->Subscribe([this] {
+      if (module_->deleted()) CancelJob();
+    });
+    if (module_->deleted()) CancelJob();
     absl::StatusOr<CheckpointInfo> info =
         runtime_.checkpoints->Save(state, request_.path(), options, control());
     {
       const CapturedState ended = std::move(state);  // nothing is held when the caller hears of it
+    }
+    if (absl::IsCancelled(info.status()) && module_->deleted()) {
+      return End(module_->CheckNotDeleted());
     }
     if (!info.ok()) return End(info.status());
     v1::SaveCheckpointResponse response;
@@ -48,6 +54,7 @@ class SaveCheckpointHandler final : public JobHandler<v1::SaveCheckpointResponse
   }
 
   const v1::SaveCheckpointRequest request_;
+  std::shared_ptr<ModuleInstance> module_;
 };
 
 }  // namespace
