@@ -19,6 +19,7 @@
 #include "server/device/compute_pool.h"
 #include "server/device/device.h"
 #include "server/module/change_record.h"
+#include "server/module/optimizer_state_part.h"
 #include "server/module/version_history.h"
 #include "server/optim/gradient_set.h"
 #include "server/optim/step.h"
@@ -102,8 +103,13 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   void SetRequiresGrad(Selection selection, bool requires_grad, Done<FreezeResult> done);
 
   // State of a parameter is kept where its slots stay the same, unless `reset_state`.
-  // FAILED_PRECONDITION MODULE_EMPTY; the errors of Optimizer::Create; UNIMPLEMENTED NOT_IMPLEMENTED: a quorum.
+  // FAILED_PRECONDITION MODULE_EMPTY; the errors of Optimizer::Create; UNIMPLEMENTED
+  // NOT_IMPLEMENTED: a quorum.
   void ConfigureOptimizer(OptimizerConfig config, bool reset_state, Done<VersionRef> done);
+
+  // As it is between two steps. FAILED_PRECONDITION NO_OPTIMIZER; ABORTED STALE_BASE when
+  // query.schema is not the current one any more.
+  void ReadOptimizerState(OptimizerStateQuery query, Done<OptimizerStatePart> done);
 
   // torch's Module.to: parameters, buffers and optimizer state on `device` (null: stay), which
   // outlives the module, with floating-point tensors in `dtype`; server/state/state_move.h has the
@@ -174,6 +180,7 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
 
   // On the strand.
   absl::StatusOr<FreezeResult> FreezeOnStrand(const Selection& selection, bool requires_grad);
+  absl::StatusOr<OptimizerStatePart> OptimizerStateOnStrand(const OptimizerStateQuery& query) const;
   absl::StatusOr<VersionRef> ConfigureOnStrand(const OptimizerConfig& config, bool reset_state);
   absl::StatusOr<std::optional<StepAnswer>> FindRecorded(const std::string& worker,
                                                          uint64_t sequence,

@@ -99,14 +99,6 @@ grpc::ServerUnaryReactor* ModelStateService::MoveModule(Context*,
   });
 }
 
-grpc::ServerUnaryReactor* ModelStateService::GetModuleSpec(Context*,
-                                                           const v1::GetModuleSpecRequest*,
-                                                           v1::GetModuleSpecResponse*) {
-  return UnaryHandler::AnswerNow(runtime_, [] {
-    return MakeError(Reason::kNotImplemented, "GetModuleSpec is not built yet");
-  });
-}
-
 grpc::ServerUnaryReactor* ModelStateService::SetRequiresGrad(
     Context*, const v1::SetRequiresGradRequest* request, v1::SetRequiresGradResponse* response) {
   return UnaryHandler::AnswerLater(runtime_, [&](UnaryHandler* call) -> absl::Status {

@@ -18,6 +18,7 @@
 #include "server/module/pin_table.h"
 #include "server/rpc/call_tracker.h"
 #include "server/rpc/stall_watch.h"
+#include "server/rpc/watch_hub.h"
 
 namespace modelstate {
 
@@ -39,6 +40,7 @@ struct Runtime {
   std::unique_ptr<ModuleRegistry> registry;
   std::unique_ptr<PinTable> pins;
   std::unique_ptr<StallSweeper> stalls;
+  std::unique_ptr<WatchFanOut> watches;
   // For what touches files or reads a lot of memory: gRPC's threads must not.
   std::unique_ptr<asio::thread_pool> io;
 

@@ -96,6 +96,7 @@ absl::Status Server::StartRuntime() {
   environment.clock = [] { return absl::Now(); };
   runtime_.pins = std::make_unique<PinTable>(environment.clock, options_.max_lease);
   runtime_.registry = std::make_unique<ModuleRegistry>(std::move(environment));
+  runtime_.watches = std::make_unique<WatchFanOut>();
   runtime_.stalls = std::make_unique<StallSweeper>(
       options_.stream_stall_timeout, std::min(absl::Seconds(1), options_.stream_stall_timeout / 4),
       [this] { runtime_.pins->ExpireDue(); });
@@ -166,6 +167,7 @@ void Server::Stop(absl::Duration grace) {
     server_->Wait();
   }
   runtime_.stalls.reset();
+  runtime_.watches.reset();
   // No call runs any more, so neither pool gives the other anything to do.
   if (runtime_.io != nullptr) runtime_.io->join();
   if (runtime_.strands != nullptr) runtime_.strands->join();

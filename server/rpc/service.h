@@ -16,7 +16,7 @@ using Push = v1::ModelState::WithRawMethod_ApplyStep<
 using Streams = v1::ModelState::WithRawCallbackMethod_StreamStateDict<
     v1::ModelState::WithCallbackMethod_LoadCheckpoint<
         v1::ModelState::WithCallbackMethod_SaveCheckpoint<
-            v1::ModelState::WithCallbackMethod_WatchModule<Push>>>>;
+            v1::ModelState::WithRawCallbackMethod_WatchModule<Push>>>>;
 using Versions = v1::ModelState::WithCallbackMethod_ListVersions<
     v1::ModelState::WithCallbackMethod_GetModuleSpec<Streams>>;
 using Modules = v1::ModelState::WithCallbackMethod_GetServerInfo<
@@ -61,7 +61,6 @@ class ModelStateService final : public service_internal::All {
   // module_rpcs.cc
   Unary* CreateModule(Context*, const v1::CreateModuleRequest*, v1::Module*) override;
   Unary* GetModule(Context*, const v1::GetModuleRequest*, v1::Module*) override;
-  Unary* ListVersions(Context*, const v1::ListVersionsRequest*, v1::ListVersionsResponse*) override;
   Unary* ListModules(Context*, const v1::ListModulesRequest*, v1::ListModulesResponse*) override;
   Unary* DeleteModule(Context*, const v1::DeleteModuleRequest*, v1::DeleteModuleResponse*) override;
   Unary* MoveModule(Context*, const v1::MoveModuleRequest*, v1::Module*) override;
@@ -70,6 +69,8 @@ class ModelStateService final : public service_internal::All {
   // module_spec_rpcs.cc
   Unary* GetModuleSpec(Context*, const v1::GetModuleSpecRequest*,
                        v1::GetModuleSpecResponse*) override;
+  // version_rpcs.cc
+  Unary* ListVersions(Context*, const v1::ListVersionsRequest*, v1::ListVersionsResponse*) override;
   // tensor_rpcs.cc
   Unary* ListParameters(Context*, const v1::ListTensorsRequest*, v1::ListTensorsResponse*) override;
   Unary* ListBuffers(Context*, const v1::ListTensorsRequest*, v1::ListTensorsResponse*) override;
@@ -95,7 +96,7 @@ class ModelStateService final : public service_internal::All {
                                                      const v1::LoadCheckpointRequest*) override;
   Writer<v1::SaveCheckpointResponse>* SaveCheckpoint(Context*,
                                                      const v1::SaveCheckpointRequest*) override;
-  Writer<v1::WatchModuleResponse>* WatchModule(Context*, const v1::WatchModuleRequest*) override;
+  Writer<grpc::ByteBuffer>* WatchModule(Context*, const grpc::ByteBuffer*) override;
   Writer<grpc::ByteBuffer>* StreamStateDict(Context*, const grpc::ByteBuffer*) override;
 
   Runtime& runtime_;

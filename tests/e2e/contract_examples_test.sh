@@ -23,7 +23,7 @@ order=(GetServerInfo CreateModule GetModule GetModuleSpec ListModules ListParame
   StreamStateDict LoadStateDict ConfigureOptimizer GetOptimizer ApplyStep SetRequiresGrad
   PinSnapshot ReleaseSnapshot LoadCheckpoint SaveCheckpoint ListCheckpoints DeleteCheckpoint
   ListOptimizerState MoveModule WatchModule ListVersions DeleteModule)
-unimplemented=' ListOptimizerState GetModuleSpec '
+unimplemented=' '
 
 grpcurl() { "$GRPCURL" "$@"; }
 
