@@ -31,6 +31,20 @@ const char* PartName(PartKind kind) {
   return "a message";
 }
 
+absl::Status CheckInitializer(const v1::TensorInfo& info, bool allowed) {
+  const char* problem = nullptr;
+  if (!allowed) {
+    problem = "has an initializer, which CreateModule and LoadStateDict take; send its elements";
+  } else if (info.has_values()) {
+    problem = "has both values and an initializer; give one";
+  } else if (!info.xxh3().empty()) {
+    problem = "has both an xxh3 and an initializer; leave the digest out";
+  }
+  if (problem == nullptr) return absl::OkStatus();
+  return MakeError(Reason::kInvalidField, absl::StrCat("tensor \"", info.name(), "\" ", problem),
+                   {{"tensor", info.name()}});
+}
+
 absl::Status NoHeader(PartKind kind) {
   return OrderError(absl::StrCat(PartName(kind), " came before the header; send the header first"));
 }
@@ -133,6 +147,11 @@ absl::Status TensorReceiver::AddTable(const v1::TensorTable& part) {
                                        " bytes together; send the elements in chunks"));
       }
       tensor.values = std::move(values);
+      tensor.owns_bytes = false;
+    }
+    if (info.has_initializer()) {
+      MS_RETURN_IF_ERROR(CheckInitializer(info, options_.allow_initializers));
+      tensor.initializer = info.initializer();
       tensor.owns_bytes = false;
     }
     const auto index = static_cast<uint32_t>(tensors_.size());

@@ -28,9 +28,13 @@ struct ReceivedTensor {
   std::optional<bool> stated_requires_grad;
   // Elements that came in the table, as they lie in memory; such a tensor has no chunk bytes.
   std::optional<std::string> values;
+  // How to fill it, with no bytes either; only with Options::allow_initializers. As it came: not
+  // yet checked against the dtype and shape.
+  std::optional<v1::Initializer> initializer;
   std::optional<uint64_t> stated_xxh3;
   // Bytes [offset, offset + spec.nbytes()) of the data region, when owns_bytes. Not so for inline
-  // values, and for a tied tensor whose owner (or another name of the same owner) is in the table.
+  // values, for an initializer, and for a tied tensor whose owner (or another name of the same
+  // owner) is in the table.
   uint64_t offset = 0;
   bool owns_bytes = true;
 };
@@ -72,6 +76,7 @@ class TensorReceiver final : private ChunkSink {
     bool canonical_layout = false;
     std::string layout_digest;
     TensorKind default_kind = TensorKind::kParameter;
+    bool allow_initializers = false;
     uint64_t max_tensors = 1000000;
     uint64_t max_table_bytes = uint64_t{256} << 20;  // of all table messages
     uint64_t max_chunk_bytes = UINT64_MAX;           // of one chunk's data

@@ -29,26 +29,28 @@ class LoadCheckpointHandler final : public JobHandler<v1::LoadCheckpointResponse
   // Everything up to the commit, which ends the job.
   absl::Status Load() {
     MS_ASSIGN_OR_RETURN(LoadOptions options, LoadOptionsFromProto(request_.options()));
-    MS_RETURN_IF_ERROR(FindOrCreateModule());
+    MS_RETURN_IF_ERROR(FindOrCreateModule(options.dry_run));
     MS_ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointSource> source,
                         CheckpointSource::Open(runtime_.checkpoints->root(), request_.path(),
                                                request_.state_dict_key()));
     source->Describe(&options);
-    MS_ASSIGN_OR_RETURN(LoadPlan plan, LoadPlan::Create(module_->name(), module_->Current()->schema,
+    if (options.dry_run) return DryRun(*source, options);
+    const VersionRef current = module_->Current();
+    MS_ASSIGN_OR_RETURN(LoadPlan plan, LoadPlan::Create(module_->name(), current->schema,
                                                         source->incoming(), options));
-    MS_ASSIGN_OR_RETURN(StagedLoad staged, source->Stage(std::move(plan), module_->device(),
+    MS_ASSIGN_OR_RETURN(StagedLoad staged, source->Stage(std::move(plan), *current->device,
                                                          *module_->environment().push_budget,
                                                          *runtime_.readers, control()));
     std::optional<RestoredState> restored;
     if (!request_.weights_only()) {
-      MS_ASSIGN_OR_RETURN(restored, source->Restore(*staged.plan.schema, module_->device(),
+      MS_ASSIGN_OR_RETURN(restored, source->Restore(*staged.plan.schema, *current->device,
                                                     *module_->environment().push_budget, control(),
                                                     runtime_.readers.get()));
     }
     MS_RETURN_IF_ERROR(control().CheckNotCancelled());
     v1::LoadCheckpointResponse response;
     v1::LoadCheckpointResult* result = response.mutable_result();
-    LoadPlanToProto(staged.plan, result->mutable_load());
+    LoadPlanToProto(staged.plan, options.skip_keys, result->mutable_load());
     result->set_format(source->format());
     result->set_optimizer_loaded(restored && restored->optimizer != nullptr);
     result->set_read_bytes(source->read_bytes());
@@ -68,10 +70,32 @@ class LoadCheckpointHandler final : public JobHandler<v1::LoadCheckpointResponse
     return absl::OkStatus();
   }
 
-  absl::Status FindOrCreateModule() {
+  // Only headers have been read. A module that would be created is not: the plan is for none.
+  absl::Status DryRun(const CheckpointSource& source, const LoadOptions& options) {
+    std::shared_ptr<const ModuleSchema> schema;
+    if (module_ != nullptr) {
+      schema = module_->Current()->schema;
+    } else {
+      MS_ASSIGN_OR_RETURN(schema, ModuleSchema::Create({}, 1));
+    }
+    MS_ASSIGN_OR_RETURN(const LoadPlan plan, LoadPlan::Create(request_.module(), std::move(schema),
+                                                              source.incoming(), options));
+    v1::LoadCheckpointResponse response;
+    v1::LoadCheckpointResult* result = response.mutable_result();
+    LoadPlanToProto(plan, options.skip_keys, result->mutable_load());
+    if (module_ != nullptr) {
+      ModuleToProto(*module_, *module_->Current(), result->mutable_load()->mutable_module());
+    }
+    result->set_format(source.format());
+    End(absl::OkStatus(), std::move(response));
+    return absl::OkStatus();
+  }
+
+  absl::Status FindOrCreateModule(bool dry_run) {
     absl::StatusOr<std::shared_ptr<ModuleInstance>> module = runtime_.FindModule(request_.module());
     if (!module.ok() && request_.create_module() &&
         GetReason(module.status()) == Reason::kModuleNotFound) {
+      if (dry_run) return ModuleRegistry::ValidateName(request_.module());
       module = CreateEmptyModule(runtime_, request_.module());
       created_ = module.ok();
     }

@@ -28,6 +28,7 @@ IncomingTensor ToIncoming(const ReceivedTensor& tensor) {
   if (tensor.stated_kind) incoming.kind_rule = "request";
   incoming.requires_grad = tensor.stated_requires_grad;
   incoming.alias_of = tensor.spec.alias_of;
+  incoming.persistent = tensor.spec.persistent;
   return incoming;
 }
 
@@ -39,10 +40,9 @@ std::vector<uint32_t> FindHolders(absl::Span<const ReceivedTensor> tensors) {
   for (uint32_t i = 0; i < tensors.size(); ++i) {
     const TensorSpec& spec = tensors[i].spec;
     const absl::string_view owner = spec.is_alias() ? spec.alias_of : spec.name;
-    // An alias with values of its own is its own holder.
-    holders[i] =
-        tensors[i].owns_bytes || tensors[i].values ? i : first.emplace(owner, i).first->second;
-    first.emplace(owner, i);
+    const bool own = tensors[i].owns_bytes || tensors[i].values || tensors[i].initializer;
+    const uint32_t holder = first.emplace(owner, i).first->second;
+    holders[i] = own ? i : holder;
   }
   return holders;
 }
@@ -56,6 +56,7 @@ void LoadPush::OnMessage(grpc::ByteBuffer* message) {
   if (first && *kind == PartKind::kHeader) {
     if (absl::Status status = Begin(); !status.ok()) return Fail(status);
   }
+  if (dry_plan_) return AnswerDryRun();
   call_.ReadNext();
 }
 
@@ -68,16 +69,20 @@ void LoadPush::Fail(const absl::Status& status) {
 
 absl::Status LoadPush::Begin() {
   MS_ASSIGN_OR_RETURN(module_, runtime_.FindModule(header_.module()));
-  MS_RETURN_IF_ERROR(CheckPushFits(*module_->environment().push_budget, header_.total_bytes()));
+  MS_ASSIGN_OR_RETURN(options_, LoadOptionsFromProto(header_.options()));
+  if (!options_.dry_run) {
+    MS_RETURN_IF_ERROR(CheckPushFits(*module_->environment().push_budget, header_.total_bytes()));
+  }
   TensorReceiver::Options options;
   options.tensor_count = header_.tensor_count();
   options.total_bytes = header_.total_bytes();
   options.max_chunk_bytes = runtime_.max_chunk_bytes;
+  options.allow_initializers = true;
   return receiver_.Begin(std::move(options));
 }
 
 absl::Status LoadPush::OnTable(absl::Span<const ReceivedTensor> tensors) {
-  MS_ASSIGN_OR_RETURN(const LoadOptions load_options, LoadOptionsFromProto(header_.options()));
+  const VersionRef current = module_->Current();
   std::vector<IncomingTensor> incoming;
   incoming.reserve(tensors.size());
   for (const ReceivedTensor& tensor : tensors) {
@@ -89,17 +94,31 @@ absl::Status LoadPush::OnTable(absl::Span<const ReceivedTensor> tensors) {
                                     "; a state_dict holds parameters and buffers"),
                        {{"tensor", tensor.spec.name}});
     }
+    if (tensor.spec.is_alias() && (tensor.values || tensor.initializer)) {
+      return MakeError(
+          Reason::kInvalidField,
+          absl::StrCat("tensor \"", tensor.spec.name, "\" is tied to \"", tensor.spec.alias_of,
+                       "\", whose values it has; leave out its own"),
+          {{"tensor", tensor.spec.name}});
+    }
     incoming.push_back(ToIncoming(tensor));
   }
-  MS_ASSIGN_OR_RETURN(LoadPlan plan, LoadPlan::Create(module_->name(), module_->Current()->schema,
-                                                      incoming, load_options));
+  MS_ASSIGN_OR_RETURN(LoadPlan plan,
+                      LoadPlan::Create(module_->name(), current->schema, incoming, options_));
   holder_ = FindHolders(tensors);
+  MS_RETURN_IF_ERROR(PlanFills(plan, tensors));
+  if (options_.dry_run) {
+    dry_plan_ = std::move(plan);
+    return absl::OkStatus();
+  }
   // What arrives in another dtype is held twice until it is cast.
   uint64_t bytes = plan.total_bytes;
   for (const LoadPlan::Item& item : plan.items) {
-    if (item.source_dtype != item.target_dtype) bytes += tensors[item.source].spec.nbytes();
+    if (item.source_dtype != item.target_dtype && !tensors[item.source].initializer) {
+      bytes += tensors[item.source].spec.nbytes();
+    }
   }
-  Device& device = module_->device();
+  Device& device = *current->device;
   staged_.emplace();
   MS_ASSIGN_OR_RETURN(staged_->reservation, module_->environment().push_budget->Reserve(bytes));
   arrivals_.resize(tensors.size());
@@ -108,6 +127,7 @@ absl::Status LoadPush::OnTable(absl::Span<const ReceivedTensor> tensors) {
     const LoadPlan::Item& item = plan.items[i];
     const uint32_t holder = holder_[item.source];
     MS_ASSIGN_OR_RETURN(targets_[i], TensorStorage::Allocate(device, item.target_bytes));
+    if (fills_.contains(i)) continue;
     if (arrivals_[holder]) continue;  // two targets of one source: copied at the end
     if (item.source_dtype == item.target_dtype) {
       arrivals_[holder] = targets_[i];
@@ -123,6 +143,25 @@ absl::Status LoadPush::OnTable(absl::Span<const ReceivedTensor> tensors) {
   }
   staged_->plan = std::move(plan);
   scratch_.resize(kScratchBytes);
+  return absl::OkStatus();
+}
+
+// Each target is filled as CreateModule would fill a tensor of its dtype and shape. Where one
+// source goes to several, they get the same elements, by the first one's name.
+absl::Status LoadPush::PlanFills(const LoadPlan& plan, absl::Span<const ReceivedTensor> tensors) {
+  absl::flat_hash_map<uint32_t, std::string> names;
+  for (size_t i = 0; i < plan.items.size(); ++i) {
+    const LoadPlan::Item& item = plan.items[i];
+    const uint32_t holder = holder_[item.source];
+    if (!tensors[holder].initializer) continue;
+    Fill fill;
+    fill.spec = plan.schema->spec(item.target);
+    fill.spec.name = names.emplace(holder, fill.spec.name).first->second;
+    v1::TensorInfo info;
+    *info.mutable_initializer() = *tensors[holder].initializer;
+    MS_ASSIGN_OR_RETURN(fill.value, InitialValueFromProto(info, fill.spec, header_.seed()));
+    fills_.emplace(i, std::move(fill));
+  }
   return absl::OkStatus();
 }
 
@@ -143,6 +182,11 @@ absl::Status LoadPush::CompleteItems() {
   if (!staged_) return absl::InternalError("a load ended without its table");
   for (size_t i = 0; i < staged_->plan.items.size(); ++i) {
     const LoadPlan::Item& item = staged_->plan.items[i];
+    if (const auto fill = fills_.find(i); fill != fills_.end()) {
+      MS_RETURN_IF_ERROR(
+          FillInitialValue(fill->second.value, fill->second.spec, *runtime_.compute, *targets_[i]));
+      continue;
+    }
     const RefPtr<TensorStorage>& arrival = arrivals_[holder_[item.source]];
     if (arrival != targets_[i]) {
       const TensorSpec& spec = receiver_.tensors()[item.source].spec;
@@ -158,9 +202,16 @@ absl::Status LoadPush::CompleteItems() {
   return absl::OkStatus();
 }
 
+void LoadPush::AnswerDryRun() {
+  v1::LoadResult result;
+  LoadPlanToProto(*dry_plan_, options_.skip_keys, &result);
+  ModuleToProto(*module_, *module_->Current(), result.mutable_module());
+  call_.Finish(absl::OkStatus(), SerializeMessage(result));
+}
+
 void LoadPush::Commit() {
   v1::LoadResult result;
-  LoadPlanToProto(staged_->plan, &result);
+  LoadPlanToProto(staged_->plan, options_.skip_keys, &result);
   std::optional<Version> base;
   if (header_.has_base()) base = VersionFromProto(header_.base());
   StagedLoad load = *std::move(staged_);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
@@ -10,12 +11,28 @@
 namespace modelstate {
 namespace {
 
-constexpr size_t kMaxListedKeys = 1000;
+// Of the lists of one LoadResult: half of what a default client takes in one message.
+constexpr size_t kMaxListedBytes = size_t{2} << 20;
 
-void KeysToProto(const std::vector<std::string>& keys,
-                 google::protobuf::RepeatedPtrField<std::string>* proto) {
-  const size_t count = std::min(keys.size(), kMaxListedKeys);
-  for (size_t i = 0; i < count; ++i) proto->Add(std::string(keys[i]));
+// Adds [skip, end) of each list, with one `end` for all that is as large as fits: who asks again
+// skips as many as the longest list has brought, and gets each entry once.
+void ListsToProto(const LoadPlan& plan, uint64_t skip, v1::LoadResult* proto) {
+  const std::pair<const std::vector<std::string>*, google::protobuf::RepeatedPtrField<std::string>*>
+      lists[] = {{&plan.missing_keys, proto->mutable_missing_keys()},
+                 {&plan.unexpected_keys, proto->mutable_unexpected_keys()},
+                 {&plan.size_mismatches, proto->mutable_size_mismatches()}};
+  size_t count = 0;
+  for (const auto& [list, out] : lists) count = std::max(count, list->size());
+  size_t bytes = 0;
+  for (uint64_t i = skip; i < count; ++i) {
+    for (const auto& [list, out] : lists) {
+      if (i < list->size()) bytes += (*list)[i].size() + 5;  // tag and length
+    }
+    if (bytes > kMaxListedBytes && i > skip) return;
+    for (const auto& [list, out] : lists) {
+      if (i < list->size()) out->Add(std::string((*list)[i]));
+    }
+  }
 }
 
 }  // namespace
@@ -169,20 +186,22 @@ absl::StatusOr<LoadOptions> LoadOptionsFromProto(const v1::LoadOptions& proto) {
   options.strip_prefix = proto.strip_prefix();
   options.add_prefix = proto.add_prefix();
   options.buffer_globs.assign(proto.buffers().begin(), proto.buffers().end());
+  options.dry_run = proto.dry_run();
+  options.skip_keys = proto.skip_keys();
   return options;
 }
 
-void LoadPlanToProto(const LoadPlan& plan, v1::LoadResult* proto) {
+void LoadPlanToProto(const LoadPlan& plan, uint64_t skip_keys, v1::LoadResult* proto) {
   for (const LoadPlan::Decision& decision : plan.decisions) {
     v1::KindDecision* item = proto->add_decisions();
     item->set_rule(decision.rule);
     item->set_parameters(decision.parameters);
     item->set_buffers(decision.buffers);
   }
-  KeysToProto(plan.missing_keys, proto->mutable_missing_keys());
-  KeysToProto(plan.unexpected_keys, proto->mutable_unexpected_keys());
+  ListsToProto(plan, skip_keys, proto);
   proto->set_missing_count(plan.missing_keys.size());
   proto->set_unexpected_count(plan.unexpected_keys.size());
+  proto->set_size_mismatch_count(plan.size_mismatches.size());
   proto->set_loaded(plan.items.size());
 }
 

@@ -31,8 +31,9 @@ void StepAnswerToProto(const StepAnswer& answer, v1::ApplyStepResponse* proto);
 
 // INVALID_FIELD: too many globs, or too long ones.
 absl::StatusOr<LoadOptions> LoadOptionsFromProto(const v1::LoadOptions& proto);
-// All but the module: decisions, keys and how many tensors.
-void LoadPlanToProto(const LoadPlan& plan, v1::LoadResult* proto);
+// All but the module: decisions, keys from the `skip_keys`-th of each list on, and how many
+// tensors. The lists are cut where together they would pass 2 MiB.
+void LoadPlanToProto(const LoadPlan& plan, uint64_t skip_keys, v1::LoadResult* proto);
 
 void CheckpointToProto(const CheckpointInfo& info, v1::Checkpoint* proto);
 
