@@ -110,7 +110,7 @@ absl::Status Info(const Context& context, const std::string& name) {
   if (name.empty()) return ShowServer(context, client);
   MS_ASSIGN_OR_RETURN(const client::ModuleInfo module, client.GetModule(name));
   uint64_t tied_names = 0;
-  if (module.parameter_count > 0) {
+  if (module.state == client::ModuleState::kReady && module.parameter_count > 0) {
     client::ListOptions one;
     one.max_tensors = 1;
     MS_ASSIGN_OR_RETURN(const client::TensorList names, client.ListParameters(name, one));

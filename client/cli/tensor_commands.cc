@@ -1,5 +1,6 @@
 #include <iostream>
 #include <memory>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "client/cli/context.h"
@@ -121,6 +122,7 @@ absl::Status Stats(Context* context, StatsArguments arguments) {
   arguments.options.statistics = true;
   MS_ASSIGN_OR_RETURN(const Client client, context->Connect());
   std::vector<client::TensorInfo> tensors;
+  std::optional<Version> first;
   Version version;
   uint64_t step = 0;
   for (Which which : {Which::kParameters, Which::kBuffers}) {
@@ -128,6 +130,7 @@ absl::Status Stats(Context* context, StatsArguments arguments) {
     if (!wanted && (arguments.parameters || arguments.buffers)) continue;
     MS_ASSIGN_OR_RETURN(client::TensorList list,
                         ListOf(client, which, arguments.module, arguments.options));
+    if (!first) first = list.version;
     version = list.version;
     step = list.step;
     for (client::TensorInfo& tensor : list.tensors) tensors.push_back(std::move(tensor));
@@ -166,7 +169,10 @@ absl::Status Stats(Context* context, StatsArguments arguments) {
   }
   table.Print();
   std::cout << Counted(tensors.size(), "tensor") << ", " << nonfinite
-            << " non-finite elements, version " << version.number << ", step " << step << "\n";
+            << " non-finite elements, version ";
+  // Parameters and buffers are listed one after the other, while steps go on.
+  if (first && *first != version) std::cout << first->number << " to ";
+  std::cout << version.number << ", step " << step << "\n";
   return absl::OkStatus();
 }
 

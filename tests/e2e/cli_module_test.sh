@@ -175,6 +175,14 @@ case_ASpecOf100000Tensors() {
   jq -c '.tensors |= .[70000:70001]' "$WORK/many.json" >"$WORK/one.json"
   cli 0 create one --spec "$WORK/one.json" >/dev/null
   json .values "$(cli 0 --json cat one layers.70000.weight | jq -c .values)" cat many layers.70000.weight
+  # Every missing key on request, and a readable error without.
+  cp "$MODELSTATE_SOURCE/tests/data/crepe-tiny.pth" "$ROOT/crepe-tiny.pth"
+  cli 1 --json load many crepe-tiny.pth --dry-run >"$WORK/dry.json"
+  expect '[100000,100000,"layers.99999.weight",44]' "$(jq -c '[.missing_count, (.missing_keys | unique | length),
+    .missing_keys[-1], (.unexpected_keys | length)]' "$WORK/dry.json")" 'load --dry-run'
+  cli 4 load many crepe-tiny.pth
+  [ "$(wc -c <"$WORK/cli.err")" -lt 1200 ] || fail "an error of $(wc -c <"$WORK/cli.err") bytes"
+  grep -q 'layers.0.weight.*and 99990 more' "$WORK/cli.err" || fail "a strict load: $(<"$WORK/cli.err")"
   # Nothing is left of one that is refused.
   jq -c '.tensors[99999].shape = [1099511627776]' "$WORK/many.json" >"$WORK/large.json"
   cli 4 create large --spec "$WORK/large.json"
@@ -232,6 +240,27 @@ case_ADryRunPrintsEveryKey() {
   # A module that the load would make is not made.
   cli 0 load fresh crepe-tiny.pth --dry-run >/dev/null
   json '[.modules[] | .name, .version.number]' '["crepe",2,"tiny",1]' ls
+}
+
+case_LoadMatchesKeysAsAsked() {
+  load_crepe || return
+  json '[.loaded, .module.parameters]' '[44,26]' load long crepe-tiny.pth --add-prefix net.
+  json '[.tensors[].name]' '["net.conv1.bias"]' params long --names net.conv1.bias
+  cli 0 save long long >/dev/null
+  json .loaded 44 load crepe long/model.safetensors --strip-prefix net.
+  json .equal 44 diff crepe "$MODELSTATE_SOURCE/tests/data/crepe-tiny.pth"
+  cli 4 load crepe long/model.safetensors >/dev/null
+  grep -q 'net.conv1.bias' "$WORK/cli.err" || fail "a strict load: $(<"$WORK/cli.err")"
+  # Not missing, as in torch: the six num_batches_tracked.
+  json '[.loaded, .missing_count, .unexpected_count]' '[0,38,44]' load crepe long/model.safetensors --no-strict
+  prints '38 missing keys: "conv1.weight"' load crepe long/model.safetensors --no-strict
+  # A copy keeps the module's dtype; assign takes the file's.
+  cli 0 move crepe --dtype f16 >/dev/null
+  cli 0 load crepe crepe-tiny.pth >/dev/null
+  json '.tensors[0].dtype' '"F16"' params crepe
+  cli 0 load crepe crepe-tiny.pth --assign >/dev/null
+  json '.tensors[0].dtype' '"F32"' params crepe
+  json '[.module.parameters, .module.buffers]' '[12,32]' load other crepe-tiny.pth --buffers '*_BN*' --buffers 'conv1.*'
 }
 
 case_InfoShowsEveryBudgetAndItsUse() {
