@@ -85,6 +85,18 @@ absl::Status CheckpointReader::CheckReadArguments(size_t index, absl::Span<uint8
   return absl::OkStatus();
 }
 
+absl::Status CheckpointReader::ReadPieces(const File& file, uint64_t offset,
+                                          absl::Span<uint8_t> out, Gate gate) {
+  do {
+    MS_RETURN_IF_ERROR(gate());
+    const absl::Span<uint8_t> piece = out.subspan(0, kPieceBytes);
+    MS_RETURN_IF_ERROR(file.ReadAt(offset, piece));
+    offset += piece.size();
+    out.remove_prefix(piece.size());
+  } while (!out.empty());
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenCheckpoint(File file,
                                                                  const OpenOptions& options) {
   const std::string name = file.name();

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -64,13 +65,23 @@ class CheckpointReader {
   // safetensors, and for files from before PyTorch 0.4.1.
   const std::map<std::string, int64_t>& module_versions() const { return module_versions_; }
 
+  // Asked before each piece of at most kPieceBytes is read; what it returns ends the read unless
+  // OK.
+  using Gate = absl::FunctionRef<absl::Status()>;
+  static constexpr uint64_t kPieceBytes = uint64_t{8} << 20;
+
   // Writes the elements of tensors()[index], contiguous, row-major and little-endian, to `out`,
   // whose size is that tensor's nbytes(). Also for an alias.
-  virtual absl::Status Read(size_t index, absl::Span<uint8_t> out) const = 0;
+  absl::Status Read(size_t index, absl::Span<uint8_t> out) const {
+    return ReadGated(index, out, [] { return absl::OkStatus(); });
+  }
+  virtual absl::Status ReadGated(size_t index, absl::Span<uint8_t> out, Gate gate) const = 0;
 
  protected:
   // INVALID_ARGUMENT INVALID_FIELD where `index` or the size of `out` is not as Read wants it.
   absl::Status CheckReadArguments(size_t index, absl::Span<uint8_t> out) const;
+  static absl::Status ReadPieces(const File& file, uint64_t offset, absl::Span<uint8_t> out,
+                                 Gate gate);
 
   std::vector<StoredTensor> tensors_;
   std::map<std::string, std::string> metadata_;

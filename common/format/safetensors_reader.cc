@@ -149,10 +149,10 @@ absl::Status SafetensorsReader::ApplyDigests() {
   return absl::OkStatus();
 }
 
-absl::Status SafetensorsReader::Read(size_t index, absl::Span<uint8_t> out) const {
+absl::Status SafetensorsReader::ReadGated(size_t index, absl::Span<uint8_t> out, Gate gate) const {
   MS_RETURN_IF_ERROR(CheckReadArguments(index, out));
   const StoredTensor& tensor = tensors_[index];
-  const absl::Status read = file_.ReadAt(offsets_[index], out);
+  const absl::Status read = ReadPieces(file_, offsets_[index], out, gate);
   if (!read.ok()) return Annotate(read, absl::StrCat("tensor ", ShowName(tensor.name)));
   if (tensor.xxh3) {
     const uint64_t digest = Xxh3(out);

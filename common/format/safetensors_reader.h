@@ -20,7 +20,7 @@ class SafetensorsReader : public CheckpointReader {
   static absl::StatusOr<std::unique_ptr<SafetensorsReader>> Open(File file);
 
   CheckpointFormat format() const override { return CheckpointFormat::kSafetensors; }
-  absl::Status Read(size_t index, absl::Span<uint8_t> out) const override;
+  absl::Status ReadGated(size_t index, absl::Span<uint8_t> out, Gate gate) const override;
 
  private:
   explicit SafetensorsReader(File file) : file_(std::move(file)) {}

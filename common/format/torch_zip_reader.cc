@@ -138,7 +138,7 @@ absl::Status TorchZipReader::AddTensors(std::vector<TorchTensor> tensors,
   return absl::OkStatus();
 }
 
-absl::Status TorchZipReader::Read(size_t index, absl::Span<uint8_t> out) const {
+absl::Status TorchZipReader::ReadGated(size_t index, absl::Span<uint8_t> out, Gate gate) const {
   MS_RETURN_IF_ERROR(CheckReadArguments(index, out));
   if (out.empty()) return absl::OkStatus();
   const StoredTensor& tensor = tensors_[index];
@@ -146,13 +146,13 @@ absl::Status TorchZipReader::Read(size_t index, absl::Span<uint8_t> out) const {
   const size_t width = DTypeSize(tensor.dtype);
   absl::Status read;
   if (IsContiguous(tensor.shape, view)) {
-    read = ReadContiguous(*storages_[storage_of_[index]], view.offset * width, out);
+    read = ReadContiguous(*storages_[storage_of_[index]], view.offset * width, out, gate);
   } else {
     uint64_t span = 1;
     for (size_t i = 0; i < tensor.shape.rank(); ++i) {
       span += static_cast<uint64_t>(tensor.shape.dims()[i] - 1) * view.strides[i];
     }
-    read = ReadStrided(index, span, out);
+    read = ReadStrided(index, span, out, gate);
   }
   if (!read.ok()) return Annotate(read, absl::StrCat("tensor ", ShowName(tensor.name)));
 
@@ -165,17 +165,17 @@ absl::Status TorchZipReader::Read(size_t index, absl::Span<uint8_t> out) const {
 }
 
 absl::Status TorchZipReader::ReadContiguous(const Storage& storage, uint64_t offset,
-                                            absl::Span<uint8_t> out) const {
+                                            absl::Span<uint8_t> out, Gate gate) const {
   if (out.size() == storage.record.size) {
-    MS_RETURN_IF_ERROR(file_.ReadAt(storage.record.offset, out));
+    MS_RETURN_IF_ERROR(ReadPieces(file_, storage.record.offset, out, gate));
     return has_crc_ ? CompareCrc(storage, UpdateCrc32(0, out)) : absl::OkStatus();
   }
-  MS_RETURN_IF_ERROR(CheckRecord(storage));
-  return file_.ReadAt(storage.record.offset + offset, out);
+  MS_RETURN_IF_ERROR(CheckRecord(storage, gate));
+  return ReadPieces(file_, storage.record.offset + offset, out, gate);
 }
 
 absl::Status TorchZipReader::ReadStrided(size_t index, uint64_t span_elements,
-                                         absl::Span<uint8_t> out) const {
+                                         absl::Span<uint8_t> out, Gate gate) const {
   const StoredTensor& tensor = tensors_[index];
   const TensorView& view = views_[index];
   const size_t width = DTypeSize(tensor.dtype);
@@ -183,16 +183,16 @@ absl::Status TorchZipReader::ReadStrided(size_t index, uint64_t span_elements,
   const uint64_t span_bytes = span_elements * width;
   if (span_bytes / kSpanFactor <= out.size()) {
     std::vector<uint8_t> source(span_bytes);
-    MS_RETURN_IF_ERROR(ReadContiguous(storage, view.offset * width, absl::MakeSpan(source)));
+    MS_RETURN_IF_ERROR(ReadContiguous(storage, view.offset * width, absl::MakeSpan(source), gate));
     StridedCopy(tensor.shape, view.strides, width, source.data(), out.data());
     return absl::OkStatus();
   }
-  MS_ASSIGN_OR_RETURN(const Bytes bytes, WholeStorage(storage_of_[index]));
+  MS_ASSIGN_OR_RETURN(const Bytes bytes, WholeStorage(storage_of_[index], gate));
   StridedCopy(tensor.shape, view.strides, width, bytes->data() + view.offset * width, out.data());
   return absl::OkStatus();
 }
 
-absl::Status TorchZipReader::CheckRecord(const Storage& storage) const {
+absl::Status TorchZipReader::CheckRecord(const Storage& storage, Gate gate) const {
   if (!has_crc_) return absl::OkStatus();
   absl::MutexLock lock(&storage.mutex);
   if (storage.checked) return storage.result;
@@ -203,6 +203,7 @@ absl::Status TorchZipReader::CheckRecord(const Storage& storage) const {
     const absl::Span<uint8_t> part =
         absl::MakeSpan(chunk).first(std::min<uint64_t>(chunk.size(), record.size - at));
     // A failed read is not remembered: the next one may succeed.
+    if (at % kPieceBytes == 0) MS_RETURN_IF_ERROR(gate());
     MS_RETURN_IF_ERROR(file_.ReadAt(record.offset + at, part));
     crc = UpdateCrc32(crc, part);
   }
@@ -219,13 +220,13 @@ absl::Status TorchZipReader::CompareCrc(const Storage& storage, uint32_t crc) co
                               ": its bytes changed; use another copy of the file"));
 }
 
-absl::StatusOr<TorchZipReader::Bytes> TorchZipReader::WholeStorage(size_t index) const {
+absl::StatusOr<TorchZipReader::Bytes> TorchZipReader::WholeStorage(size_t index, Gate gate) const {
   absl::MutexLock lock(&cache_mutex_);
   if (cached_bytes_ != nullptr && cached_storage_ == index) return cached_bytes_;
   cached_bytes_ = nullptr;
   const Storage& storage = *storages_[index];
   auto bytes = std::make_shared<std::vector<uint8_t>>(storage.record.size);
-  MS_RETURN_IF_ERROR(ReadContiguous(storage, 0, absl::MakeSpan(*bytes)));
+  MS_RETURN_IF_ERROR(ReadContiguous(storage, 0, absl::MakeSpan(*bytes), gate));
   cached_storage_ = index;
   cached_bytes_ = std::move(bytes);
   return cached_bytes_;

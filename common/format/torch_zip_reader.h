@@ -29,7 +29,7 @@ class TorchZipReader : public CheckpointReader {
                                                               const OpenOptions& options);
 
   CheckpointFormat format() const override { return CheckpointFormat::kTorchZip; }
-  absl::Status Read(size_t index, absl::Span<uint8_t> out) const override;
+  absl::Status ReadGated(size_t index, absl::Span<uint8_t> out, Gate gate) const override;
 
  private:
   using Bytes = std::shared_ptr<const std::vector<uint8_t>>;
@@ -44,12 +44,13 @@ class TorchZipReader : public CheckpointReader {
   explicit TorchZipReader(File file) : file_(std::move(file)) {}
 
   absl::Status AddTensors(std::vector<TorchTensor> tensors, const ZipDirectory& directory);
-  absl::Status ReadContiguous(const Storage& storage, uint64_t offset,
-                              absl::Span<uint8_t> out) const;
-  absl::Status ReadStrided(size_t index, uint64_t span_elements, absl::Span<uint8_t> out) const;
-  absl::Status CheckRecord(const Storage& storage) const;
+  absl::Status ReadContiguous(const Storage& storage, uint64_t offset, absl::Span<uint8_t> out,
+                              Gate gate) const;
+  absl::Status ReadStrided(size_t index, uint64_t span_elements, absl::Span<uint8_t> out,
+                           Gate gate) const;
+  absl::Status CheckRecord(const Storage& storage, Gate gate) const;
   absl::Status CompareCrc(const Storage& storage, uint32_t crc) const;
-  absl::StatusOr<Bytes> WholeStorage(size_t storage) const;
+  absl::StatusOr<Bytes> WholeStorage(size_t storage, Gate gate) const;
 
   File file_;
   bool has_crc_ = false;

@@ -42,16 +42,18 @@ struct ReadItem {
   RefPtr<TensorStorage>* out = nullptr;
 };
 
-absl::Status ReadOne(const CheckpointReader& reader, const ReadItem& item, Device& device) {
+absl::Status ReadOne(const CheckpointReader& reader, const ReadItem& item, Device& device,
+                     const JobControl& control) {
+  const auto gate = [&control] { return control.CheckNotCancelled(); };
   const StoredTensor& stored = reader.tensors()[item.source];
   MS_ASSIGN_OR_RETURN(RefPtr<TensorStorage> storage,
                       TensorStorage::Allocate(device, item.target_bytes));
   const bool cast = stored.dtype != item.dtype;
   if (!cast && device.host_visible()) {
-    MS_RETURN_IF_ERROR(reader.Read(item.source, storage->MutableHostBytes()));
+    MS_RETURN_IF_ERROR(reader.ReadGated(item.source, storage->MutableHostBytes(), gate));
   } else {
     std::vector<uint8_t> bytes(stored.nbytes());
-    MS_RETURN_IF_ERROR(reader.Read(item.source, absl::MakeSpan(bytes)));
+    MS_RETURN_IF_ERROR(reader.ReadGated(item.source, absl::MakeSpan(bytes), gate));
     if (cast) {
       std::vector<uint8_t> target(item.target_bytes);
       CastElements(stored.dtype, bytes.data(), item.dtype, target.data(), item.elements);
@@ -81,8 +83,7 @@ absl::Status ReadAll(const CheckpointReader& reader, const std::vector<ReadItem>
   const auto task = [&](size_t position) {
     if (failed.load(std::memory_order_relaxed)) return;
     const size_t i = order[position];
-    absl::Status read = control.CheckNotCancelled();
-    if (read.ok()) read = ReadOne(reader, items[i], device);
+    absl::Status read = ReadOne(reader, items[i], device, control);
     if (read.ok()) {
       meter.Add(items[i].target_bytes);
       return;

@@ -451,5 +451,33 @@ TEST(TorchZipTest, HundredThousandTensors) {
   EXPECT_EQ((*reader)->tensors()[99'999].alias_of, "layer.59999.weight");
 }
 
+TEST(TorchZipTest, ReadOfALargeTensorEndsBetweenPieces) {
+  constexpr int64_t kElements = 5 << 20;  // 20 MiB: three pieces
+  PickledTensor t;
+  t.count = kElements;
+  t.size = {kElements};
+  const std::string data(kElements * 4, 'x');
+  const std::string safetensors =
+      Safetensors(absl::StrCat(R"({"w":{"dtype":"F32","shape":[)", kElements,
+                               R"(],"data_offsets":[0,)", kElements * 4, "]}}"),
+                  data);
+  for (const std::string& file : {TorchZip(PickledStateDict(t), data), safetensors}) {
+    const auto reader = OpenBytes(file);
+    ASSERT_TRUE(reader.ok()) << reader.status();
+    std::vector<uint8_t> bytes(kElements * 4);
+    int asked = 0;
+    const auto second = [&asked] {
+      return ++asked == 2 ? absl::CancelledError("stop") : absl::OkStatus();
+    };
+    EXPECT_EQ((*reader)->ReadGated(0, absl::MakeSpan(bytes), second).code(),
+              absl::StatusCode::kCancelled);
+    EXPECT_EQ(asked, 2);
+    EXPECT_EQ(bytes[CheckpointReader::kPieceBytes - 1], 'x');
+    EXPECT_EQ(bytes[CheckpointReader::kPieceBytes], 0);
+    EXPECT_EQ((*reader)->ReadGated(0, absl::MakeSpan(bytes), second), absl::OkStatus());
+    EXPECT_EQ(asked, 5) << "three pieces";
+  }
+}
+
 }  // namespace
 }  // namespace modelstate
