@@ -548,7 +548,7 @@ def main():
     chosen = sys.argv[2:] or list(rows)
     print("torch", re.sub(r"\+.*", "", torch.__version__))
     failures = 0
-    with Server(sys.argv[1], ) as server:
+    with Server(sys.argv[1], "--device=cpu,cpu:1") as server:
         for name in chosen:
             try:
                 skipped = rows[name](server)
