@@ -44,6 +44,29 @@ class FreezingRpcsTest : public ServerTest {
     return parts;
   }
 
+  // Saves the module, and loads the checkpoint as another.
+  void SaveAndLoad(const std::string& name) {
+    grpc::ClientContext save_context;
+    v1::SaveCheckpointRequest save;
+    save.set_module("tiny");
+    save.set_path("kept");
+    auto saved = stub_->SaveCheckpoint(&save_context, save);
+    v1::SaveCheckpointResponse save_event;
+    while (saved->Read(&save_event)) {
+    }
+    ASSERT_TRUE(saved->Finish().ok());
+    grpc::ClientContext load_context;
+    v1::LoadCheckpointRequest load;
+    load.set_module(name);
+    load.set_path("kept");
+    load.set_create_module(true);
+    auto loaded = stub_->LoadCheckpoint(&load_context, load);
+    v1::LoadCheckpointResponse load_event;
+    while (loaded->Read(&load_event)) {
+    }
+    ASSERT_TRUE(loaded->Finish().ok());
+  }
+
   std::vector<float> Values(const std::string& name, const std::string& module = "tiny") {
     return FloatsOf(FetchAll(module).Bytes()[name]);
   }
@@ -80,25 +103,7 @@ TEST_F(FreezingRpcsTest, AFrozenParameterIsAParameterEverywhere) {
   EXPECT_FALSE(fetched.tensors[1].requires_grad());
   EXPECT_THAT(Values("bias"), ElementsAre(0.5, -0.5));
 
-  grpc::ClientContext save_context;
-  v1::SaveCheckpointRequest save;
-  save.set_module("tiny");
-  save.set_path("kept");
-  auto saved = stub_->SaveCheckpoint(&save_context, save);
-  v1::SaveCheckpointResponse save_event;
-  while (saved->Read(&save_event)) {
-  }
-  ASSERT_TRUE(saved->Finish().ok());
-  grpc::ClientContext load_context;
-  v1::LoadCheckpointRequest load;
-  load.set_module("again");
-  load.set_path("kept");
-  load.set_create_module(true);
-  auto loaded = stub_->LoadCheckpoint(&load_context, load);
-  v1::LoadCheckpointResponse load_event;
-  while (loaded->Read(&load_event)) {
-  }
-  ASSERT_TRUE(loaded->Finish().ok());
+  SaveAndLoad("again");
   request.set_module("again");
   const auto again = Call(&Stub::ListParameters, request);
   ASSERT_EQ(again->tensors_size(), 2);
@@ -203,6 +208,14 @@ TEST_F(FreezingRpcsTest, RepeatsKeepTheCountAndTheFlagIsPartOfThePayload) {
   const auto header_alone = Push({Both(true, 1)[0]});
   ASSERT_TRUE(header_alone.ok()) << header_alone.status();
   EXPECT_EQ(header_alone->ignored(), 1);
+
+  SaveAndLoad("again");
+  v1::StepPart header = Both(true, 1)[0];
+  header.mutable_header()->set_module("again");
+  const auto after_a_load = Push({header});
+  ASSERT_TRUE(after_a_load.ok()) << after_a_load.status();
+  EXPECT_TRUE(after_a_load->replayed());
+  EXPECT_EQ(after_a_load->ignored(), 1);
 }
 
 }  // namespace
