@@ -280,6 +280,10 @@ TEST_F(MoveTest, CastOptimizerStateIsMatchedByName) {
   ASSERT_TRUE(Move(&other_).ok());
   EXPECT_EQ(Bytes(Capture(*module_)->optimizer_state.parameters[0].slots[0]), master);
   const std::string later = Bytes(Capture(*module_)->optimizer_state.parameters[0].slots[1]);
+  ASSERT_TRUE(Move(nullptr, DType::kF16).ok());
+  state = Capture(*module_)->optimizer_state;
+  EXPECT_FALSE(state.parameters[0].slots[0]) << "a cast parameter's master is of the old elements";
+  EXPECT_EQ(Bytes(state.parameters[0].slots[1]), later);
   ASSERT_TRUE(Move(&device_, DType::kF32).ok());
   state = Capture(*module_)->optimizer_state;
   EXPECT_EQ(Bytes(state.parameters[0].slots[0]), later);
