@@ -14,8 +14,8 @@ namespace modelstate {
 namespace {
 
 constexpr int64_t kRestPerWork = 50;
-// gRPC sends on threads of its own: about 50 us of them for a message, at most 5% of a core.
-constexpr int64_t kRestPerMessage = 1'000'000;
+// gRPC sends on threads of its own: about 50 us of them for a message, at most 2.5% of a core.
+constexpr int64_t kRestPerMessage = 2'000'000;
 
 int64_t SteadyNanoseconds() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(

@@ -51,8 +51,8 @@ class WatchHub : public std::enable_shared_from_this<WatchHub> {
 
 // Tells watchers of new versions on a thread of its own, so that steps do not wait for it. After
 // telling the N watchers of a module, which took T of processor time, it lets that module rest for
-// 50 T and for N ms: so a module sends at most 1000 messages a second, one watcher hears within
-// about a millisecond, and many hear less often, of the newest version only. Deletion is told at
+// 50 T and for 2N ms: so a module sends at most 500 messages a second, one watcher hears within
+// about two milliseconds, and many hear less often, of the newest version only. Deletion is told at
 // once. Thread-safe.
 class WatchFanOut {
  public:
