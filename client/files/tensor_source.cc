@@ -108,6 +108,7 @@ class ModuleSource final : public TensorSource {
     for (size_t index : indices) options.selection.names.push_back(specs_[index].name);
     options.snapshot_id = held_.snapshot_id;
     options.version = held_.snapshot_id.empty() ? held_.version.number : 0;
+    state_ = StateDict();  // its memory first
     MS_ASSIGN_OR_RETURN(state_, client_.Fetch(module_, options, cancellation_));
     std::vector<absl::Span<const uint8_t>> result;
     for (size_t index : indices) {
