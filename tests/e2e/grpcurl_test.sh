@@ -339,10 +339,21 @@ case_TensorsAreListedInPages() {
 
 case_WhatIsNotBuiltNamesItself() {
   create_tiny || return
-  refused MoveModule '{"module": "tiny", "device": "cpu"}' UNIMPLEMENTED NOT_IMPLEMENTED MoveModule
-  refused ListOptimizerState '{"module": "tiny"}' UNIMPLEMENTED NOT_IMPLEMENTED ListOptimizerState
   refused StreamStateDict "{\"module\": \"tiny\", \"changed_since\": $(ok GetModule '{"module": "tiny"}' '.version')}" UNIMPLEMENTED NOT_IMPLEMENTED changed_since
   refused ConfigureOptimizer '{"module": "tiny", "optimizer": {"algorithm": "SGD", "rounds": {"quorum": 2}}}' UNIMPLEMENTED NOT_IMPLEMENTED quorum
+}
+
+case_ModuleIsMovedCastAndItsPastIsTold() {
+  create_tiny && configure_sgd || return
+  check MoveModule '{"module": "tiny", "dtype": "BF16"}' '.version.number' '"3"'
+  check ListParameters '{"module": "tiny"}' '.tensors[0].dtype' '"BF16"'
+  check MoveModule '{"module": "tiny", "device": "cpu"}' '.version.number' '"3"'
+  refused MoveModule '{"module": "tiny", "dtype": "I64"}' INVALID_ARGUMENT INVALID_FIELD \
+    'only accepts floating point' 'torch.int64'
+  refused MoveModule '{"module": "tiny", "device": "cuda:7"}' INVALID_ARGUMENT INVALID_FIELD 'cuda:7' '"cpu"'
+  check ListVersions '{"module": "tiny"}' '[.versions[].mutation] == ["MOVE", "CONFIGURE_OPTIMIZER", "CREATE"]' true
+  check GetModuleSpec '{"module": "tiny"}' '[.spec.tensors[].dtype] | unique' '["BF16"]'
+  check ListOptimizerState '{"module": "tiny"}' '.tensors // [] | length' 0
 }
 
 # Each text names the tensor or field, then the rule, then the way out.

@@ -68,6 +68,7 @@ TEST_F(MoveRpcsTest, AMovedModuleIsReadSteppedSavedAndLoadedAsBefore) {
   EXPECT_EQ(moved->device(), "cpu:1");
   EXPECT_EQ(moved->version().number(), 4u);
   EXPECT_EQ(moved->schema_revision(), 1u);
+  ASSERT_TRUE(WaitUntilIdle());  // the fetch has let go of the old place
   EXPECT_EQ(Used("cpu"), 0u);
   EXPECT_EQ(FetchAll("tiny").Bytes(), before);
 
