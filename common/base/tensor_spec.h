@@ -1,6 +1,7 @@
 #ifndef MODELSTATE_COMMON_BASE_TENSOR_SPEC_H_
 #define MODELSTATE_COMMON_BASE_TENSOR_SPEC_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -19,6 +20,9 @@ enum class TensorKind : uint8_t {
 
 // "parameter", "buffer", "gradient", "optimizer state": for messages to people.
 const char* TensorKindName(TensorKind kind);
+
+// Of a name that a caller gives; files may have longer ones.
+inline constexpr size_t kMaxTensorNameBytes = 1024;
 
 // What is known of a tensor without its elements. Elements are stored contiguous, row-major and
 // little-endian. Value type, thread-compatible.

@@ -22,8 +22,6 @@
 // checked here: every error is INVALID_ARGUMENT INVALID_FIELD and names the tensor or field.
 namespace modelstate {
 
-inline constexpr size_t kMaxTensorNameBytes = 1024;
-
 // Of the globs, and of the prefixes, of one request. Every tensor of a module is held against each
 // of them, so without a bound one small request keeps a thread busy for minutes.
 inline constexpr int kMaxPatterns = 64;

@@ -180,6 +180,16 @@ void StepAnswerToProto(const StepAnswer& answer, v1::ApplyStepResponse* proto) {
 
 absl::StatusOr<LoadOptions> LoadOptionsFromProto(const v1::LoadOptions& proto) {
   MS_RETURN_IF_ERROR(CheckPatterns(proto.buffers(), "options.buffers"));
+  // A prefix is put before every name: a long one would take memory before anything is admitted.
+  for (const auto& [prefix, field] :
+       {std::pair<const std::string&, const char*>{proto.strip_prefix(), "options.strip_prefix"},
+        {proto.add_prefix(), "options.add_prefix"}}) {
+    if (prefix.size() <= kMaxTensorNameBytes) continue;
+    return MakeError(Reason::kInvalidField,
+                     absl::StrCat(field, " has ", prefix.size(), " bytes; names have at most ",
+                                  kMaxTensorNameBytes, ": use a shorter one"),
+                     {{"field", field}});
+  }
   LoadOptions options;
   options.strict = proto.has_strict() ? proto.strict() : true;
   options.assign = proto.assign();

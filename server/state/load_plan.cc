@@ -51,6 +51,13 @@ absl::Status Rename(absl::Span<const IncomingTensor> incoming, const LoadOptions
   renamed->by_name.reserve(incoming.size());
   for (uint32_t i = 0; i < incoming.size(); ++i) {
     renamed->names.push_back(rename(incoming[i].name));
+    if (!options.add_prefix.empty() && renamed->names.back().size() > kMaxTensorNameBytes) {
+      return MakeError(Reason::kInvalidField,
+                       absl::StrCat("add_prefix makes a name of ", renamed->names.back().size(),
+                                    " bytes of \"", incoming[i].name.substr(0, 256), "\"; at most ",
+                                    kMaxTensorNameBytes, " are allowed: use a shorter prefix"),
+                       {{"field", "options.add_prefix"}});
+    }
     if (!renamed->by_name.emplace(renamed->names.back(), i).second) {
       return MakeError(Reason::kChunkInvalid,
                        absl::StrCat("key \"", renamed->names.back(),

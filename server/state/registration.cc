@@ -28,6 +28,13 @@ absl::string_view LastPart(absl::string_view path) {
 }  // namespace
 
 absl::Status Registrar::AddName(absl::string_view name, TensorKind kind) {
+  // Before the name is looked into: that takes its length times its dots.
+  if (name.size() > kMaxTensorNameBytes) {
+    return Refuse(name,
+                  absl::StrCat("the name has ", name.size(), " bytes, and at most ",
+                               kMaxTensorNameBytes, " are allowed"),
+                  "use a shorter one");
+  }
   const absl::string_view leaf = LastPart(name);
   if (leaf.empty()) {
     return Refuse(name,

@@ -509,6 +509,19 @@ TEST_F(LoadRpcsTest, PrefixesAreStrippedAndAddedBeforeKeysAreMatched) {
   EXPECT_TRUE(Load(WithOptions(parts("a."), options)).ok());
 }
 
+TEST_F(LoadRpcsTest, PrefixThatMakesNamesTooLongIsRefused) {
+  CreateTiny();
+  const auto parts = LoadParts("tiny", {{Tensor("bias", v1::PARAMETER, {2}), FloatBytes({2, 3})}});
+  v1::LoadOptions options;
+  options.set_dry_run(true);
+  options.set_add_prefix(std::string(1025, 'p'));
+  EXPECT_THAT(Load(WithOptions(parts, options)), FailsWith(Reason::kInvalidField));
+  options.set_add_prefix(std::string(1021, 'p'));  // with "bias" 1025
+  EXPECT_THAT(Load(WithOptions(parts, options)), FailsWith(Reason::kInvalidField));
+  options.set_add_prefix(std::string(1020, 'p'));
+  EXPECT_TRUE(Load(WithOptions(parts, options)).ok());
+}
+
 TEST_F(LoadRpcsTest, LoadKeepsMomentumAndMakesTheMasterCopyAnew) {
   Create("m", {Tensor("w", v1::PARAMETER, {1}, v1::BF16)});
   v1::ConfigureOptimizerRequest configure;

@@ -36,6 +36,15 @@ TEST(Registrar, TakesWhatAModuleCanHave) {
   EXPECT_TRUE(status.ok()) << status;
 }
 
+TEST(Registrar, RefusesLongNamesBeforeItLooksIntoThem) {
+  std::string dotted;
+  for (int i = 0; i < 200000; ++i) dotted += "a.";
+  const absl::Status status = Register({{dotted + "w", kParameter}});
+  EXPECT_EQ(GetReason(status), Reason::kInvalidField);
+  EXPECT_THAT(status.message(), HasSubstr("400001 bytes"));
+  EXPECT_TRUE(Register({{std::string(kMaxTensorNameBytes, 'a'), kParameter}}).ok());
+}
+
 TEST(Registrar, RefusesInTorchsWords) {
   struct Case {
     Names names;
