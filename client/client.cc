@@ -63,15 +63,16 @@ absl::StatusOr<TensorList> ListTensors(
 }
 
 absl::StatusOr<SnapshotInfo> Pin(const Connection& connection, const std::string& module,
-                                 const std::string& snapshot_id, absl::Duration lease) {
+                                 const std::string& snapshot_id, absl::Duration lease,
+                                 Cancellation* cancellation) {
   v1::PinSnapshotRequest request;
   request.set_module(module);
   request.set_snapshot_id(snapshot_id);
   if (lease > absl::ZeroDuration()) DurationToProto(lease, request.mutable_lease());
   // A new pin whose answer is lost ends with its lease, so it may be asked for again.
-  MS_ASSIGN_OR_RETURN(
-      const v1::Snapshot snapshot,
-      connection.Call(&v1::ModelState::Stub::PinSnapshot, request, /*idempotent=*/true));
+  MS_ASSIGN_OR_RETURN(const v1::Snapshot snapshot,
+                      connection.Call(&v1::ModelState::Stub::PinSnapshot, request,
+                                      /*idempotent=*/true, cancellation));
   return FromProto(snapshot);
 }
 
@@ -261,13 +262,14 @@ absl::Status Client::DeleteCheckpoint(const std::string& path) const {
 
 absl::StatusOr<SnapshotInfo> Client::PinSnapshot(const std::string& module,
                                                  absl::Duration lease) const {
-  return Pin(*connection_, module, "", lease);
+  return Pin(*connection_, module, "", lease, nullptr);
 }
 
 absl::StatusOr<SnapshotInfo> Client::RenewSnapshot(const std::string& module,
                                                    const std::string& snapshot_id,
-                                                   absl::Duration lease) const {
-  return Pin(*connection_, module, snapshot_id, lease);
+                                                   absl::Duration lease,
+                                                   Cancellation* cancellation) const {
+  return Pin(*connection_, module, snapshot_id, lease, cancellation);
 }
 
 absl::Status Client::ReleaseSnapshot(const std::string& snapshot_id) const {

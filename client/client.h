@@ -69,11 +69,15 @@ class Client {
 
   absl::StatusOr<ServerInfo> GetServerInfo() const;
 
-  // A module of registered parameters and buffers. `device` empty: the server's first. A spec that
-  // does not fit into one message is sent as an empty module and a load of it; when that fails the
-  // module is deleted again.
+  // A module of registered parameters and buffers. `device` empty: the server's first.
+  // A spec above one message (4 MiB) is not one call but two, and not atomic: CreateModule of an
+  // EMPTY module, then a LoadStateDict that fills it. Until that ends others see the empty module;
+  // the elements are admitted against the server's memory for pushes (PUSH_MEMORY). When the load
+  // fails or is cancelled the module is deleted again; it stays, EMPTY, when the client is killed
+  // or cannot reach the server for that.
   absl::StatusOr<ModuleInfo> CreateModule(const std::string& name, const ModuleSpec& spec,
-                                          const std::string& device = "") const;
+                                          const std::string& device = "",
+                                          Cancellation* cancellation = nullptr) const;
   // The same with all elements zero.
   absl::StatusOr<ModuleInfo> CreateModule(
       const std::string& name, absl::Span<const TensorSpec> tensors = {},
@@ -150,7 +154,8 @@ class Client {
                                            absl::Duration lease = absl::ZeroDuration()) const;
   absl::StatusOr<SnapshotInfo> RenewSnapshot(const std::string& module,
                                              const std::string& snapshot_id,
-                                             absl::Duration lease = absl::ZeroDuration()) const;
+                                             absl::Duration lease = absl::ZeroDuration(),
+                                             Cancellation* cancellation = nullptr) const;
   absl::Status ReleaseSnapshot(const std::string& snapshot_id) const;
 
   // Calls `event` with the current state, then with newer ones (conflated), until it returns false

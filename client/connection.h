@@ -68,18 +68,20 @@ class Connection {
   using Method = grpc::Status (v1::ModelState::Stub::*)(grpc::ClientContext*, const Request&,
                                                         Response*);
 
-  // A unary call, repeated on transient failures when it is `idempotent`.
+  // A unary call, repeated on transient failures when it is `idempotent`. `cancellation` may be
+  // null.
   template <typename Request, typename Response>
   absl::StatusOr<Response> Call(Method<Request, Response> method, const Request& request,
-                                bool idempotent) const {
+                                bool idempotent, Cancellation* cancellation = nullptr) const {
     Backoff backoff(options_);
     while (true) {
       grpc::ClientContext context;
       context.set_deadline(absl::ToChronoTime(absl::Now() + options_.timeout));
+      const CancellationScope scope(cancellation, &context);
       Response response;
       absl::Status status = FromGrpcStatus((stub_.get()->*method)(&context, request, &response));
       if (status.ok()) return response;
-      if (!idempotent || !backoff.WaitBeforeRetry(status)) return status;
+      if (!idempotent || !backoff.WaitBeforeRetry(status, cancellation)) return status;
     }
   }
 

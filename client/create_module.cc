@@ -22,9 +22,11 @@ constexpr size_t kMaxSpecBytes = (size_t{4} << 20) - 4096;
 constexpr int kSpecPageSize = 10000;
 
 absl::StatusOr<ModuleInfo> CreateInOneCall(const Connection& connection,
-                                           const v1::CreateModuleRequest& request) {
-  MS_ASSIGN_OR_RETURN(const v1::Module module, connection.Call(&v1::ModelState::Stub::CreateModule,
-                                                               request, /*idempotent=*/false));
+                                           const v1::CreateModuleRequest& request,
+                                           Cancellation* cancellation) {
+  MS_ASSIGN_OR_RETURN(const v1::Module module,
+                      connection.Call(&v1::ModelState::Stub::CreateModule, request,
+                                      /*idempotent=*/false, cancellation));
   return FromProto(module);
 }
 
@@ -54,7 +56,7 @@ absl::Status ResolveAliases(google::protobuf::RepeatedPtrField<v1::TensorInfo>* 
 }
 
 absl::StatusOr<ModuleInfo> FillByLoad(const Connection& connection, const std::string& module,
-                                      v1::ModuleSpec* spec) {
+                                      v1::ModuleSpec* spec, Cancellation* cancellation) {
   MS_RETURN_IF_ERROR(ResolveAliases(spec->mutable_tensors()));
   for (v1::TensorInfo& tensor : *spec->mutable_tensors()) {
     const bool filled =
@@ -72,25 +74,28 @@ absl::StatusOr<ModuleInfo> FillByLoad(const Connection& connection, const std::s
       [spec](size_t i, v1::TensorInfo* info) {
         info->Swap(spec->mutable_tensors(static_cast<int>(i)));
       },
-      &response));
+      &response, cancellation));
   return FromProto(response.module());
 }
 
 }  // namespace
 
 absl::StatusOr<ModuleInfo> Client::CreateModule(const std::string& name, const ModuleSpec& spec,
-                                                const std::string& device) const {
+                                                const std::string& device,
+                                                Cancellation* cancellation) const {
   v1::CreateModuleRequest request;
   request.set_name(name);
   request.set_device(device);
   ToProto(spec, request.mutable_spec());
-  if (request.ByteSizeLong() <= kMaxSpecBytes) return CreateInOneCall(*connection_, request);
+  if (request.ByteSizeLong() <= kMaxSpecBytes) {
+    return CreateInOneCall(*connection_, request, cancellation);
+  }
 
   v1::ModuleSpec tensors;
   tensors.mutable_tensors()->Swap(request.mutable_spec()->mutable_tensors());
   tensors.set_seed(spec.seed);
-  MS_RETURN_IF_ERROR(CreateInOneCall(*connection_, request).status());
-  absl::StatusOr<ModuleInfo> module = FillByLoad(*connection_, name, &tensors);
+  MS_RETURN_IF_ERROR(CreateInOneCall(*connection_, request, cancellation).status());
+  absl::StatusOr<ModuleInfo> module = FillByLoad(*connection_, name, &tensors, cancellation);
   if (!module.ok()) (void)DeleteModule(name);
   return module;
 }

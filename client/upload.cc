@@ -185,8 +185,8 @@ absl::Status SendHeaderOnly(const Connection& connection, const std::string& met
 absl::Status SendInlineTable(const Connection& connection, const std::string& method,
                              const google::protobuf::MessageLite& header_part, size_t count,
                              const std::function<void(size_t, v1::TensorInfo*)>& fill,
-                             google::protobuf::MessageLite* response) {
-  RawCall call(connection, method, nullptr);
+                             google::protobuf::MessageLite* response, Cancellation* cancellation) {
+  RawCall call(connection, method, cancellation);
   bool open = call.Write(SerializeMessage(header_part));
   TableSplitter splitter(count, fill);
   v1::LoadPart part;

@@ -85,7 +85,7 @@ absl::Status SendHeaderOnly(const Connection& connection, const std::string& met
 absl::Status SendInlineTable(const Connection& connection, const std::string& method,
                              const google::protobuf::MessageLite& header_part, size_t count,
                              const std::function<void(size_t, v1::TensorInfo*)>& fill,
-                             google::protobuf::MessageLite* response);
+                             google::protobuf::MessageLite* response, Cancellation* cancellation);
 
 }  // namespace modelstate::client
 

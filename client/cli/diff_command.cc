@@ -52,6 +52,7 @@ Json ComparisonJson(const client::TensorComparison& tensor) {
     json["elements"] = tensor.elements;
     json["different"] = tensor.different;
     json["max_abs_difference"] = tensor.max_abs_difference;
+    if (tensor.max_integer_difference) json["max_abs_difference"] = *tensor.max_integer_difference;
     json["nonfinite"] = {tensor.nonfinite_a, tensor.nonfinite_b};
   }
   return json;

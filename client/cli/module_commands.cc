@@ -210,7 +210,6 @@ absl::Status Remove(const Context& context, const std::string& name) {
 absl::Status Watch(const Context& context, const std::string& name, uint64_t count) {
   MS_ASSIGN_OR_RETURN(const Client client, context.Connect());
   uint64_t seen = 0;
-  Json events = Json::array();
   const absl::Status status = client.Watch(
       name,
       [&](const client::WatchEvent& event) {

@@ -1,8 +1,10 @@
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <iterator>
 #include <memory>
 #include <optional>
+#include <system_error>
 
 #include "absl/strings/str_cat.h"
 #include "client/cli/context.h"
@@ -27,6 +29,11 @@ absl::StatusOr<client::ModuleSpec> ReadSpec(const std::string& path) {
     text.assign(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
     return client::ParseModuleSpec(text, client::GuessSpecFormat("", text), "stdin");
   }
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) {
+    return MakeError(Reason::kInvalidField, absl::StrCat(path, " is a folder: name the file in it"),
+                     {{"field", "spec"}});
+  }
   std::ifstream file(path, std::ios::binary);
   if (!file) return absl::NotFoundError(absl::StrCat(path, ": there is no such file to read"));
   text.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
@@ -45,8 +52,9 @@ absl::Status Create(const Context& context, const CreateArguments& arguments) {
     spec.metadata[entry.substr(0, equals)] = entry.substr(equals + 1);
   }
   MS_ASSIGN_OR_RETURN(const Client client, context.Connect());
-  MS_ASSIGN_OR_RETURN(const client::ModuleInfo module,
-                      client.CreateModule(arguments.module, spec, arguments.device));
+  MS_ASSIGN_OR_RETURN(
+      const client::ModuleInfo module,
+      client.CreateModule(arguments.module, spec, arguments.device, context.interrupt));
   if (context.json) {
     Context::Print(ToJson(module));
   } else if (module.state == client::ModuleState::kEmpty) {

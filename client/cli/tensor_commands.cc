@@ -35,9 +35,14 @@ absl::StatusOr<client::TensorList> ListOf(const Client& client, Which which,
 }
 
 void AddSelection(CLI::App* command, Selection* selection) {
-  command->add_option("--names", selection->names, "Only these");
-  command->add_option("--prefix", selection->prefixes, "Only names that begin so");
-  command->add_option("--glob", selection->globs, "Only names that match; * matches dots too");
+  command->add_option("--names", selection->names, "Only this; repeatable")
+      ->allow_extra_args(false);
+  command->add_option("--prefix", selection->prefixes, "Only names that begin so; repeatable")
+      ->allow_extra_args(false);
+  command
+      ->add_option("--glob", selection->globs,
+                   "Only names that match; * matches dots too; repeatable")
+      ->allow_extra_args(false);
 }
 
 void PrintList(const ListArguments& arguments, const client::TensorList& list) {
@@ -121,19 +126,27 @@ struct StatsArguments {
 absl::Status Stats(Context* context, StatsArguments arguments) {
   arguments.options.statistics = true;
   MS_ASSIGN_OR_RETURN(const Client client, context->Connect());
+  std::optional<client::TensorList> parameters;
+  std::optional<client::TensorList> buffers;
+  // A listing is of the newest version: once more where a step came between the two.
+  for (int attempts = 0; attempts < 2; ++attempts) {
+    if (!arguments.buffers) {
+      MS_ASSIGN_OR_RETURN(parameters,
+                          ListOf(client, Which::kParameters, arguments.module, arguments.options));
+    }
+    if (!arguments.parameters) {
+      MS_ASSIGN_OR_RETURN(buffers,
+                          ListOf(client, Which::kBuffers, arguments.module, arguments.options));
+    }
+    if (!parameters || !buffers || parameters->version == buffers->version) break;
+  }
+  const Version first = parameters ? parameters->version : buffers->version;
+  const Version version = buffers ? buffers->version : parameters->version;
+  const uint64_t step = buffers ? buffers->step : parameters->step;
   std::vector<client::TensorInfo> tensors;
-  std::optional<Version> first;
-  Version version;
-  uint64_t step = 0;
-  for (Which which : {Which::kParameters, Which::kBuffers}) {
-    const bool wanted = which == Which::kParameters ? arguments.parameters : arguments.buffers;
-    if (!wanted && (arguments.parameters || arguments.buffers)) continue;
-    MS_ASSIGN_OR_RETURN(client::TensorList list,
-                        ListOf(client, which, arguments.module, arguments.options));
-    if (!first) first = list.version;
-    version = list.version;
-    step = list.step;
-    for (client::TensorInfo& tensor : list.tensors) tensors.push_back(std::move(tensor));
+  for (std::optional<client::TensorList>* list : {&parameters, &buffers}) {
+    if (!*list) continue;
+    for (client::TensorInfo& tensor : (*list)->tensors) tensors.push_back(std::move(tensor));
   }
   uint64_t nonfinite = 0;
   for (const client::TensorInfo& tensor : tensors) {
@@ -141,12 +154,15 @@ absl::Status Stats(Context* context, StatsArguments arguments) {
   }
   if (arguments.check && nonfinite > 0) context->exit_code = kDifferent;
   if (context->json) {
-    Json json = Json::array();
-    for (const client::TensorInfo& tensor : tensors) json.push_back(ToJson(tensor));
-    Context::Print({{"version", ToJson(version)},
-                    {"step", step},
-                    {"nonfinite", nonfinite},
-                    {"tensors", json}});
+    Json list = Json::array();
+    for (const client::TensorInfo& tensor : tensors) list.push_back(ToJson(tensor));
+    Json json = {{"version", ToJson(version)}};
+    if (parameters) json["parameters_version"] = ToJson(parameters->version);
+    if (buffers) json["buffers_version"] = ToJson(buffers->version);
+    json["step"] = step;
+    json["nonfinite"] = nonfinite;
+    json["tensors"] = list;
+    Context::Print(json);
     return absl::OkStatus();
   }
   std::vector<std::string> header = {"NAME", "DTYPE", "SHAPE", "MIN",
@@ -171,7 +187,7 @@ absl::Status Stats(Context* context, StatsArguments arguments) {
   std::cout << Counted(tensors.size(), "tensor") << ", " << nonfinite
             << " non-finite elements, version ";
   // Parameters and buffers are listed one after the other, while steps go on.
-  if (first && *first != version) std::cout << first->number << " to ";
+  if (first != version) std::cout << first.number << " to ";
   std::cout << version.number << ", step " << step << "\n";
   return absl::OkStatus();
 }
@@ -232,7 +248,7 @@ void AddFreeze(CLI::App* app, Context* context, const char* name, const char* wh
   command->add_option("MODULE", arguments->module)->required();
   command->add_option("PATTERN", arguments->patterns,
                       "Names, or globs (with *, ? or [; buffers that match stay as they are)");
-  command->add_option("--prefix", arguments->prefixes, "Names that begin so")
+  command->add_option("--prefix", arguments->prefixes, "Names that begin so; repeatable")
       ->allow_extra_args(false);
   command->callback([context, arguments, requires_grad] {
     if (arguments->patterns.empty() && arguments->prefixes.empty()) {

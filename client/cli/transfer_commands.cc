@@ -111,9 +111,14 @@ void AddTransferCommands(CLI::App* app, Context* context) {
   command->group(kTransferGroup);
   command->add_option("MODULE", fetch->module)->required();
   command->add_option("OUT", fetch->out, "The file to write")->required();
-  command->add_option("--names", fetch->options.selection.names, "Only these tensors");
-  command->add_option("--prefix", fetch->options.selection.prefixes, "Only names that begin so");
-  command->add_option("--glob", fetch->options.selection.globs, "Only names that match");
+  command->add_option("--names", fetch->options.selection.names, "Only this tensor; repeatable")
+      ->allow_extra_args(false);
+  command
+      ->add_option("--prefix", fetch->options.selection.prefixes,
+                   "Only names that begin so; repeatable")
+      ->allow_extra_args(false);
+  command->add_option("--glob", fetch->options.selection.globs, "Only names that match; repeatable")
+      ->allow_extra_args(false);
   command->add_option("--kind", fetch->kind, "Only parameters or only buffers")
       ->check(CLI::IsMember({"parameter", "buffer"}));
   command->add_option("--float-dtype", fetch->float_dtype, "Cast floating-point tensors")

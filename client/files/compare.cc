@@ -5,7 +5,9 @@
 #include <cstring>
 #include <utility>
 
+#include "absl/base/casts.h"
 #include "absl/container/flat_hash_map.h"
+#include "absl/numeric/int128.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/base/status.h"
@@ -18,63 +20,112 @@ constexpr uint64_t kBatchBytes = uint64_t{32} << 20;
 constexpr size_t kBatchTensors = 10000;
 constexpr int64_t kBlock = 4096;
 
-// Numbers of `count` elements; a complex element is two.
-struct Numbers {
-  DType dtype;
-  int64_t count;
+// Up to this every double is a multiple of 1 that fits into an absl::int128, or has a fraction.
+constexpr double kInt128 = 0x1p126;
+
+bool IsInteger(DType dtype) { return !IsFloatingPoint(dtype) && dtype != DType::kC64; }
+
+// A block of a tensor's numbers, without rounding: integers as 64 bits, the rest as doubles.
+class Numbers {
+ public:
+  // `as_pairs`: each number is followed by a zero, as a complex one.
+  Numbers(const TensorSpec& spec, absl::Span<const uint8_t> bytes, bool as_pairs)
+      : dtype_(spec.dtype == DType::kC64 ? DType::kF32 : spec.dtype),
+        block_dtype_(!IsInteger(dtype_)      ? DType::kF64
+                     : dtype_ == DType::kU64 ? DType::kU64
+                                             : DType::kI64),
+        bytes_(bytes.data()),
+        as_pairs_(as_pairs) {}
+
+  bool integer() const { return block_dtype_ != DType::kF64; }
+
+  // `begin` and `count` count what is stored; it becomes twice as many where as_pairs.
+  void Load(int64_t begin, int64_t count) {
+    const uint8_t* from = bytes_ + static_cast<size_t>(begin) * DTypeSize(dtype_);
+    CastElements(dtype_, from, block_dtype_, reinterpret_cast<uint8_t*>(block_), count);
+    if (!as_pairs_) return;
+    for (size_t i = static_cast<size_t>(count); i-- > 0;) {
+      block_[2 * i] = block_[i];
+      block_[2 * i + 1] = 0;  // also the bits of 0.0
+    }
+  }
+
+  double real(size_t i) const { return absl::bit_cast<double>(block_[i]); }
+  absl::int128 integer(size_t i) const {
+    if (block_dtype_ == DType::kU64) return block_[i];
+    return static_cast<int64_t>(block_[i]);
+  }
+  bool finite(size_t i) const { return integer() || std::isfinite(real(i)); }
+
+ private:
+  const DType dtype_;
+  const DType block_dtype_;
+  const uint8_t* const bytes_;
+  const bool as_pairs_;
+  uint64_t block_[kBlock];
 };
-Numbers NumbersOf(const TensorSpec& spec) {
-  const int64_t count = spec.shape.num_elements();
-  if (spec.dtype == DType::kC64) return {DType::kF32, 2 * count};
-  return {spec.dtype, count};
+
+double Difference(absl::int128 a, double b) {
+  if (std::fabs(b) >= kInt128) return std::fabs(static_cast<double>(a) - b);
+  const double whole = std::trunc(b);
+  return std::fabs(static_cast<double>(a - static_cast<absl::int128>(whole)) - (b - whole));
 }
 
 void CompareElements(const TensorSpec& spec_a, absl::Span<const uint8_t> bytes_a,
                      const TensorSpec& spec_b, absl::Span<const uint8_t> bytes_b,
                      TensorComparison* result) {
-  Numbers a = NumbersOf(spec_a);
-  Numbers b = NumbersOf(spec_b);
+  const bool complex_a = spec_a.dtype == DType::kC64;
+  const bool complex_b = spec_b.dtype == DType::kC64;
+  const bool complex = complex_a || complex_b;
+  Numbers a(spec_a, bytes_a, complex && !complex_a);
+  Numbers b(spec_b, bytes_b, complex && !complex_b);
   const bool same_dtype = spec_a.dtype == spec_b.dtype;
-  std::vector<uint8_t> real;
-  if (a.count != b.count) {
-    // Complex against real: as complex.
-    TensorSpec widened = a.count < b.count ? spec_a : spec_b;
-    const DType from = widened.dtype;
-    widened.dtype = DType::kC64;
-    absl::Span<const uint8_t>& bytes = a.count < b.count ? bytes_a : bytes_b;
-    real.resize(widened.nbytes());
-    CastElements(from, bytes.data(), DType::kC64, real.data(), widened.shape.num_elements());
-    bytes = real;
-    (a.count < b.count ? a : b) = NumbersOf(widened);
-  }
-  const size_t size_a = DTypeSize(a.dtype);
-  const size_t size_b = DTypeSize(b.dtype);
-  double block_a[kBlock];
-  double block_b[kBlock];
+  const bool integers = a.integer() && b.integer();
+  const int64_t per_element = complex ? 2 : 1;
+  const size_t size = DTypeSize(spec_a.dtype) / static_cast<size_t>(per_element);
+  const int64_t total = per_element * spec_a.shape.num_elements();
   result->compared = true;
-  result->elements = static_cast<uint64_t>(a.count);
-  for (int64_t begin = 0; begin < a.count; begin += kBlock) {
-    const int64_t count = std::min(kBlock, a.count - begin);
-    const uint8_t* from_a = bytes_a.data() + static_cast<size_t>(begin) * size_a;
-    const uint8_t* from_b = bytes_b.data() + static_cast<size_t>(begin) * size_b;
-    CastElements(a.dtype, from_a, DType::kF64, reinterpret_cast<uint8_t*>(block_a), count);
-    CastElements(b.dtype, from_b, DType::kF64, reinterpret_cast<uint8_t*>(block_b), count);
-    for (int64_t i = 0; i < count; ++i) {
-      const bool finite_a = std::isfinite(block_a[i]);
-      const bool finite_b = std::isfinite(block_b[i]);
+  result->elements = static_cast<uint64_t>(total);
+  if (integers) result->max_integer_difference = 0;
+  for (int64_t begin = 0; begin < total; begin += kBlock) {
+    const int64_t count = std::min(kBlock, total - begin);
+    const int64_t stored_a = complex_a ? 1 : per_element;
+    const int64_t stored_b = complex_b ? 1 : per_element;
+    a.Load(begin / stored_a, count / stored_a);
+    b.Load(begin / stored_b, count / stored_b);
+    for (size_t i = 0; i < static_cast<size_t>(count); ++i) {
+      const bool finite_a = a.finite(i);
+      const bool finite_b = b.finite(i);
       result->nonfinite_a += finite_a ? 0 : 1;
       result->nonfinite_b += finite_b ? 0 : 1;
-      const size_t at = static_cast<size_t>(i);
-      const bool differs =
-          same_dtype
-              ? std::memcmp(from_a + at * size_a, from_b + at * size_b, size_a) != 0
-              : block_a[i] != block_b[i] && !(std::isnan(block_a[i]) && std::isnan(block_b[i]));
+      double difference = 0;
+      if (integers) {
+        const absl::int128 x = a.integer(i);
+        const absl::int128 y = b.integer(i);
+        const absl::int128 magnitude = x > y ? x - y : y - x;
+        difference = static_cast<double>(magnitude);
+        result->max_integer_difference =
+            std::max(*result->max_integer_difference,
+                     magnitude > UINT64_MAX ? UINT64_MAX : static_cast<uint64_t>(magnitude));
+      } else if (finite_a && finite_b) {
+        difference = a.integer()   ? Difference(a.integer(i), b.real(i))
+                     : b.integer() ? Difference(b.integer(i), a.real(i))
+                                   : std::fabs(a.real(i) - b.real(i));
+      }
+      bool differs = difference != 0;
+      if (same_dtype) {
+        const size_t at = (static_cast<size_t>(begin) + i) * size;
+        differs = std::memcmp(bytes_a.data() + at, bytes_b.data() + at, size) != 0;
+      } else if (!finite_a || !finite_b) {
+        // Of these at most one is an integer, and that is finite.
+        const bool alike =
+            !finite_a && !finite_b &&
+            (a.real(i) == b.real(i) || (std::isnan(a.real(i)) && std::isnan(b.real(i))));
+        differs = !alike;
+      }
       if (!differs) continue;
       ++result->different;
-      if (finite_a && finite_b) {
-        result->max_abs_difference =
-            std::max(result->max_abs_difference, std::fabs(block_a[i] - block_b[i]));
-      }
+      result->max_abs_difference = std::max(result->max_abs_difference, difference);
     }
   }
 }
@@ -87,9 +138,10 @@ std::string Describe(const TensorSpec& a, const TensorSpec& b, const TensorCompa
   if (result.different == 0) {
     absl::StrAppend(&text, text.empty() ? "equal" : "values equal");
   } else {
-    absl::StrAppend(&text, result.different, " of ", result.elements,
-                    " elements differ, by at most ",
-                    absl::StrFormat("%.6g", result.max_abs_difference));
+    absl::StrAppend(
+        &text, result.different, " of ", result.elements, " elements differ, by at most ",
+        result.max_integer_difference ? absl::StrCat(*result.max_integer_difference)
+                                      : absl::StrFormat("%.6g", result.max_abs_difference));
   }
   if (result.nonfinite_a + result.nonfinite_b > 0) {
     absl::StrAppend(&text, ", non-finite ", result.nonfinite_a, " and ", result.nonfinite_b);

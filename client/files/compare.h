@@ -2,6 +2,7 @@
 #define MODELSTATE_CLIENT_FILES_COMPARE_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,12 +18,14 @@ struct TensorComparison {
   // For people: "equal", "only in a.safetensors", "shape [2] and [3]", "dtype F32 and BF16, 17 of
   // 400 elements differ".
   std::string what;
-  // The rest only where the shapes are equal. Elements of two dtypes are compared as doubles, those
-  // of one dtype bit by bit; a complex one counts as two.
+  // The rest only where the shapes are equal. Elements of two dtypes are compared by value, without
+  // rounding either; those of one dtype bit by bit; a complex one counts as two.
   bool compared = false;
   uint64_t elements = 0;
   uint64_t different = 0;
-  double max_abs_difference = 0;  // over pairs that are both finite
+  double max_abs_difference = 0;  // over pairs that are both finite, as the nearest double
+  // Of two integer dtypes (BOOL is one) exactly; UINT64_MAX: that or more.
+  std::optional<uint64_t> max_integer_difference;
   uint64_t nonfinite_a = 0;
   uint64_t nonfinite_b = 0;
 };

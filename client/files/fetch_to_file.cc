@@ -5,8 +5,10 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <filesystem>
 #include <map>
 #include <optional>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -24,6 +26,21 @@
 
 namespace modelstate::client {
 namespace {
+
+// `path`, or what it links to. What is there gives its place to the fetched file by a rename, so it
+// must be a regular file: a device, a pipe or a folder is refused before anything is asked for.
+absl::StatusOr<std::string> FileToReplace(const std::string& path) {
+  std::error_code error;
+  const std::filesystem::file_status there = std::filesystem::status(path, error);
+  if (!std::filesystem::exists(there)) return path;
+  if (!std::filesystem::is_regular_file(there)) {
+    return MakeError(Reason::kInvalidField,
+                     absl::StrCat(path, " is not a regular file: give the name of one, or of none"),
+                     {{"field", "path"}});
+  }
+  const std::filesystem::path resolved = std::filesystem::canonical(path, error);
+  return error ? path : resolved.string();
+}
 
 absl::Span<const uint8_t> AsBytes(const std::string& text) {
   return absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(text.data()), text.size());
@@ -318,9 +335,10 @@ std::optional<TransferRecord> FindRecord(const Client& client, const std::string
 }  // namespace
 
 absl::StatusOr<FetchToFileResult> FetchToFile(const Client& client, const std::string& module,
-                                              const std::string& path,
+                                              const std::string& given_path,
                                               const FetchToFileOptions& options,
                                               Cancellation* cancellation) {
+  MS_ASSIGN_OR_RETURN(const std::string path, FileToReplace(given_path));
   std::string note;
   std::optional<TransferRecord> record;
   if (options.resume) record = FindRecord(client, module, path, options, &note);
@@ -339,7 +357,10 @@ absl::StatusOr<FetchToFileResult> FetchToFile(const Client& client, const std::s
     }
     Transfer transfer(client, path, options, *std::move(record));
     record.reset();
-    MS_RETURN_IF_ERROR(transfer.Open(/*keep=*/resumed));
+    if (absl::Status opened = transfer.Open(/*keep=*/resumed); !opened.ok()) {
+      if (transfer.record().own_pin) (void)client.ReleaseSnapshot(transfer.record().snapshot_id);
+      return opened;
+    }
     absl::Status status = transfer.Run(cancellation);
     const bool any_version = options.snapshot_id.empty() && options.version == 0;
     if (GetReason(status) == Reason::kSnapshotNotFound && any_version && restarts < kMaxRestarts) {

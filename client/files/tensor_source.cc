@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "client/files/held_version.h"
+#include "client/files/lease_keeper.h"
 #include "client/range_fetch.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
@@ -13,8 +13,6 @@
 
 namespace modelstate::client {
 namespace {
-
-constexpr absl::Duration kLease = absl::Seconds(60);
 
 class FileSource final : public TensorSource {
  public:
@@ -75,13 +73,12 @@ class TableSink final : public RangeSink {
 class ModuleSource final : public TensorSource {
  public:
   ModuleSource(const Client& client, const std::string& module, HeldVersion held,
-               Cancellation* cancellation)
-      : client_(client),
-        module_(module),
-        held_(std::move(held)),
-        cancellation_(cancellation),
-        renew_at_(absl::Now() + kLease / 3) {}
+               Cancellation* cancellation, absl::Duration lease)
+      : client_(client), module_(module), held_(std::move(held)), cancellation_(cancellation) {
+    if (held_.own_pin) keeper_.emplace(client_, module_, held_.snapshot_id, lease);
+  }
   ~ModuleSource() override {
+    keeper_.reset();  // it would find the pin gone
     if (held_.own_pin) (void)client_.ReleaseSnapshot(held_.snapshot_id);
   }
 
@@ -100,16 +97,14 @@ class ModuleSource final : public TensorSource {
 
   absl::StatusOr<std::vector<absl::Span<const uint8_t>>> Read(
       absl::Span<const size_t> indices) override {
-    if (held_.own_pin && absl::Now() >= renew_at_) {
-      renew_at_ = absl::Now() + kLease / 3;
-      (void)client_.RenewSnapshot(module_, held_.snapshot_id, kLease);
-    }
     FetchOptions options;
     for (size_t index : indices) options.selection.names.push_back(specs_[index].name);
     options.snapshot_id = held_.snapshot_id;
     options.version = held_.snapshot_id.empty() ? held_.version.number : 0;
     state_ = StateDict();  // its memory first
-    MS_ASSIGN_OR_RETURN(state_, client_.Fetch(module_, options, cancellation_));
+    absl::StatusOr<StateDict> state = client_.Fetch(module_, options, cancellation_);
+    if (!state.ok()) return WithRenewal(state.status());
+    state_ = *std::move(state);
     std::vector<absl::Span<const uint8_t>> result;
     for (size_t index : indices) {
       const std::optional<size_t> found = state_.Find(specs_[index].name);
@@ -123,11 +118,19 @@ class ModuleSource final : public TensorSource {
   }
 
  private:
+  // Why the version may be gone.
+  absl::Status WithRenewal(const absl::Status& status) const {
+    const absl::Status renewal = keeper_ ? keeper_->status() : absl::OkStatus();
+    if (renewal.ok()) return status;
+    return Annotate(status,
+                    absl::StrCat("after the pin could not be renewed (", renewal.message(), ")"));
+  }
+
   const Client client_;
   const std::string module_;
   const HeldVersion held_;
   Cancellation* const cancellation_;
-  absl::Time renew_at_;
+  std::optional<LeaseKeeper> keeper_;
   StateDict state_;
 };
 
@@ -140,13 +143,12 @@ absl::StatusOr<std::unique_ptr<TensorSource>> OpenFileSource(const std::string& 
   return std::make_unique<FileSource>(path, *std::move(reader));
 }
 
-absl::StatusOr<std::unique_ptr<TensorSource>> OpenModuleSource(const Client& client,
-                                                               const std::string& module,
-                                                               uint64_t version,
-                                                               const std::string& snapshot_id,
-                                                               Cancellation* cancellation) {
-  MS_ASSIGN_OR_RETURN(HeldVersion held, HoldVersion(client, module, version, snapshot_id, kLease));
-  auto source = std::make_unique<ModuleSource>(client, module, std::move(held), cancellation);
+absl::StatusOr<std::unique_ptr<TensorSource>> OpenModuleSource(
+    const Client& client, const std::string& module, uint64_t version,
+    const std::string& snapshot_id, Cancellation* cancellation, absl::Duration lease) {
+  MS_ASSIGN_OR_RETURN(HeldVersion held, HoldVersion(client, module, version, snapshot_id, lease));
+  auto source =
+      std::make_unique<ModuleSource>(client, module, std::move(held), cancellation, lease);
   MS_RETURN_IF_ERROR(source->ReadTable());
   return source;
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "client/client.h"
 
@@ -36,14 +37,18 @@ class TensorSource {
 // A safetensors or PyTorch file. Errors are those of CheckpointReader.
 absl::StatusOr<std::unique_ptr<TensorSource>> OpenFileSource(const std::string& path);
 
+inline constexpr absl::Duration kSourceLease = absl::Seconds(60);
+
 // The state_dict of a version of `module`: what the pin `snapshot_id` holds, or the number
-// `version`, or (neither) the newest. The newest is pinned until the source is destroyed; another
-// must stay held by whoever holds it. Errors are those of PinSnapshot and Fetch.
+// `version`, or (neither) the newest. The newest is pinned until the source is destroyed, and its
+// lease renewed from a thread meanwhile; another must stay held by whoever holds it. Errors are
+// those of GetModule, PinSnapshot and Fetch; Read says also why the pin could not be renewed.
 absl::StatusOr<std::unique_ptr<TensorSource>> OpenModuleSource(const Client& client,
                                                                const std::string& module,
                                                                uint64_t version,
                                                                const std::string& snapshot_id,
-                                                               Cancellation* cancellation);
+                                                               Cancellation* cancellation,
+                                                               absl::Duration lease = kSourceLease);
 
 }  // namespace modelstate::client
 

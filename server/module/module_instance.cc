@@ -215,26 +215,39 @@ void ModuleInstance::Move(Device* device, std::optional<DType> dtype, Done<Versi
   });
 }
 
-void ModuleInstance::Capture(Done<CapturedState> done) {
-  Post([done = std::move(done)](ModuleInstance& self) mutable { done(self.CaptureOnStrand()); });
+void ModuleInstance::Capture(bool with_optimizer, Done<CapturedState> done) {
+  Post([with_optimizer, done = std::move(done)](ModuleInstance& self) mutable {
+    done(self.CaptureOnStrand(with_optimizer));
+  });
 }
 
 void ModuleInstance::Delete(absl::AnyInvocable<void()> done) {
   Post([done = std::move(done)](ModuleInstance& self) mutable {
-    bool first = false;
-    {
-      absl::MutexLock lock(&self.mutex_);
-      first = !std::exchange(self.deleted_, true);
-      self.optimizer_state_bytes_ = 0;
-    }
-    if (first) {
-      self.ledger_->Close();
-      self.optimizer_state_ = OptimizerState();
-      self.workers_.clear();
-      self.NotifyWatchers();
-    }
+    self.DeleteOnStrand();
     done();
   });
+}
+
+void ModuleInstance::DeleteIfEmpty(absl::AnyInvocable<void()> on_delete,
+                                   absl::AnyInvocable<void(bool)> done) {
+  Post([on_delete = std::move(on_delete), done = std::move(done)](ModuleInstance& self) mutable {
+    const bool empty = self.state() == ModuleState::kEmpty && !self.deleted();
+    if (empty) on_delete();
+    done(empty && self.DeleteOnStrand());
+  });
+}
+
+bool ModuleInstance::DeleteOnStrand() {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (std::exchange(deleted_, true)) return false;
+    optimizer_state_bytes_ = 0;
+  }
+  ledger_->Close();
+  optimizer_state_ = OptimizerState();
+  workers_.clear();
+  NotifyWatchers();
+  return true;
 }
 
 void ModuleInstance::FindStep(std::string worker, uint64_t sequence,

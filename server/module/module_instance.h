@@ -92,6 +92,8 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   // Holds the version of that number if it is current or still held by somebody; else NOT_FOUND
   // SNAPSHOT_NOT_FOUND, saying which is current and to pin what is to be read later.
   absl::StatusOr<Snapshot> HoldNumber(uint64_t number);
+  // Whether HoldNumber could hold it just now; nothing is held by asking.
+  bool IsHeld(uint64_t number) const { return ledger_->IsHeld(number); }
 
   struct FreezeResult {
     Version version;
@@ -108,7 +110,8 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   void ConfigureOptimizer(OptimizerConfig config, bool reset_state, Done<VersionRef> done);
 
   // As it is between two steps. FAILED_PRECONDITION NO_OPTIMIZER; ABORTED STALE_BASE when
-  // query.schema is not the current one any more.
+  // query.schema is not the current one any more; where elements are asked for, RESOURCE_EXHAUSTED
+  // SNAPSHOT_LIMIT: they are held, and only as much as steps can spare.
   void ReadOptimizerState(OptimizerStateQuery query, Done<OptimizerStatePart> done);
 
   // torch's Module.to: parameters, buffers and optimizer state on `device` (null: stay), which
@@ -142,14 +145,18 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   void CommitLoad(StagedLoad load, std::optional<Version> base,
                   std::optional<RestoredState> restored, Done<VersionRef> done);
 
-  // One consistent moment for a save.
-  void Capture(Done<CapturedState> done);
+  // One consistent moment for a save. Without `with_optimizer` it holds no more than a reader does,
+  // and has no optimizer, optimizer state nor workers.
+  void Capture(bool with_optimizer, Done<CapturedState> done);
 
   // The last versions with a number below `before` (0: all), the newest first, at most `limit`.
   std::vector<VersionRecord> History(uint64_t before, size_t limit) const;
 
   // Nothing is published after it. Watchers are told.
   void Delete(absl::AnyInvocable<void()> done);
+  // The same if it is still empty, which is decided on the strand, where loads commit: calls
+  // `on_delete` just before; `done` says whether it was deleted by this call.
+  void DeleteIfEmpty(absl::AnyInvocable<void()> on_delete, absl::AnyInvocable<void(bool)> done);
 
   // Calls `on_change` after each publish and after Delete, from the strand, until the subscription
   // ends (which waits for a call that is running, so do not end it from one). It must not block:
@@ -179,8 +186,9 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   absl::Status EmptyError() const;
 
   // On the strand.
+  bool DeleteOnStrand();  // false: it was deleted before
   absl::StatusOr<FreezeResult> FreezeOnStrand(const Selection& selection, bool requires_grad);
-  absl::StatusOr<OptimizerStatePart> OptimizerStateOnStrand(const OptimizerStateQuery& query) const;
+  absl::StatusOr<OptimizerStatePart> OptimizerStateOnStrand(const OptimizerStateQuery& query);
   absl::StatusOr<VersionRef> ConfigureOnStrand(const OptimizerConfig& config, bool reset_state);
   absl::StatusOr<std::optional<StepAnswer>> FindRecorded(const std::string& worker,
                                                          uint64_t sequence,
@@ -190,7 +198,7 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   absl::StatusOr<StepAnswer> StepOnStrand(StepRequest& request);
   absl::StatusOr<VersionRef> CommitOnStrand(StagedLoad& load, const std::optional<Version>& base,
                                             std::optional<RestoredState>& restored);
-  absl::StatusOr<CapturedState> CaptureOnStrand();
+  absl::StatusOr<CapturedState> CaptureOnStrand(bool with_optimizer);
   // What the next steps take, with optimizer_state_ as it is.
   StepDemand DemandOfSteps(const ModuleVersion& version,
                            const std::shared_ptr<const Optimizer>& optimizer);

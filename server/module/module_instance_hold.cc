@@ -31,9 +31,13 @@ absl::StatusOr<Snapshot> ModuleInstance::HoldNumber(uint64_t number) {
       {{"module", name_}, {"version", absl::StrCat(number)}, {"current", absl::StrCat(current)}});
 }
 
-absl::StatusOr<CapturedState> ModuleInstance::CaptureOnStrand() {
+absl::StatusOr<CapturedState> ModuleInstance::CaptureOnStrand(bool with_optimizer) {
   MS_RETURN_IF_ERROR(CheckNotDeleted());
   if (state() == ModuleState::kEmpty) return EmptyError();
+  if (!with_optimizer) {
+    MS_ASSIGN_OR_RETURN(Snapshot snapshot, Hold());
+    return CapturedState{name_, std::move(snapshot), nullptr, {}, {}};
+  }
   MS_ASSIGN_OR_RETURN(Snapshot snapshot, ledger_->HoldWith(optimizer_state_));
   return CapturedState{name_, std::move(snapshot), optimizer(), optimizer_state_, workers_};
 }

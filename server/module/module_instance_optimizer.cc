@@ -67,10 +67,16 @@ void ModuleInstance::ReadOptimizerState(OptimizerStateQuery query, Done<Optimize
 }
 
 absl::StatusOr<OptimizerStatePart> ModuleInstance::OptimizerStateOnStrand(
-    const OptimizerStateQuery& query) const {
+    const OptimizerStateQuery& query) {
   MS_RETURN_IF_ERROR(CheckNotDeleted());
   OptimizerStatePart part;
-  part.version = Current();
+  {
+    // No more of the version than this: the part may wait for long.
+    const VersionRef current = Current();
+    part.version = current->version;
+    part.step = current->step;
+    part.schema = current->schema;
+  }
   part.optimizer = optimizer();
   if (part.optimizer == nullptr) {
     return MakeError(
@@ -78,7 +84,7 @@ absl::StatusOr<OptimizerStatePart> ModuleInstance::OptimizerStateOnStrand(
         absl::StrCat("module \"", name_, "\" has no optimizer: call ConfigureOptimizer first"),
         {{"module", name_}});
   }
-  if (part.version->schema != query.schema) {
+  if (part.schema != query.schema) {
     return MakeError(Reason::kStaleBase,
                      absl::StrCat("the tensors of module \"", name_,
                                   "\" changed while they were listed: list again"),
@@ -97,8 +103,9 @@ absl::StatusOr<OptimizerStatePart> ModuleInstance::OptimizerStateOnStrand(
     }
   }
   uint64_t referenced = 0;
+  std::vector<StorageRef> storages;
   auto it = std::lower_bound(parameters.begin(), parameters.end(), query.from.parameter);
-  for (; it != parameters.end(); ++it) {
+  for (; it != parameters.end() && !part.next; ++it) {
     const ParameterState& state = optimizer_state_.parameters[*it];
     if (state.step == 0) continue;
     for (uint32_t slot = *it == query.from.parameter ? query.from.slot : 0; slot <= kMaxSlots;
@@ -108,16 +115,20 @@ absl::StatusOr<OptimizerStatePart> ModuleInstance::OptimizerStateOnStrand(
       const bool full = query.max_referenced_bytes > 0 && referenced >= query.max_referenced_bytes;
       if (part.entries.size() >= query.max_entries || full) {
         part.next = OptimizerStatePlace{*it, slot};
-        return part;
+        break;
       }
       OptimizerStatePart::Entry& entry = part.entries.emplace_back();
       entry.place = {*it, slot};
       entry.step = state.step;
       if (storage == nullptr || query.max_referenced_bytes == 0) continue;
       entry.storage = *storage;
+      storages.push_back(*storage);
       referenced += (*storage)->size();
     }
   }
+  if (storages.empty()) return part;
+  MS_ASSIGN_OR_RETURN(part.held, ledger_->HoldSlots(std::move(storages)));
+  if (part.held == nullptr) return DeletedError();
   return part;
 }
 

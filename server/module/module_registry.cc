@@ -98,24 +98,33 @@ size_t ModuleRegistry::size() const {
   return modules_.size();
 }
 
-absl::Status ModuleRegistry::Delete(absl::string_view name, absl::AnyInvocable<void()> done) {
+bool ModuleRegistry::Remove(const ModuleInstance& module) {
+  Hosted hosted;  // ends outside of the lock
+  absl::MutexLock lock(&mutex_);
+  const auto it = modules_.find(module.name());
+  if (it == modules_.end() || it->second.module.get() != &module) return false;
+  hosted = std::move(it->second);
+  modules_.erase(it);
+  if (listener_) listener_(module.name(), false);
+  return true;
+}
+
+absl::Status ModuleRegistry::Delete(absl::string_view name,
+                                    absl::AnyInvocable<void(const ModuleInstance&)> done) {
   MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module, Find(name));
-  Hosted hosted;
-  {
-    absl::MutexLock lock(&mutex_);
-    const auto it = modules_.find(name);
-    if (it == modules_.end() || it->second.module != module) {
-      return MakeError(Reason::kModuleNotFound,
-                       absl::StrCat("module ", Shown(name), " was deleted by another call"),
-                       {{"module", std::string(name)}});
-    }
-    hosted = std::move(it->second);
-    modules_.erase(it);
-    if (listener_) listener_(module->name(), false);
+  if (!Remove(*module)) {
+    return MakeError(Reason::kModuleNotFound,
+                     absl::StrCat("module ", Shown(name), " was deleted by another call"),
+                     {{"module", std::string(name)}});
   }
-  hosted.subscription.reset();
-  module->Delete(std::move(done));
+  module->Delete([module, done = std::move(done)]() mutable { done(*module); });
   return absl::OkStatus();
+}
+
+void ModuleRegistry::DeleteIfEmpty(const std::shared_ptr<ModuleInstance>& module,
+                                   absl::AnyInvocable<void()> done) {
+  module->DeleteIfEmpty([this, module] { Remove(*module); },
+                        [done = std::move(done)](bool) mutable { done(); });
 }
 
 }  // namespace modelstate

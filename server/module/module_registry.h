@@ -41,8 +41,13 @@ class ModuleRegistry {
   std::vector<std::shared_ptr<ModuleInstance>> List(absl::string_view after, size_t limit) const;
   size_t size() const;
 
-  // Takes the name away at once; `done` is called when the module is deleted.
-  absl::Status Delete(absl::string_view name, absl::AnyInvocable<void()> done);
+  // Takes the name away at once; `done` is called with the module when that is deleted.
+  absl::Status Delete(absl::string_view name,
+                      absl::AnyInvocable<void(const ModuleInstance& module)> done);
+  // Deletes this module, and no other that has its name now, if it is empty still: a load that has
+  // committed by then keeps it. `done` is called either way. Nobody holds a version of it.
+  void DeleteIfEmpty(const std::shared_ptr<ModuleInstance>& module,
+                     absl::AnyInvocable<void()> done);
 
   // Called when a module is created (whether it is ready: an empty one is not), becomes ready by a
   // load (true) or is deleted (false), in that order for every life of a name. Set before the first
@@ -61,6 +66,8 @@ class ModuleRegistry {
   };
 
   void AnnounceIfReady(const ModuleInstance& module);
+  // Takes the name away from this module; false when it has none any more.
+  bool Remove(const ModuleInstance& module);
 
   const ModuleEnvironment environment_;
   Listener listener_;

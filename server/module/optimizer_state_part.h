@@ -10,6 +10,7 @@
 #include "server/state/module_version.h"
 #include "server/state/optimizer_config.h"
 #include "server/state/optimizer_state.h"
+#include "server/state/snapshot.h"
 
 namespace modelstate {
 
@@ -27,8 +28,8 @@ struct OptimizerStateQuery {
   std::shared_ptr<const ModuleSchema> schema;
   OptimizerStatePlace from;  // where to begin
   size_t max_entries = 0;
-  // Refer to storages until they have as many bytes together; 0: refer to none. A storage that
-  // somebody refers to is not written in place by the next step but made anew, so it costs memory.
+  // Hold storages until they have as many bytes together; 0: none. A storage that somebody holds is
+  // not written in place by the next step but made anew, so it costs memory and is charged.
   uint64_t max_referenced_bytes = 0;
   bool count = false;  // all entries there are; looks at each of the parameters
 };
@@ -39,8 +40,11 @@ struct OptimizerStatePart {
     uint64_t step = 0;   // of the parameter
     StorageRef storage;  // null for a step count, and where none was asked for
   };
-  VersionRef version;
+  Version version;
+  uint64_t step = 0;  // of the module
+  std::shared_ptr<const ModuleSchema> schema;
   std::shared_ptr<const Optimizer> optimizer;
+  std::shared_ptr<const HeldVersion> held;  // the storages of `entries`; null where there are none
   std::vector<Entry> entries;               // only of parameters that have stepped
   std::optional<OptimizerStatePlace> next;  // where to go on; nullopt: that was all
   uint64_t count = 0;

@@ -36,11 +36,14 @@ absl::StatusOr<PinTable::Pin> PinTable::Create(const std::shared_ptr<ModuleInsta
   ExpireDue();
   MS_RETURN_IF_ERROR(CheckLease(lease, max_lease_));
   MS_ASSIGN_OR_RETURN(Snapshot snapshot, module->Hold());
+  const absl::Time now = clock_();
   Pin pin{absl::StrCat(DigestToHex(RandomUint64()), DigestToHex(RandomUint64())), module,
-          std::move(snapshot), clock_() + lease};
+          std::move(snapshot), now + lease};
   {
     absl::MutexLock lock(&mutex_);
+    MS_RETURN_IF_ERROR(CheckRoom(now));
     pins_.emplace(pin.id, pin);
+    by_expiry_.emplace(pin.expire_time, pin.id);
   }
   // Its pins may have been released just before this one was there.
   if (module->deleted()) {
@@ -57,8 +60,13 @@ absl::StatusOr<PinTable::Pin> PinTable::Renew(absl::string_view id, absl::Durati
   absl::MutexLock lock(&mutex_);
   const auto it = pins_.find(id);
   if (it == pins_.end()) return NoSuchPin(id);
-  it->second.expire_time = std::max(it->second.expire_time, expire_time);
-  return it->second;
+  Pin& pin = it->second;
+  if (expire_time > pin.expire_time) {
+    by_expiry_.erase({pin.expire_time, pin.id});
+    pin.expire_time = expire_time;
+    by_expiry_.emplace(pin.expire_time, pin.id);
+  }
+  return pin;
 }
 
 absl::StatusOr<PinTable::Pin> PinTable::Find(absl::string_view id) {
@@ -75,9 +83,28 @@ absl::Status PinTable::Release(absl::string_view id) {
   absl::MutexLock lock(&mutex_);
   const auto it = pins_.find(id);
   if (it == pins_.end()) return NoSuchPin(id);
-  released = std::move(it->second);
-  pins_.erase(it);
+  released = TakeOut(it);
   return absl::OkStatus();
+}
+
+PinTable::Pin PinTable::TakeOut(Pins::iterator it) {
+  Pin pin = std::move(it->second);
+  by_expiry_.erase({pin.expire_time, it->first});
+  pins_.erase(it);
+  return pin;
+}
+
+absl::Status PinTable::CheckRoom(absl::Time now) const {
+  if (pins_.size() < kMaxPins) return absl::OkStatus();
+  const absl::Duration wait = std::max(by_expiry_.begin()->first - now, absl::Milliseconds(100));
+  return WithRetryAfter(
+      MakeError(Reason::kSnapshotLimit,
+                absl::StrCat("the server has ", kMaxPins,
+                             " snapshots pinned, which is the most it keeps; release those that "
+                             "are read (ReleaseSnapshot), pin for shorter leases, or try again "
+                             "when the first lease ends"),
+                {{"limit", absl::StrCat(kMaxPins)}}),
+      wait);
 }
 
 size_t PinTable::size() const {
@@ -89,12 +116,8 @@ void PinTable::ReleaseModule(const ModuleInstance& module) {
   std::vector<Pin> released;
   absl::MutexLock lock(&mutex_);
   for (auto it = pins_.begin(); it != pins_.end();) {
-    if (it->second.module.get() == &module) {
-      released.push_back(std::move(it->second));
-      it = pins_.erase(it);
-    } else {
-      ++it;
-    }
+    const auto pin = it++;
+    if (pin->second.module.get() == &module) released.push_back(TakeOut(pin));
   }
 }
 
@@ -102,13 +125,8 @@ void PinTable::ExpireDue() {
   const absl::Time now = clock_();
   std::vector<Pin> released;
   absl::MutexLock lock(&mutex_);
-  for (auto it = pins_.begin(); it != pins_.end();) {
-    if (it->second.expire_time <= now) {
-      released.push_back(std::move(it->second));
-      it = pins_.erase(it);
-    } else {
-      ++it;
-    }
+  while (!by_expiry_.empty() && by_expiry_.begin()->first <= now) {
+    released.push_back(TakeOut(pins_.find(by_expiry_.begin()->second)));
   }
 }
 

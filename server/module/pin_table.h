@@ -4,7 +4,9 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
+#include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -27,11 +29,13 @@ class PinTable {
     absl::Time expire_time;
   };
 
+  static constexpr size_t kMaxPins = 10'000;
+
   PinTable(std::function<absl::Time()> clock, absl::Duration max_lease)
       : clock_(std::move(clock)), max_lease_(max_lease) {}
 
-  // INVALID_FIELD for a lease that is not in (0, max_lease]; else the errors of
-  // ModuleInstance::Hold.
+  // INVALID_FIELD for a lease that is not in (0, max_lease]; SNAPSHOT_LIMIT beyond kMaxPins, to
+  // retry when the first lease ends; else the errors of ModuleInstance::Hold.
   absl::StatusOr<Pin> Create(const std::shared_ptr<ModuleInstance>& module, absl::Duration lease);
   // From now; never earlier than it would end anyway. SNAPSHOT_NOT_FOUND.
   absl::StatusOr<Pin> Renew(absl::string_view id, absl::Duration lease);
@@ -39,8 +43,8 @@ class PinTable {
   absl::Status Release(absl::string_view id);
   void ReleaseModule(const ModuleInstance& module);
 
-  // Ends the leases that are over. Also done by every call above; call it now and then, so that an
-  // idle server gives memory back.
+  // Ends the leases that are over, at the cost of those alone. Also done by every call above; call
+  // it now and then, so that an idle server gives memory back.
   void ExpireDue();
 
   absl::Duration max_lease() const { return max_lease_; }
@@ -50,7 +54,12 @@ class PinTable {
   const std::function<absl::Time()> clock_;
   const absl::Duration max_lease_;
   mutable absl::Mutex mutex_;
-  std::map<std::string, Pin, std::less<>> pins_ ABSL_GUARDED_BY(mutex_);
+  using Pins = std::map<std::string, Pin, std::less<>>;
+  Pin TakeOut(Pins::iterator it) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckRoom(absl::Time now) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  Pins pins_ ABSL_GUARDED_BY(mutex_);
+  std::set<std::pair<absl::Time, std::string>> by_expiry_ ABSL_GUARDED_BY(mutex_);  // ids
 };
 
 }  // namespace modelstate

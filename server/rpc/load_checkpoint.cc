@@ -106,12 +106,9 @@ class LoadCheckpointHandler final : public JobHandler<v1::LoadCheckpointResponse
 
   // A module that was made for this load goes with it, unless another load has filled it.
   void Fail(absl::Status status) {
-    const bool remove = created_ && module_->state() == ModuleState::kEmpty &&
-                        runtime_.registry->Find(module_->name()).value_or(nullptr) == module_;
-    if (!remove) return End(std::move(status));
-    absl::Status deleted =
-        runtime_.registry->Delete(module_->name(), [this, self = Share(), status] { End(status); });
-    if (!deleted.ok()) End(std::move(status));
+    if (!created_) return End(std::move(status));
+    runtime_.registry->DeleteIfEmpty(
+        module_, [this, self = Share(), status = std::move(status)] { End(status); });
   }
 
   const v1::LoadCheckpointRequest request_;

@@ -60,10 +60,9 @@ grpc::ServerUnaryReactor* ModelStateService::DeleteModule(Context*,
                                                           const v1::DeleteModuleRequest* request,
                                                           v1::DeleteModuleResponse*) {
   return UnaryHandler::AnswerLater(runtime_, [&](UnaryHandler* call) -> absl::Status {
-    MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module,
-                        runtime_.FindModule(request->module()));
-    return runtime_.registry->Delete(request->module(), [this, call, module] {
-      runtime_.pins->ReleaseModule(*module);
+    MS_RETURN_IF_ERROR(runtime_.FindModule(request->module()).status());
+    return runtime_.registry->Delete(request->module(), [this, call](const ModuleInstance& module) {
+      runtime_.pins->ReleaseModule(module);
       call->Finish(absl::OkStatus());
     });
   });

@@ -86,7 +86,7 @@ absl::Status DescribeStep(const Listing& listing, uint64_t step, v1::TensorInfo*
 
 absl::Status DescribeEntry(const Listing& listing, const OptimizerStatePart& part,
                            const OptimizerStatePart::Entry& entry, v1::TensorInfo* info) {
-  const TensorSpec& spec = part.version->schema->spec(entry.place.parameter);
+  const TensorSpec& spec = part.schema->spec(entry.place.parameter);
   info->set_name(spec.name);
   info->set_kind(v1::OPTIMIZER_STATE);
   if (entry.place.slot == 0) return DescribeStep(listing, entry.step, info);
@@ -118,7 +118,6 @@ absl::Status DescribePart(const Listing& listing, OptimizerStatePart& part,
     }
     v1::TensorInfo* info = response->add_tensors();
     MS_RETURN_IF_ERROR(DescribeEntry(listing, part, entry, info));
-    entry.storage = nullptr;  // so that the next step may write it in place
     bytes += info->ByteSizeLong();
   }
   if (next) {
@@ -126,8 +125,8 @@ absl::Status DescribePart(const Listing& listing, OptimizerStatePart& part,
         EncodePageToken(listing.scope, absl::StrCat(next->parameter, " ", next->slot, " ", total)));
   }
   response->set_total_size(total);
-  VersionToProto(part.version->version, response->mutable_version());
-  response->set_step(part.version->step);
+  VersionToProto(part.version, response->mutable_version());
+  response->set_step(part.step);
   return absl::OkStatus();
 }
 

@@ -23,11 +23,12 @@ class SaveCheckpointHandler final : public JobHandler<v1::SaveCheckpointResponse
   absl::Status CaptureAndSave() {
     MS_RETURN_IF_ERROR(RootDirectory::ValidatePath(request_.path()));
     MS_ASSIGN_OR_RETURN(module_, runtime_.FindModule(request_.module()));
-    module_->Capture([this, self = Share()](absl::StatusOr<CapturedState> state) {
-      if (!state.ok()) return End(state.status());
-      // From the strand back to where files may be touched.
-      runtime_.PostIo([this, self, state = *std::move(state)]() mutable { Save(state); });
-    });
+    module_->Capture(
+        !request_.weights_only(), [this, self = Share()](absl::StatusOr<CapturedState> state) {
+          if (!state.ok()) return End(state.status());
+          // From the strand back to where files may be touched.
+          runtime_.PostIo([this, self, state = *std::move(state)]() mutable { Save(state); });
+        });
     return absl::OkStatus();
   }
 

@@ -11,11 +11,6 @@
 namespace modelstate {
 namespace {
 
-// Whether it can be read. A version may be held, or let go, at any moment: this is a look.
-bool IsHeld(ModuleInstance& module, const Version& version) {
-  return version == module.Current()->version || module.HoldNumber(version.number).ok();
-}
-
 void RecordToProto(const VersionRecord& record, v1::VersionInfo* proto) {
   VersionToProto(record.version, proto->mutable_version());
   proto->set_mutation(static_cast<v1::MutationKind>(record.mutation));
@@ -50,7 +45,7 @@ grpc::ServerUnaryReactor* ModelStateService::ListVersions(Context*,
     for (; count < records.size() && count < page_size && bytes < kMaxPageBytes; ++count) {
       v1::VersionInfo* info = response->add_versions();
       RecordToProto(records[count], info);
-      info->set_held(IsHeld(*module, records[count].version));
+      info->set_held(module->IsHeld(records[count].version.number));
       bytes += info->ByteSizeLong();
     }
     if (records.size() > count) {

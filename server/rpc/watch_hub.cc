@@ -152,7 +152,13 @@ void WatchFanOut::Run() {
     tells.clear();
     const int64_t work = ThreadNanoseconds() - begin;
     mutex_.Lock();
-    hub->due_ = SteadyNanoseconds() + std::max(kRestPerWork * work, kRestPerMessage * messages);
+    // A deletion during the telling is due at once, whoever sees it first.
+    if (!hub->module_->deleted()) {
+      hub->due_ = SteadyNanoseconds() + std::max(kRestPerWork * work, kRestPerMessage * messages);
+    }
+    mutex_.Unlock();
+    hub.reset();  // maybe the last reference to all storages of a module
+    mutex_.Lock();
   }
 }
 

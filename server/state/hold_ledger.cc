@@ -77,6 +77,18 @@ absl::StatusOr<Snapshot> HoldLedger::HoldWith(const OptimizerState& state) {
   return HoldLocked(current_, std::move(slots));
 }
 
+absl::StatusOr<std::shared_ptr<const HeldVersion>> HoldLedger::HoldSlots(
+    std::vector<StorageRef> slots) {
+  absl::MutexLock lock(&mutex_);
+  if (current_ == nullptr) return nullptr;
+  return HoldNew(nullptr, std::move(slots));
+}
+
+bool HoldLedger::IsHeld(uint64_t number) const {
+  absl::MutexLock lock(&mutex_);
+  return current_ != nullptr && (current_->version.number == number || held_.contains(number));
+}
+
 absl::StatusOr<Snapshot> HoldLedger::HoldLocked(VersionRef version, std::vector<StorageRef> also) {
   const uint64_t number = version->version.number;
   const bool shared = also.empty();
@@ -86,16 +98,25 @@ absl::StatusOr<Snapshot> HoldLedger::HoldLocked(VersionRef version, std::vector<
         it == held_.end() ? nullptr : it->second.shared.lock();
     if (held != nullptr) return Snapshot(std::move(held));
   }
-  const uint64_t new_bytes = Add(version, also);
-  if (absl::Status charged = Charge(new_bytes); !charged.ok()) {
-    Remove(*version, also);
-    return Annotate(charged, absl::StrCat("module \"", module_, "\": cannot hold version ", number,
-                                          also.empty() ? "" : " with its optimizer state"));
-  }
-  auto held =
-      std::make_shared<const HeldVersion>(std::move(version), std::move(also), shared_from_this());
+  MS_ASSIGN_OR_RETURN(std::shared_ptr<const HeldVersion> held,
+                      HoldNew(std::move(version), std::move(also)));
   if (shared) held_[number].shared = held;
   return Snapshot(std::move(held));
+}
+
+absl::StatusOr<std::shared_ptr<const HeldVersion>> HoldLedger::HoldNew(
+    VersionRef version, std::vector<StorageRef> also) {
+  const uint64_t new_bytes = Add(version, also);
+  if (absl::Status charged = Charge(new_bytes); !charged.ok()) {
+    Remove(version, also);
+    const std::string what = version == nullptr
+                                 ? "optimizer state"
+                                 : absl::StrCat("version ", version->version.number,
+                                                also.empty() ? "" : " with its optimizer state");
+    return Annotate(charged, absl::StrCat("module \"", module_, "\": cannot hold ", what));
+  }
+  return std::make_shared<const HeldVersion>(std::move(version), std::move(also),
+                                             shared_from_this());
 }
 
 absl::Status HoldLedger::Charge(uint64_t new_bytes) {
@@ -111,15 +132,18 @@ absl::Status HoldLedger::Charge(uint64_t new_bytes) {
 
 uint64_t HoldLedger::Add(const VersionRef& version, const std::vector<StorageRef>& also) {
   uint64_t bytes = 0;
-  ForEachStorage(*version, [&bytes](const TensorStorage& storage) {
-    if (storage.holds_++ == 0) bytes += storage.size();
-  });
+  if (version != nullptr) {
+    ForEachStorage(*version, [&bytes](const TensorStorage& storage) {
+      if (storage.holds_++ == 0) bytes += storage.size();
+    });
+  }
   for (const StorageRef& slot : also) {
     if (slot->holds_++ > 0) continue;
     bytes += slot->size();
     promised_slots_.emplace(slot.get(), slot->size());
     promised_slot_bytes_ += slot->size();
   }
+  if (version == nullptr) return bytes;
   Held& held = held_[version->version.number];
   if (held.holds++ == 0) {
     held.version = version;
@@ -128,26 +152,29 @@ uint64_t HoldLedger::Add(const VersionRef& version, const std::vector<StorageRef
   return bytes;
 }
 
-uint64_t HoldLedger::Remove(const ModuleVersion& version, const std::vector<StorageRef>& also) {
+uint64_t HoldLedger::Remove(const VersionRef& version, const std::vector<StorageRef>& also) {
   uint64_t bytes = 0;
-  ForEachStorage(version, [&bytes](const TensorStorage& storage) {
-    if (--storage.holds_ == 0) bytes += storage.size();
-  });
+  if (version != nullptr) {
+    ForEachStorage(*version, [&bytes](const TensorStorage& storage) {
+      if (--storage.holds_ == 0) bytes += storage.size();
+    });
+  }
   for (const StorageRef& slot : also) {
     if (--slot->holds_ > 0) continue;
     bytes += slot->size();
     if (promised_slots_.erase(slot.get()) != 0) promised_slot_bytes_ -= slot->size();
   }
-  const auto it = held_.find(version.version.number);
+  if (version == nullptr) return bytes;
+  const auto it = held_.find(version->version.number);
   if (--it->second.holds == 0) {
-    version.device->holds()->RemoveHeldVersion();
+    version->device->holds()->RemoveHeldVersion();
     held_.erase(it);  // not the last reference: who ends the hold has one
   }
   return bytes;
 }
 
 uint64_t HoldLedger::Promised() const {
-  if (held_.empty()) return 0;
+  if (held_.empty()) return promised_slot_bytes_;
   if (held_.contains(current_->version.number)) {
     return current_->schema->storage_bytes() + promised_slot_bytes_;
   }
@@ -161,7 +188,7 @@ uint64_t HoldLedger::Promised() const {
 
 void HoldLedger::End(const HeldVersion& held) {
   absl::MutexLock lock(&mutex_);
-  charged_.Shrink(Remove(*held.version_, held.also_));
+  charged_.Shrink(Remove(held.version_, held.also_));
   if (account_) account_->SetHeld(Promised());
 }
 

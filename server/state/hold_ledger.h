@@ -33,9 +33,10 @@ namespace modelstate {
 // step (HoldAdmission has the formula).
 //
 // The first hold of a version and its end take time in proportion to its tensors; a further hold of
-// it is a look-up. A publish walks the tensors only while something is held. Thread-safe, with a
-// lock of its own that nothing else waits for: `swap` in Publish runs under it, so a lock that it
-// takes must not be held around a call to this class. No storage ends under the lock.
+// it is a look-up. A publish walks the tensors only while something is held. Thread-safe. The lock
+// is short but not free: a publish takes it too, so a step may wait for holds that begin and end.
+// `swap` in Publish runs under it, so a lock that it takes must not be held around a call to this
+// class. No storage ends under the lock.
 class HoldLedger : public std::enable_shared_from_this<HoldLedger> {
  public:
   // REQUIRES: no storage of the module is also one of another module. `module` is for messages.
@@ -49,6 +50,13 @@ class HoldLedger : public std::enable_shared_from_this<HoldLedger> {
   // The same for the current version together with `state`, the optimizer state as of the last
   // Publish: a hold of its own that nobody else shares. On the strand of the module.
   absl::StatusOr<Snapshot> HoldWith(const OptimizerState& state);
+  // Holds some storages of the optimizer state as of the last Publish, and no version. Charged and
+  // refused as the others are; null after Close. On the strand.
+  absl::StatusOr<std::shared_ptr<const HeldVersion>> HoldSlots(std::vector<StorageRef> slots);
+
+  // Whether that version is current or somebody holds it; false after Close. A look-up, and true
+  // for as long as it takes.
+  bool IsHeld(uint64_t number) const;
 
   // Makes `next` the current version. `state` is the optimizer state from now on, `demand` what the
   // next steps take. `swap` is called in the same act, so that whoever sees `next` elsewhere also
@@ -69,13 +77,16 @@ class HoldLedger : public std::enable_shared_from_this<HoldLedger> {
 
   absl::StatusOr<Snapshot> HoldLocked(VersionRef version, std::vector<StorageRef> also)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<std::shared_ptr<const HeldVersion>> HoldNew(VersionRef version,
+                                                             std::vector<StorageRef> also)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // `new_bytes` of held storages more, counted already.
   absl::Status Charge(uint64_t new_bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Count one more, or one fewer, HeldVersion; bytes of the storages that are newly held, or held
   // no more.
   uint64_t Add(const VersionRef& version, const std::vector<StorageRef>& also)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  uint64_t Remove(const ModuleVersion& version, const std::vector<StorageRef>& also)
+  uint64_t Remove(const VersionRef& version, const std::vector<StorageRef>& also)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Bytes of what is current and held.
   uint64_t Promised() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

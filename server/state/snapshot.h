@@ -15,7 +15,7 @@ class HoldLedger;
 // storages until the last Snapshot of it ends. Immutable.
 class HeldVersion {
  public:
-  // REQUIRES: `ledger` has counted it.
+  // REQUIRES: `ledger` has counted it. A null `version` holds `also` alone.
   HeldVersion(VersionRef version, std::vector<StorageRef> also, std::shared_ptr<HoldLedger> ledger)
       : version_(std::move(version)), also_(std::move(also)), ledger_(std::move(ledger)) {}
   HeldVersion(const HeldVersion&) = delete;

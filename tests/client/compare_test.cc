@@ -10,6 +10,9 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/casts.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "common/base/tensor_cast.h"
 #include "tests/client/fake_server.h"
 
@@ -31,6 +34,12 @@ class MemorySource final : public TensorSource {
                  static_cast<int64_t>(values.size()));
     specs_.push_back(spec);
     bytes_.push_back(std::move(bytes));
+  }
+
+  // One element of 8 bytes, with these bits.
+  void AddRaw(const std::string& name, DType dtype, int64_t bits) {
+    Add(name, dtype, {0});
+    std::memcpy(bytes_.back().data(), &bits, sizeof(bits));
   }
 
   absl::StatusOr<std::vector<absl::Span<const uint8_t>>> Read(
@@ -87,6 +96,35 @@ TEST(CompareTensors, OtherDTypesAreComparedAsDoubles) {
   EXPECT_EQ(CompareOne(DType::kC64, {3, 4}, DType::kF32, {3, 7}).max_abs_difference, 3);
 }
 
+TEST(CompareTensors, IntegersAreComparedWithoutRounding) {
+  const auto compare = [](DType dtype_a, int64_t a, DType dtype_b, int64_t b) {
+    MemorySource source_a("a");
+    MemorySource source_b("b");
+    source_a.AddRaw("t", dtype_a, a);
+    source_b.AddRaw("t", dtype_b, b);
+    return CompareTensors(source_a, source_b)->tensors.at(0);
+  };
+  constexpr int64_t kLarge = int64_t{1} << 60;
+  EXPECT_EQ(compare(DType::kI64, kLarge, DType::kI64, kLarge + 1).what,
+            "1 of 1 elements differ, by at most 1");
+  EXPECT_EQ(compare(DType::kI64, INT64_MIN, DType::kI64, INT64_MAX).what,
+            "1 of 1 elements differ, by at most 18446744073709551615");
+  EXPECT_EQ(compare(DType::kI64, INT64_MIN, DType::kU64, -1).max_integer_difference, UINT64_MAX);
+  EXPECT_EQ(compare(DType::kU64, -1, DType::kI64, -1).different, 1u) << "2^64 - 1 against -1";
+  EXPECT_EQ(compare(DType::kU64, kLarge, DType::kI64, kLarge).what,
+            "dtype U64 and I64, values equal");
+  const auto bits = [](double value) { return absl::bit_cast<int64_t>(value); };
+  const double large = static_cast<double>(kLarge);
+  EXPECT_EQ(compare(DType::kI64, kLarge, DType::kF64, bits(large)).different, 0u);
+  EXPECT_EQ(compare(DType::kF64, bits(large), DType::kI64, kLarge + 1).max_abs_difference, 1);
+  EXPECT_EQ(compare(DType::kU64, -1, DType::kF64, bits(0x1p64)).max_abs_difference, 1);
+  EXPECT_EQ(compare(DType::kI64, 3, DType::kF64, bits(2.75)).max_abs_difference, 0.25);
+  EXPECT_EQ(compare(DType::kI64, 3, DType::kF64, bits(kNan)).different, 1u);
+  EXPECT_EQ(compare(DType::kI64, 3, DType::kF64, bits(1e300)).max_abs_difference, 1e300);
+  // Nor is a double rounded to the parts of a complex number.
+  EXPECT_EQ(CompareOne(DType::kF64, {1.001, 2}, DType::kC64, {1.001, 2}).different, 1u);
+}
+
 TEST(CompareTensors, SaysWhatOnlyOneHasAndOtherShapes) {
   MemorySource a("a.pth");
   MemorySource b("m, version 3");
@@ -122,6 +160,54 @@ TEST(CompareTensors, AVersionOfAModuleIsHeldWhileItIsRead) {
     EXPECT_EQ((*bytes)[0], server.bytes(3));
     EXPECT_EQ((*bytes)[1], server.bytes(1));
     EXPECT_EQ(server.stream_snapshot_id, "pin-1");
+  }
+  EXPECT_EQ(server.releases, 1);
+}
+
+TEST(OpenModuleSource, AGivenVersionIsReadAlsoWhenNothingCanBePinned) {
+  FakeServer server;
+  const Client client = server.Connect();
+  server.refuse_pins = true;
+  for (uint64_t version : {3, 5}) {  // one held by somebody, and the current one
+    const absl::StatusOr<std::unique_ptr<TensorSource>> source =
+        OpenModuleSource(client, "m", version, "", nullptr);
+    ASSERT_TRUE(source.ok()) << source.status();
+    EXPECT_EQ((*source)->name(), absl::StrCat("m, version ", version));
+    EXPECT_TRUE((*source)->Read({3}).ok());
+    EXPECT_EQ(server.stream_snapshot_id, "");
+  }
+  EXPECT_EQ(server.pin_calls, 1) << "another than the current one is not pinned at all";
+  EXPECT_EQ(server.releases, 0);
+  EXPECT_EQ(GetReason(OpenModuleSource(client, "m", 0, "", nullptr).status()),
+            Reason::kSnapshotLimit);
+  EXPECT_EQ(GetReason(OpenModuleSource(client, "x", 3, "", nullptr).status()),
+            Reason::kModuleNotFound);
+}
+
+TEST(OpenModuleSource, RenewsItsPinWhileNothingIsRead) {
+  FakeServer server;
+  const Client client = server.Connect();
+  absl::Mutex mutex;
+  int renewals = 0;
+  server.on_renewal = [&] {
+    absl::MutexLock lock(&mutex);
+    if (++renewals == 4) server.held = "none";  // from here on they fail
+  };
+  const auto wait_for = [&](int count) {
+    const auto reached = [&] { return renewals >= count; };
+    absl::MutexLock lock(&mutex);
+    mutex.Await(absl::Condition(&reached));
+  };
+  {
+    const absl::StatusOr<std::unique_ptr<TensorSource>> source =
+        OpenModuleSource(client, "m", 0, "", nullptr, absl::Milliseconds(3));
+    ASSERT_TRUE(source.ok()) << source.status();
+    // The fifth is sent when the client has seen the fourth fail.
+    wait_for(5);
+    const absl::Status status = (*source)->Read({1}).status();
+    EXPECT_EQ(GetReason(status), Reason::kSnapshotNotFound);
+    EXPECT_THAT(std::string(status.message()),
+                ::testing::HasSubstr("the pin could not be renewed (no such pin"));
   }
   EXPECT_EQ(server.releases, 1);
 }

@@ -2,6 +2,7 @@
 #define MODELSTATE_TESTS_CLIENT_FAKE_MODULE_CALLS_H_
 
 #include <algorithm>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,7 @@ class FakeModuleCalls : public v1::ModelState::Service {
   v1::GetTensorRequest get_tensor;
   v1::ListTensorsRequest list;
   bool refuse_loads = false;
+  std::function<void()> on_load;  // when the header of a load has arrived
 
   v1::ModuleSpec spec;  // GetModuleSpec gives it two tensors a page
   // A dry run answers with these, two of each list a message.
@@ -96,7 +98,10 @@ class FakeModuleCalls : public v1::ModelState::Service {
     load_trailer = false;
     v1::LoadPart part;
     while (reader->Read(&part)) {
-      if (part.has_header()) load_headers.push_back(part.header());
+      if (part.has_header()) {
+        load_headers.push_back(part.header());
+        if (on_load) on_load();
+      }
       for (const v1::TensorInfo& info : part.tensors().tensors()) load_table.push_back(info);
       load_trailer |= part.has_trailer();
     }

@@ -5,6 +5,7 @@
 #include <grpcpp/server_builder.h>
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <random>
 #include <string>
@@ -78,6 +79,8 @@ class FakeServer final : public FakeModuleCalls {
   std::string held = "pin-1";  // the snapshot that is held
   int pins = 0;
   int pin_calls = 0;  // renewals too
+  bool refuse_pins = false;
+  std::function<void()> on_renewal;  // before its answer
   std::string stream_snapshot_id;
   int releases = 0;
 
@@ -97,6 +100,7 @@ class FakeServer final : public FakeModuleCalls {
     }
     response->set_name("m");
     response->set_state(v1::READY);
+    VersionToProto({77, version}, response->mutable_version());
     return grpc::Status::OK;
   }
 
@@ -130,6 +134,8 @@ class FakeServer final : public FakeModuleCalls {
   grpc::Status PinSnapshot(Context*, const v1::PinSnapshotRequest* request,
                            v1::Snapshot* response) override {
     ++pin_calls;
+    if (refuse_pins) return ToGrpcStatus(MakeError(Reason::kSnapshotLimit, "the budget is full"));
+    if (!request->snapshot_id().empty() && on_renewal) on_renewal();
     if (request->snapshot_id().empty()) {
       held = absl::StrCat("pin-", ++pins);
     } else if (request->snapshot_id() != held) {

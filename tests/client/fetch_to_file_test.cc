@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -195,7 +196,25 @@ TEST_F(FetchToFileTest, AnOlderVersionIsAskedForByNumber) {
   // The current one is held by a pin of its own meanwhile.
   options.version = 5;
   ASSERT_TRUE(FetchToFile(client_, "m", path_, options).ok());
-  EXPECT_EQ(server_.stream_snapshot_id, "pin-2");
+  EXPECT_EQ(server_.stream_snapshot_id, "pin-1");
+}
+
+TEST_F(FetchToFileTest, ReplacesRegularFilesOnlyAndFollowsLinks) {
+  EXPECT_EQ(GetReason(FetchToFile(client_, "m", "/dev/null", {}).status()), Reason::kInvalidField);
+  EXPECT_TRUE(std::filesystem::is_character_file("/dev/null"));
+  const std::string folder = path_ + ".folder";
+  std::filesystem::create_directory(folder);
+  EXPECT_EQ(GetReason(FetchToFile(client_, "m", folder, {}).status()), Reason::kInvalidField);
+  EXPECT_EQ(server_.pins, server_.releases);
+
+  const std::string target = folder + "/target";
+  std::ofstream(target) << "old";
+  const std::string link = folder + "/link";
+  std::filesystem::create_symlink(target, link);
+  ASSERT_TRUE(FetchToFile(client_, "m", link, {}).ok());
+  EXPECT_TRUE(std::filesystem::is_symlink(link));
+  EXPECT_GT(std::filesystem::file_size(target), 100u);
+  std::filesystem::remove_all(folder);
 }
 
 }  // namespace

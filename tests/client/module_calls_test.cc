@@ -158,6 +158,18 @@ TEST_F(ModuleCallsTest, ASpecTooLargeForOneMessageGoesAsALoad) {
   EXPECT_THAT(server_.deletes, ElementsAre("big"));
 }
 
+TEST_F(ModuleCallsTest, ALargeSpecIsCancelledAndLeavesNoModule) {
+  ModuleSpec spec;
+  for (int i = 0; i < 100000; ++i) {
+    spec.tensors.push_back(Parameter(absl::StrCat("layers.", i, ".a.long.name.weight"), {2, 3}));
+  }
+  Cancellation cancellation;
+  server_.on_load = [&cancellation] { cancellation.Cancel(); };
+  const absl::StatusOr<ModuleInfo> module = client_.CreateModule("big", spec, "", &cancellation);
+  EXPECT_TRUE(absl::IsCancelled(module.status())) << module.status();
+  EXPECT_THAT(server_.deletes, ElementsAre("big"));
+}
+
 TEST_F(ModuleCallsTest, ListOptionsReachTheServer) {
   ListOptions options;
   options.view = ListView::kStateDict;

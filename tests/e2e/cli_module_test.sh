@@ -123,6 +123,15 @@ case_ListingsCountTiedNamesOnce() {
   json '[.parameters, .tied_names]' '[2,1]' info net
 }
 
+case_SelectionsTakeOneValueEach() {
+  create_net || return
+  json '[.tensors[].name]' '["conv.weight","conv.bias"]' params --glob 'conv.*' net
+  json '[.tensors[].name]' '["conv.bias","tied"]' params --names conv.bias --names tied net
+  json '[.tensors[].name]' '["bn.running_mean","bn.count","scratch"]' buffers --prefix bn. --prefix scr net
+  json '.tensors' 1 fetch --names conv.bias net "$WORK/bias.safetensors"
+  cli 2 params net --names conv.bias tied >/dev/null
+}
+
 case_ListingsHaveBothViews() {
   create_net || return
   json '[.tensors[].name]' '["conv.weight","conv.bias"]' params net --view named
@@ -139,6 +148,8 @@ case_StatsFindNonFiniteElements() {
     stats net
   json '[.tensors[].name]' '["bn.running_mean"]' stats net --buffers --glob '*mean'
   json '[.nonfinite, (.tensors | length), (.tensors[0].xxh3 | length)]' '[0,3,16]' stats net --params --check --digests
+  json '[.parameters_version.number, .buffers_version.number]' '[1,1]' stats net
+  json '[.parameters_version.number, .buffers_version]' '[1,null]' stats net --params
   prints '6 tensors, 2 non-finite elements, version 1, step 0' stats net
   cli 1 stats net --check >/dev/null
   cli 2 stats net --params --buffers >/dev/null

@@ -195,9 +195,10 @@ class ModuleFixture : public ::testing::Test {
     return selection;
   }
 
-  absl::StatusOr<CapturedState> Capture(ModuleInstance& module) {
-    return Await<CapturedState>(
-        [&](ModuleInstance::Done<CapturedState> done) { module.Capture(std::move(done)); });
+  absl::StatusOr<CapturedState> Capture(ModuleInstance& module, bool with_optimizer = true) {
+    return Await<CapturedState>([&](ModuleInstance::Done<CapturedState> done) {
+      module.Capture(with_optimizer, std::move(done));
+    });
   }
 
   static void Delete(ModuleInstance& module) {

@@ -256,11 +256,12 @@ TEST_F(ModuleInstanceTest, RegistryNamesFindsAndDeletes) {
   EXPECT_EQ(b->state(), ModuleState::kReady);
 
   absl::Notification deleted;
-  ASSERT_TRUE(registry.Delete("b", [&deleted] { deleted.Notify(); }).ok());
+  ASSERT_TRUE(registry.Delete("b", [&deleted](const ModuleInstance&) { deleted.Notify(); }).ok());
   EXPECT_FALSE(registry.Find("b").ok());
   deleted.WaitForNotification();
   EXPECT_TRUE(b->deleted());
-  EXPECT_THAT(ReasonOf(registry.Delete("b", [] {})), Eq(Reason::kModuleNotFound));
+  EXPECT_THAT(ReasonOf(registry.Delete("b", [](const ModuleInstance&) {})),
+              Eq(Reason::kModuleNotFound));
   EXPECT_THAT(events, ElementsAre("b-", "a/x-1_2.3-", "c-", "b+", "b-"));
 }
 
