@@ -10,14 +10,15 @@ namespace {
 
 // Matches one character against the set that starts after `[` at pattern[*pos]; leaves *pos after
 // the closing bracket. A set that is not closed is the literal "[": then *pos stays.
-bool MatchSet(absl::string_view pattern, size_t* pos, char c, bool* is_set) {
+// `last_close` is the last `]` of the pattern, so that none is looked for in vain again and again.
+bool MatchSet(absl::string_view pattern, size_t last_close, size_t* pos, char c, bool* is_set) {
   size_t i = *pos;
   const bool negate = i < pattern.size() && pattern[i] == '!';
   if (negate) ++i;
   // A bracket right at the start is a member.
-  const size_t close = pattern.find(']', i + 1);
-  *is_set = close != absl::string_view::npos;
+  *is_set = last_close != absl::string_view::npos && last_close > i;
   if (!*is_set) return c == '[';
+  const size_t close = pattern.find(']', i + 1);
   bool found = false;
   while (i < close) {
     if (i + 2 < close && pattern[i + 1] == '-') {
@@ -35,6 +36,7 @@ bool MatchSet(absl::string_view pattern, size_t* pos, char c, bool* is_set) {
 }  // namespace
 
 bool GlobMatch(absl::string_view pattern, absl::string_view name) {
+  const size_t last_close = pattern.rfind(']');
   size_t p = 0;
   size_t n = 0;
   size_t star = absl::string_view::npos;
@@ -54,7 +56,7 @@ bool GlobMatch(absl::string_view pattern, absl::string_view name) {
       if (pattern[p] == '[') {
         size_t after = p + 1;
         bool is_set = false;
-        if (MatchSet(pattern, &after, name[n], &is_set)) {
+        if (MatchSet(pattern, last_close, &after, name[n], &is_set)) {
           p = is_set ? after : p + 1;
           ++n;
           continue;

@@ -79,7 +79,9 @@ absl::Status StepPush::Begin() {
                       "worker has a control character (a NUL, a line end or the like); use a name "
                       "that can be printed");
   }
-  MS_RETURN_IF_ERROR(CheckPushFits(*module_->environment().push_budget, header_.total_bytes()));
+  if (!header_.ignore_frozen()) {  // else the table tells what is left to stage
+    MS_RETURN_IF_ERROR(CheckPushFits(*module_->environment().push_budget, header_.total_bytes()));
+  }
   TensorReceiver::Options options;
   options.tensor_count = header_.tensor_count();
   options.total_bytes = header_.total_bytes();

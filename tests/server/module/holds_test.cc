@@ -96,6 +96,47 @@ TEST_F(HoldsTest, CapturedOptimizerStateIsChargedUntilTheSaveEnds) {
   EXPECT_EQ(device_.pool()->usage().used_bytes, before);
 }
 
+TEST_F(HoldsTest, SaveOfWeightsAloneHoldsWhatAReaderDoes) {
+  auto module = MakeMixed();
+  ASSERT_TRUE(Configure(*module, AdamW()).ok());
+  ASSERT_TRUE(Push(*module, {{"a", 1}, {"b", 1}}).ok());
+  const CapturedState save = *Capture(*module, /*with_optimizer=*/false);
+  EXPECT_EQ(used(), 5 * kBytes);
+  EXPECT_EQ(save.optimizer, nullptr);
+  EXPECT_TRUE(save.optimizer_state.parameters.empty());
+  EXPECT_TRUE(save.workers.empty());
+}
+
+TEST_F(HoldsTest, ListedOptimizerStateIsChargedOnlyWhileItsElementsAreRead) {
+  auto module = MakeMixed();
+  ASSERT_TRUE(Configure(*module, AdamW()).ok());
+  ASSERT_TRUE(Push(*module, {{"a", 1}, {"b", 1}}).ok());
+  OptimizerStateQuery query;
+  query.schema = module->Current()->schema;
+  query.parameters = std::make_shared<const std::vector<uint32_t>>(std::vector<uint32_t>{0, 1});
+  query.max_entries = 100;
+  const auto read = [&] {
+    return Await<OptimizerStatePart>([&](ModuleInstance::Done<OptimizerStatePart> done) {
+      module->ReadOptimizerState(query, std::move(done));
+    });
+  };
+  {
+    const absl::StatusOr<OptimizerStatePart> names = read();
+    ASSERT_TRUE(names.ok()) << names.status();
+    EXPECT_EQ(names->entries.size(), 6u);
+    EXPECT_EQ(used(), 0u);
+    query.max_referenced_bytes = 64 * kBytes;
+    const absl::StatusOr<OptimizerStatePart> elements = read();
+    ASSERT_TRUE(elements.ok()) << elements.status();
+    EXPECT_EQ(used(), 4 * kBytes);
+    // A part that waits keeps no version: what the step replaces goes back.
+    const uint64_t before = device_.pool()->usage().used_bytes;
+    ASSERT_TRUE(Push(*module, {{"a", 1}, {"b", 1}}).ok());
+    EXPECT_EQ(device_.pool()->usage().used_bytes, before + 4 * kBytes);
+  }
+  EXPECT_EQ(used(), 0u);
+}
+
 TEST_F(HoldsTest, PromiseIsWhatIsCurrentAndHeld) {
   auto module = MakeMixed();
   ASSERT_TRUE(Configure(*module, Sgd()).ok());
