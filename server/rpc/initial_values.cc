@@ -92,6 +92,14 @@ absl::StatusOr<InitialValue> InitialValueFromProto(const v1::TensorInfo& info,
   return value;
 }
 
+absl::Status CheckTiedHasNoValue(const TensorSpec& spec, bool has_value) {
+  if (!spec.is_alias() || !has_value) return absl::OkStatus();
+  return MakeError(Reason::kInvalidField,
+                   absl::StrCat(What(spec), " is tied to \"", spec.alias_of,
+                                "\", whose values it has; leave out its own"),
+                   {{"tensor", spec.name}});
+}
+
 absl::Status FillInitialValue(const InitialValue& value, const TensorSpec& spec,
                               ComputePool& compute, TensorStorage& storage) {
   if (value.draw) return FillStorage(*value.draw, value.seed, spec, compute, storage);

@@ -30,6 +30,9 @@ struct InitialValue {
 absl::StatusOr<InitialValue> InitialValueFromProto(const v1::TensorInfo& info,
                                                    const TensorSpec& spec, uint64_t seed);
 
+// INVALID_FIELD for a tied name that brings values or an initializer of its own (`has_value`).
+absl::Status CheckTiedHasNoValue(const TensorSpec& spec, bool has_value);
+
 // Writes it to the whole storage, which is not yet published.
 absl::Status FillInitialValue(const InitialValue& value, const TensorSpec& spec,
                               ComputePool& compute, TensorStorage& storage);

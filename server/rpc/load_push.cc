@@ -13,6 +13,7 @@
 #include "common/wire/part_codec.h"
 #include "server/rpc/module_convert.h"
 #include "server/rpc/push_admission.h"
+#include "server/state/registration.h"
 
 namespace modelstate {
 namespace {
@@ -84,6 +85,7 @@ absl::Status LoadPush::Begin() {
 absl::Status LoadPush::OnTable(absl::Span<const ReceivedTensor> tensors) {
   const VersionRef current = module_->Current();
   std::vector<IncomingTensor> incoming;
+  bool registers = false;
   incoming.reserve(tensors.size());
   for (const ReceivedTensor& tensor : tensors) {
     if (tensor.stated_kind && *tensor.stated_kind != TensorKind::kParameter &&
@@ -94,17 +96,20 @@ absl::Status LoadPush::OnTable(absl::Span<const ReceivedTensor> tensors) {
                                     "; a state_dict holds parameters and buffers"),
                        {{"tensor", tensor.spec.name}});
     }
-    if (tensor.spec.is_alias() && (tensor.values || tensor.initializer)) {
-      return MakeError(
-          Reason::kInvalidField,
-          absl::StrCat("tensor \"", tensor.spec.name, "\" is tied to \"", tensor.spec.alias_of,
-                       "\", whose values it has; leave out its own"),
-          {{"tensor", tensor.spec.name}});
-    }
+    MS_RETURN_IF_ERROR(CheckTiedHasNoValue(
+        tensor.spec, tensor.values.has_value() || tensor.initializer.has_value()));
+    registers = registers || (tensor.stated_kind && tensor.initializer);
     incoming.push_back(ToIncoming(tensor));
   }
   MS_ASSIGN_OR_RETURN(LoadPlan plan,
                       LoadPlan::Create(module_->name(), current->schema, incoming, options_));
+  // Such a table into an empty module is a CreateModule that does not fit one message.
+  if (registers && current->schema->empty()) {
+    Registrar registrar;
+    for (const TensorSpec& spec : plan.schema->specs()) {
+      MS_RETURN_IF_ERROR(registrar.AddName(spec.name, spec.kind));
+    }
+  }
   holder_ = FindHolders(tensors);
   MS_RETURN_IF_ERROR(PlanFills(plan, tensors));
   if (options_.dry_run) {

@@ -14,8 +14,6 @@
 namespace modelstate {
 namespace {
 
-std::string What(const TensorSpec& spec) { return absl::StrCat("tensor \"", spec.name, "\""); }
-
 // What torch refuses to register, before anything else is looked at.
 absl::Status CheckNames(const v1::ModuleSpec& spec) {
   Registrar registrar;
@@ -25,14 +23,6 @@ absl::Status CheckNames(const v1::ModuleSpec& spec) {
         registrar.AddName(info.name(), buffer ? TensorKind::kBuffer : TensorKind::kParameter));
   }
   return absl::OkStatus();
-}
-
-absl::Status CheckAliasCarriesNothing(const v1::TensorInfo& info, const TensorSpec& spec) {
-  if (!info.has_values() && !info.has_initializer()) return absl::OkStatus();
-  return MakeError(Reason::kInvalidField,
-                   absl::StrCat(What(spec), " is tied to \"", spec.alias_of,
-                                "\", whose values it has; leave out its own"),
-                   {{"tensor", spec.name}});
 }
 
 }  // namespace
@@ -52,7 +42,6 @@ absl::StatusOr<std::shared_ptr<ModuleInstance>> CreateModuleFromSpec(
   MS_RETURN_IF_ERROR(CheckNames(request.spec()));
   MS_ASSIGN_OR_RETURN(std::vector<TensorSpec> specs,
                       TensorSpecsFromProto(request.spec().tensors()));
-  for (const TensorSpec& spec : specs) MS_RETURN_IF_ERROR(CheckRequiresGrad(spec));
   MS_ASSIGN_OR_RETURN(std::shared_ptr<const ModuleSchema> schema,
                       ModuleSchema::Create(std::move(specs), 1));
   MS_ASSIGN_OR_RETURN(Device* const chosen, runtime.FindDevice(request.device()));
@@ -74,7 +63,7 @@ absl::StatusOr<std::shared_ptr<ModuleInstance>> CreateModuleFromSpec(
     const v1::TensorInfo& info = request.spec().tensors(static_cast<int>(i));
     const TensorSpec& spec = schema->spec(i);
     if (spec.is_alias()) {
-      MS_RETURN_IF_ERROR(CheckAliasCarriesNothing(info, spec));
+      MS_RETURN_IF_ERROR(CheckTiedHasNoValue(spec, info.has_values() || info.has_initializer()));
       continue;
     }
     MS_ASSIGN_OR_RETURN(values[i], InitialValueFromProto(info, spec, request.spec().seed()));

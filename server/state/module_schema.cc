@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
+#include "server/state/registration.h"
 
 namespace modelstate {
 namespace {
@@ -34,14 +35,7 @@ absl::Status CheckSpec(const TensorSpec& spec) {
                                   "; a module holds parameters and buffers only"),
                      metadata);
   }
-  if (spec.kind == TensorKind::kParameter && spec.requires_grad && !CanRequireGrad(spec.dtype)) {
-    return MakeError(
-        Reason::kInvalidField,
-        absl::StrCat("parameter \"", spec.name, "\" is ", DTypeName(spec.dtype),
-                     ": only floating point and complex parameters can require gradients; set "
-                     "requires_grad to false or make it a buffer"),
-        metadata);
-  }
+  MS_RETURN_IF_ERROR(CheckRequiresGrad(spec));
   if (spec.kind == TensorKind::kParameter && !spec.persistent) {
     return MakeError(Reason::kInvalidField,
                      absl::StrCat("parameter \"", spec.name,

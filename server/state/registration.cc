@@ -1,6 +1,10 @@
 #include "server/state/registration.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 
@@ -25,10 +29,20 @@ absl::string_view LastPart(absl::string_view path) {
   return dot == absl::string_view::npos ? path : path.substr(dot + 1);
 }
 
+bool IsBelow(absl::string_view name, absl::string_view module) {
+  return name.size() > module.size() && name[module.size()] == '.' &&
+         absl::StartsWith(name, module);
+}
+
 }  // namespace
 
+bool Registrar::DotFirst::operator()(absl::string_view a, absl::string_view b) const {
+  const auto rank = [](char c) { return c == '.' ? 0 : 1 + static_cast<unsigned char>(c); };
+  return std::lexicographical_compare(a.begin(), a.end(), b.begin(), b.end(),
+                                      [rank](char x, char y) { return rank(x) < rank(y); });
+}
+
 absl::Status Registrar::AddName(absl::string_view name, TensorKind kind) {
-  // Before the name is looked into: that takes its length times its dots.
   if (name.size() > kMaxTensorNameBytes) {
     return Refuse(name,
                   absl::StrCat("the name has ", name.size(), " bytes, and at most ",
@@ -42,29 +56,29 @@ absl::Status Registrar::AddName(absl::string_view name, TensorKind kind) {
                                " name can't be empty string \"\""),
                   name.empty() ? "give it a name" : "put a name after the last dot");
   }
-  for (size_t dot = name.find('.'); dot != absl::string_view::npos; dot = name.find('.', dot + 1)) {
-    const absl::string_view path = name.substr(0, dot);
-    const absl::string_view part = LastPart(path);
-    if (part.empty()) {
-      return Refuse(name, "module name can't be empty string \"\"",
-                    "dots stand between the names of modules: leave out the one too many");
-    }
-    if (tensors_.contains(path)) {
-      return Refuse(
-          name, absl::StrCat("attribute '", Shown(part), "' already exists"),
-          absl::StrCat("\"", Shown(path), "\" is a tensor and cannot be a module too: rename one"));
-    }
-    modules_.emplace(path, name);
+  if (name.front() == '.' || absl::StrContains(name, "..")) {
+    return Refuse(name, "module name can't be empty string \"\"",
+                  "dots stand between the names of modules: leave out the one too many");
   }
-  if (const auto module = modules_.find(name); module != modules_.end()) {
-    return Refuse(name, absl::StrCat("attribute '", Shown(leaf), "' already exists"),
-                  absl::StrCat("\"", Shown(module->second), "\" makes it a module: rename one"));
-  }
-  if (!tensors_.insert(name).second) {
+  // In this order all names below a module come right after it. No earlier name lies below another,
+  // so a module of this name, or one that this name is in, can only be a neighbour.
+  const auto next = names_.lower_bound(name);
+  if (next != names_.end() && *next == name) {
     return Refuse(name, absl::StrCat("attribute '", Shown(leaf), "' already exists"),
                   "two tensors have this name: rename one (a tied tensor is a second name, with "
                   "alias_of)");
   }
+  if (next != names_.end() && IsBelow(*next, name)) {
+    return Refuse(name, absl::StrCat("attribute '", Shown(leaf), "' already exists"),
+                  absl::StrCat("\"", Shown(*next), "\" makes it a module: rename one"));
+  }
+  if (next != names_.begin() && IsBelow(name, *std::prev(next))) {
+    const absl::string_view tensor = *std::prev(next);
+    return Refuse(
+        name, absl::StrCat("attribute '", Shown(LastPart(tensor)), "' already exists"),
+        absl::StrCat("\"", Shown(tensor), "\" is a tensor and cannot be a module too: rename one"));
+  }
+  names_.insert(next, name);
   return absl::OkStatus();
 }
 

@@ -4,8 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "absl/container/flat_hash_map.h"
-#include "absl/container/flat_hash_set.h"
+#include "absl/container/btree_set.h"
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "common/base/tensor_spec.h"
@@ -17,8 +16,9 @@ namespace modelstate {
 // and add_module, for full dotted names: "conv1.weight" registers "weight" on the child "conv1".
 // The errors are INVALID_FIELD, in torch's words, with the full name and the way out.
 //
-// For modules that are made from a spec. A file that is loaded into an empty module brings the
-// names that it has: torch's own rules for a state_dict are none.
+// For modules that are made from a spec, or by a load whose table has initializers. A file that is
+// loaded into an empty module brings the names that it has: torch's own rules for a state_dict are
+// none.
 //
 // Thread-compatible; names are borrowed until the Registrar ends.
 class Registrar {
@@ -28,8 +28,11 @@ class Registrar {
   absl::Status AddName(absl::string_view name, TensorKind kind);
 
  private:
-  absl::flat_hash_set<absl::string_view> tensors_;
-  absl::flat_hash_map<absl::string_view, absl::string_view> modules_;  // to the name it came with
+  // By bytes, but a dot before all others.
+  struct DotFirst {
+    bool operator()(absl::string_view a, absl::string_view b) const;
+  };
+  absl::btree_set<absl::string_view, DotFirst> names_;
 };
 
 // Only floating-point and complex parameters can require gradients.

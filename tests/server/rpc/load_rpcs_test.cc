@@ -303,6 +303,24 @@ v1::TensorInfo Uniform(v1::TensorInfo info, std::optional<uint64_t> seed = {}) {
   return info;
 }
 
+TEST_F(LoadRpcsTest, TableThatRegistersKeepsTheRulesOfRegistrationButAFileNeedNot) {
+  Create("empty", {});
+  const auto parts = [](const std::string& second) {
+    return LoadParts("empty", {{Uniform(Tensor("a", v1::PARAMETER, {2})), ""},
+                               {Uniform(Tensor(second, v1::PARAMETER, {2})), ""}});
+  };
+  for (const char* name : {"a.weight", "b..weight", ".b", "b."}) {
+    const auto result = Load(parts(name));
+    EXPECT_THAT(result, FailsWith(Reason::kInvalidField)) << name;
+  }
+  EXPECT_THAT(std::string(Load(parts("a.weight")).status().message()),
+              testing::HasSubstr("attribute 'a' already exists"));
+  const auto file =
+      Load(LoadParts("empty", {{Tensor("a", v1::PARAMETER, {1}), FloatBytes({1})},
+                               {Tensor("a.b", v1::PARAMETER, {1}), FloatBytes({2})}}));
+  EXPECT_TRUE(file.ok()) << file.status();
+}
+
 TEST_F(LoadRpcsTest, TableRegistersAModuleWithInitializers) {
   v1::TensorInfo frozen = Tensor("frozen", v1::PARAMETER, {2});
   frozen.set_requires_grad(false);

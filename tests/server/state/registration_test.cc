@@ -2,9 +2,14 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
+#include <list>
+#include <random>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 
@@ -80,6 +85,29 @@ TEST(Registrar, RefusesInTorchsWords) {
     EXPECT_THAT(std::string(status.message()), HasSubstr(c.torch));
     EXPECT_THAT(std::string(status.message()), HasSubstr(c.hint));
     EXPECT_EQ(GetErrorMetadata(status)["tensor"], c.names.back().first);
+  }
+}
+
+// Against the rule itself: no name twice, and none that another is in.
+TEST(Registrar, FindsEveryConflictInAnyOrder) {
+  std::mt19937 random(11);
+  for (int round = 0; round < 300; ++round) {
+    SCOPED_TRACE(round);
+    Registrar registrar;
+    std::list<std::string> taken;  // names are borrowed
+    for (int i = 0; i < 20; ++i) {
+      std::string name;
+      for (uint32_t parts = 1 + random() % 3; parts > 0; --parts) {
+        absl::StrAppend(&name, name.empty() ? "" : ".", random() % 2 ? "a" : "a-", random() % 3);
+      }
+      const bool conflict = std::any_of(taken.begin(), taken.end(), [&](const std::string& other) {
+        return other == name || absl::StartsWith(other, name + ".") ||
+               absl::StartsWith(name, other + ".");
+      });
+      taken.push_back(name);
+      EXPECT_EQ(registrar.AddName(taken.back(), kParameter).ok(), !conflict) << name;
+      if (conflict) taken.pop_back();
+    }
   }
 }
 
