@@ -247,7 +247,8 @@ void AddFreeze(CLI::App* app, Context* context, const char* name, const char* wh
   CLI::App* command = app->add_subcommand(name, what)->group(kTensorsGroup);
   command->add_option("MODULE", arguments->module)->required();
   command->add_option("PATTERN", arguments->patterns,
-                      "Names, or globs (with *, ? or [; buffers that match stay as they are)");
+                      "Names, or globs (with *, ? or [; buffers that match stay as they are). One "
+                      "that begins with [ and ends with ] is read as a list: put a * after it");
   command->add_option("--prefix", arguments->prefixes, "Names that begin so; repeatable")
       ->allow_extra_args(false);
   command->callback([context, arguments, requires_grad] {

@@ -212,7 +212,8 @@ void TensorSpecToProto(const TensorSpec& spec, v1::TensorInfo* info) {
   info->set_dtype(DTypeToProto(spec.dtype));
   info->mutable_shape()->Assign(spec.shape.dims().begin(), spec.shape.dims().end());
   if (spec.kind == TensorKind::kParameter) info->set_requires_grad(spec.requires_grad);
-  if (spec.kind == TensorKind::kBuffer) info->set_persistent(spec.persistent);
+  // Of a parameter only where it is wrong, so that whoever checks it sees that.
+  if (spec.kind == TensorKind::kBuffer || !spec.persistent) info->set_persistent(spec.persistent);
   if (spec.is_alias()) info->set_alias_of(spec.alias_of);
   info->set_nbytes(spec.nbytes());
 }

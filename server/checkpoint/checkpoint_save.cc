@@ -36,7 +36,7 @@ OptimizerTensors CollectOptimizer(const CapturedState& state) {
     const ParameterState& parameter = state.optimizer_state.parameters[index];
     if (parameter.step == 0) continue;
     const TensorSpec& spec = schema.spec(index);
-    const std::vector<SlotInfo> slots = AllSlots(*state.optimizer, index, spec.dtype);
+    const std::vector<SlotInfo> slots = AllSlots(state.optimizer->algorithm(), spec.dtype);
     Manifest::ParameterEntry entry{spec.name, parameter.step, {}};
     for (size_t i = 0; i < slots.size(); ++i) {
       if (!parameter.slots[i]) continue;  // a master copy that the next step makes anew

@@ -273,7 +273,7 @@ absl::StatusOr<std::vector<ReadItem>> CheckpointSource::Impl::MatchOptimizer(
       return corrupt("its step count is 0, or it is listed twice");
     }
     parameter.step = entry.step;
-    const std::vector<SlotInfo> slots = AllSlots(optimizer, *index, spec.dtype);
+    const std::vector<SlotInfo> slots = AllSlots(optimizer.algorithm(), spec.dtype);
     for (size_t i = 0; i < slots.size(); ++i) {
       const absl::string_view slot = slots[i].name;
       if (std::find(entry.slots.begin(), entry.slots.end(), slot) == entry.slots.end()) {

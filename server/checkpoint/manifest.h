@@ -55,10 +55,6 @@ struct Manifest {
   const FileEntry* FindFile(absl::string_view name) const;
 };
 
-// All slots that a parameter can have under this optimizer, also those that a step's overrides
-// switch on; their places in ParameterState::slots are those of OptimizerSlots.
-std::vector<SlotInfo> AllSlots(const Optimizer& optimizer, uint32_t index, DType dtype);
-
 // INVALID_ARGUMENT NOT_REPRESENTABLE for text that is not UTF-8.
 absl::StatusOr<std::string> ManifestToText(const Manifest& manifest);
 

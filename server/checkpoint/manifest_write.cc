@@ -141,12 +141,6 @@ std::string ToText(const Manifest& m) {
 
 }  // namespace
 
-std::vector<SlotInfo> AllSlots(const Optimizer& optimizer, uint32_t index, DType dtype) {
-  Hyperparameters all = optimizer.groups()[optimizer.group_of(index)].hyperparameters;
-  if (optimizer.algorithm() == Algorithm::kSgd) all.momentum = 1;
-  return OptimizerSlots(optimizer.algorithm(), all, dtype);
-}
-
 absl::StatusOr<std::string> ManifestToText(const Manifest& manifest) {
   std::string text;
   try {

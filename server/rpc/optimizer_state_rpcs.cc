@@ -9,7 +9,6 @@
 #include "common/base/digest.h"
 #include "common/base/status.h"
 #include "common/wire/convert.h"
-#include "server/checkpoint/manifest.h"
 #include "server/rpc/listing.h"
 #include "server/rpc/page_token.h"
 #include "server/rpc/service.h"
@@ -90,7 +89,7 @@ absl::Status DescribeEntry(const Listing& listing, const OptimizerStatePart& par
   info->set_name(spec.name);
   info->set_kind(v1::OPTIMIZER_STATE);
   if (entry.place.slot == 0) return DescribeStep(listing, entry.step, info);
-  const std::vector<SlotInfo> slots = AllSlots(*part.optimizer, entry.place.parameter, spec.dtype);
+  const std::vector<SlotInfo> slots = AllSlots(part.optimizer->algorithm(), spec.dtype);
   if (entry.place.slot > slots.size()) {
     return absl::InternalError(absl::StrCat("optimizer state of \"", spec.name, "\" has ",
                                             entry.place.slot,

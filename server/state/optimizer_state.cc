@@ -22,6 +22,12 @@ std::vector<SlotInfo> OptimizerSlots(Algorithm algorithm, const Hyperparameters&
   return slots;
 }
 
+std::vector<SlotInfo> AllSlots(Algorithm algorithm, DType parameter_dtype) {
+  Hyperparameters any;
+  any.momentum = 1;
+  return OptimizerSlots(algorithm, any, parameter_dtype);
+}
+
 uint64_t OptimizerState::nbytes() const {
   uint64_t bytes = 0;
   for (const ParameterState& parameter : parameters) {

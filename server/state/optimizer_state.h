@@ -25,6 +25,10 @@ struct SlotInfo {
 std::vector<SlotInfo> OptimizerSlots(Algorithm algorithm, const Hyperparameters& hyperparameters,
                                      DType parameter_dtype);
 
+// Every slot that a step of `algorithm` may keep for a parameter, also those that only an override
+// of one step switches on. Their places are those of OptimizerSlots.
+std::vector<SlotInfo> AllSlots(Algorithm algorithm, DType parameter_dtype);
+
 // Optimizer state of one parameter; made by its first step (torch's lazy initialisation).
 struct ParameterState {
   uint64_t step = 0;  // steps in which this parameter had a gradient

@@ -78,13 +78,6 @@ class FirstError {
   std::atomic<bool> failed_{false};
 };
 
-// Every slot that a step may have made for a parameter, whatever its momentum was then.
-std::vector<SlotInfo> AllSlots(const Optimizer& optimizer, DType parameter_dtype) {
-  Hyperparameters any;
-  any.momentum = 1;
-  return OptimizerSlots(optimizer.algorithm(), any, parameter_dtype);
-}
-
 // Collects what has to be converted, with the targets allocated.
 class Mover {
  public:
@@ -122,8 +115,8 @@ absl::StatusOr<ParameterState> MoveParameterState(const ParameterState& state,
                                                   uint64_t count, Mover* mover) {
   ParameterState moved;
   moved.step = state.step;
-  const std::vector<SlotInfo> before = AllSlots(optimizer, from);
-  const std::vector<SlotInfo> after = AllSlots(optimizer, to);
+  const std::vector<SlotInfo> before = AllSlots(optimizer.algorithm(), from);
+  const std::vector<SlotInfo> after = AllSlots(optimizer.algorithm(), to);
   for (size_t i = 0; i < after.size(); ++i) {
     const absl::string_view name = after[i].name;
     if (name == "master" && from != to) continue;

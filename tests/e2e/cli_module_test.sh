@@ -65,6 +65,8 @@ case_FreezeTakesNamesGlobsAndPrefixes() {
   prints 'unfroze 2 parameters of net' unfreeze net '*'
   json .changed 2 freeze net --prefix conv.
   json .changed 0 freeze net 'conv.?ias' conv.weight
+  json .changed 2 unfreeze net '[c]onv.[bw]*'
+  json .changed 2 freeze net 'conv.[!x]*[ts]'
   json '[.tensors[].requires_grad]' '[false,false,false]' params net
   cli 4 freeze net bn.count >/dev/null
   grep -q 'NOT_A_PARAMETER.*bn.count' "$WORK/cli.err" || fail "a buffer: $(<"$WORK/cli.err")"

@@ -7,7 +7,7 @@ source "$here/lib.sh"
 # `METHOD<tab>COMMAND` per RPC; the command of a comment over several lines on one.
 examples() {
   awk '
-    /^  \/\/ (.* )?Example: / { sub(/^.*Example: /, ""); command = $0; inside = 1; next }
+    /^  \/\/ Example: / { sub(/^  \/\/ Example: /, ""); command = $0; inside = 1; next }
     inside && /^  \/\/ / { sub(/^  \/\/ +/, ""); command = command " " $0; next }
     /^  rpc / {
       method = $2
