@@ -50,6 +50,10 @@ case_CreateSaysWhereASpecIsWrong() {
   # What the server refuses is in torch's words.
   printf '{"tensors": [{"name": "a.b", "kind": "PARAMETER", "dtype": "I64", "shape": [1]}]}' >"$WORK/integer.json"
   cli 4 create m --spec "$WORK/integer.json"
+  printf '{"tensors": [{"name": "a", "kind": "PARAMETER", "dtype": "F32", "shape": [1], "persistent": false}]}' >"$WORK/flag.json"
+  cli 4 create m --spec "$WORK/flag.json"
+  grep -q 'not persistent' "$WORK/cli.err" || fail "a flag of a buffer: $(<"$WORK/cli.err")"
+  cli 4 create m --spec "$WORK"
   cli 4 create m --device cuda:7
   grep -q 'cuda:7' "$WORK/cli.err" || fail "device: $(<"$WORK/cli.err")"
   cli 3 create m --spec "$WORK/none.json"

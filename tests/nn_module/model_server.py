@@ -83,6 +83,23 @@ def spec_of(module):
     return spec
 
 
+def parts_of(part, header, tensors):
+    """The messages of an upload: header, table, a chunk per tensor, trailer."""
+    table, chunks, offset = types_pb2.TensorTable(), [], 0
+    for name, tensor in tensors.items():
+        data = raw(tensor)
+        table.tensors.add(name=name, dtype=DTYPES[tensor.dtype], shape=tensor.shape, offset=offset, nbytes=len(data))
+        if data:
+            chunks.append(types_pb2.Chunk(offset=offset, data=data))
+        offset += len(data)
+    header.tensor_count, header.total_bytes = len(tensors), offset
+    yield part(header=header)
+    yield part(tensors=table)
+    for chunk in chunks:
+        yield part(chunk=chunk)
+    yield part(trailer=types_pb2.Trailer(total_bytes=offset))
+
+
 class Refused(Exception):
     """An answer that is an error; `reason` is that of its ErrorInfo."""
 
@@ -155,41 +172,18 @@ class Server:
         return {t.name: (t.dtype, tuple(t.shape), bytes(region[t.offset:t.offset + t.nbytes])) for t in tensors}
 
     def load_state_dict(self, module, state, **options):
-        """`state` is name -> tensor, or name -> (tensor, kind)."""
-        header = state_pb2.LoadHeader(module=module, options=state_pb2.LoadOptions(**options), tensor_count=len(state))
-        table, chunks, offset = types_pb2.TensorTable(), [], 0
-        for name, tensor in state.items():
-            info = table.tensors.add(name=name, dtype=DTYPES[tensor.dtype], shape=tensor.shape, offset=offset)
-            data = raw(tensor)
-            if data:
-                chunks.append(types_pb2.Chunk(offset=offset, data=data))
-            info.nbytes = len(data)
-            offset += len(data)
-        header.total_bytes = offset
-        parts = [state_pb2.LoadPart(header=header), state_pb2.LoadPart(tensors=table)]
-        parts += [state_pb2.LoadPart(chunk=chunk) for chunk in chunks]
-        parts.append(state_pb2.LoadPart(trailer=types_pb2.Trailer(total_bytes=offset)))
-        return self.call("LoadStateDict", iter(parts))
+        """`state` is name -> tensor."""
+        header = state_pb2.LoadHeader(module=module, options=state_pb2.LoadOptions(**options))
+        return self.call("LoadStateDict", parts_of(state_pb2.LoadPart, header, state))
 
     def load_checkpoint(self, module, path, **options):
         request = checkpoint_pb2.LoadCheckpointRequest(module=module, path=path,
                                                        options=state_pb2.LoadOptions(**options))
         return self.call("LoadCheckpoint", request)[-1].result.load
 
-    def step(self, module, gradients, **header):
-        start = step_pb2.StepHeader(module=module, tensor_count=len(gradients), **header)
-        table, chunks, offset = types_pb2.TensorTable(), [], 0
-        for name, tensor in gradients.items():
-            table.tensors.add(name=name, dtype=DTYPES[tensor.dtype], shape=tensor.shape, offset=offset)
-            data = raw(tensor)
-            if data:
-                chunks.append(types_pb2.Chunk(offset=offset, data=data))
-            offset += len(data)
-        start.total_bytes = offset
-        parts = [step_pb2.StepPart(header=start), step_pb2.StepPart(tensors=table)]
-        parts += [step_pb2.StepPart(chunk=chunk) for chunk in chunks]
-        parts.append(step_pb2.StepPart(trailer=types_pb2.Trailer(total_bytes=offset)))
-        return self.call("ApplyStep", iter(parts))
+    def step(self, module, gradients, **fields):
+        header = step_pb2.StepHeader(module=module, **fields)
+        return self.call("ApplyStep", parts_of(step_pb2.StepPart, header, gradients))
 
     def freeze(self, module, requires_grad, **selection):
         return self.call("SetRequiresGrad", module_pb2.SetRequiresGradRequest(

@@ -1,7 +1,7 @@
 // Checkpoints, watching, and stopping.
 #include <thread>
 
-#include "tests/server/rpc/server_fixture.h"
+#include "tests/server/rpc/checkpoint_calls.h"
 
 namespace modelstate {
 namespace {
@@ -10,30 +10,8 @@ using testing::Contains;
 using testing::ElementsAre;
 using Stub = v1::ModelState::Stub;
 
-class CheckpointRpcsTest : public ServerTest {
+class CheckpointRpcsTest : public CheckpointCalls {
  protected:
-  absl::StatusOr<v1::LoadCheckpointResult> LoadFile(const v1::LoadCheckpointRequest& request) {
-    grpc::ClientContext context;
-    auto reader = stub_->LoadCheckpoint(&context, request);
-    v1::LoadCheckpointResponse event;
-    v1::LoadCheckpointResult result;
-    while (reader->Read(&event)) {
-      if (event.has_result()) result = event.result();
-      if (event.has_progress()) phases_.push_back(event.progress().phase());
-    }
-    const grpc::Status status = reader->Finish();
-    if (!status.ok()) return FromGrpcStatus(status);
-    return result;
-  }
-  static v1::LoadCheckpointRequest LoadRequest(const std::string& module, const std::string& path,
-                                               bool create) {
-    v1::LoadCheckpointRequest request;
-    request.set_module(module);
-    request.set_path(path);
-    request.set_create_module(create);
-    return request;
-  }
-
   absl::StatusOr<v1::Checkpoint> Save(const std::string& module, const std::string& path,
                                       bool overwrite = false) {
     v1::SaveCheckpointRequest request;
@@ -51,8 +29,6 @@ class CheckpointRpcsTest : public ServerTest {
     if (!status.ok()) return FromGrpcStatus(status);
     return result;
   }
-
-  std::vector<std::string> phases_;
 };
 
 TEST_F(CheckpointRpcsTest, LoadsARealFileIntoANewModuleWithProgress) {

@@ -1,7 +1,7 @@
 // LoadStateDict and LoadCheckpoint with what torch's load_state_dict means.
 #include <fstream>
 
-#include "tests/server/rpc/server_fixture.h"
+#include "tests/server/rpc/checkpoint_calls.h"
 
 namespace modelstate {
 namespace {
@@ -12,7 +12,7 @@ using testing::IsEmpty;
 using testing::SizeIs;
 using Stub = v1::ModelState::Stub;
 
-class LoadRpcsTest : public ServerTest {
+class LoadRpcsTest : public CheckpointCalls {
  protected:
   // Header, table, chunk and trailer; offsets in table order. Tensors with values or an initializer
   // have no bytes.
@@ -51,26 +51,6 @@ class LoadRpcsTest : public ServerTest {
     return options;
   }
 
-  absl::StatusOr<v1::LoadCheckpointResult> LoadFile(const std::string& module,
-                                                    const std::string& path,
-                                                    const v1::LoadOptions& options = {},
-                                                    bool create = false) {
-    v1::LoadCheckpointRequest request;
-    request.set_module(module);
-    request.set_path(path);
-    request.set_create_module(create);
-    *request.mutable_options() = options;
-    grpc::ClientContext context;
-    auto reader = stub_->LoadCheckpoint(&context, request);
-    v1::LoadCheckpointResponse event;
-    v1::LoadCheckpointResult result;
-    while (reader->Read(&event)) {
-      if (event.has_result()) result = event.result();
-    }
-    const grpc::Status status = reader->Finish();
-    if (!status.ok()) return FromGrpcStatus(status);
-    return result;
-  }
   void CopyData(const std::string& name) {
     std::filesystem::copy(absl::StrCat(MODELSTATE_SOURCE_DIR, "/tests/data/", name), root_);
   }
