@@ -61,6 +61,7 @@ void AdamWStep(benchmark::State& state) {
     table.push_back({specs[i].name, TensorKind::kGradient, DType::kF32, specs[i].shape});
   }
   ModuleVersion version;
+  version.device = &device;
   version.schema = *ModuleSchema::Create(std::move(specs), 1);
   for (const TensorSpec& spec : version.schema->specs()) {
     RefPtr<TensorStorage> storage = *TensorStorage::Allocate(device, spec.nbytes());
@@ -82,9 +83,11 @@ void AdamWStep(benchmark::State& state) {
       float* g = reinterpret_cast<float*>(bytes.data());
       for (size_t i = 0; i < bytes.size() / sizeof(float); ++i) g[i] = 1e-3f * (i % 1000);
     }
+    std::vector<Contribution> contributions(1);
+    contributions[0].parts.push_back({std::move(gradients)});
     if (timed) state.ResumeTiming();
-    absl::StatusOr<StepResult> result = ApplyOptimizerStep(
-        version, *optimizer, options, std::move(gradients), optimizer_state, compute);
+    absl::StatusOr<StepResult> result =
+        ApplyOptimizerStep(version, *optimizer, options, contributions, optimizer_state, compute);
     if (timed) state.PauseTiming();
     for (size_t i = 0; i < version.storages.size(); ++i) version.storages[i] = result->storages[i];
   };

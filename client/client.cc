@@ -12,6 +12,7 @@
 #include "client/from_proto.h"
 #include "common/base/status.h"
 #include "common/wire/convert.h"
+#include "common/wire/optimizer_convert.h"
 
 namespace modelstate::client {
 namespace {
@@ -218,7 +219,7 @@ absl::StatusOr<OptimizerInfo> Client::ConfigureOptimizer(const std::string& modu
                                                          bool reset_state) const {
   v1::ConfigureOptimizerRequest request;
   request.set_module(module);
-  ToProto(config, request.mutable_optimizer());
+  OptimizerConfigToProto(config, request.mutable_optimizer());
   request.set_reset_state(reset_state);
   MS_ASSIGN_OR_RETURN(
       const v1::Optimizer response,

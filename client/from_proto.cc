@@ -5,6 +5,7 @@
 #include "common/base/digest.h"
 #include "common/base/status.h"
 #include "common/wire/convert.h"
+#include "common/wire/optimizer_convert.h"
 
 namespace modelstate::client {
 namespace {
@@ -16,34 +17,6 @@ absl::Duration Lenient(const google::protobuf::Duration& duration) {
 template <typename Range>
 std::vector<std::string> Strings(const Range& range) {
   return std::vector<std::string>(range.begin(), range.end());
-}
-
-Hyperparameters FromProto(const v1::Hyperparameters& proto) {
-  Hyperparameters value;
-  if (proto.has_lr()) value.lr = proto.lr();
-  if (proto.has_weight_decay()) value.weight_decay = proto.weight_decay();
-  if (proto.has_maximize()) value.maximize = proto.maximize();
-  if (proto.has_momentum()) value.momentum = proto.momentum();
-  if (proto.has_dampening()) value.dampening = proto.dampening();
-  if (proto.has_nesterov()) value.nesterov = proto.nesterov();
-  if (proto.has_beta1()) value.beta1 = proto.beta1();
-  if (proto.has_beta2()) value.beta2 = proto.beta2();
-  if (proto.has_eps()) value.eps = proto.eps();
-  return value;
-}
-
-OptimizerConfig FromProto(const v1::OptimizerConfig& proto) {
-  OptimizerConfig value;
-  value.algorithm = static_cast<Algorithm>(proto.algorithm());
-  value.hyperparameters = FromProto(proto.hyperparameters());
-  for (const v1::ParameterGroup& group : proto.groups()) {
-    absl::StatusOr<Selection> selection = SelectionFromProto(group.selection());
-    value.groups.push_back({group.name(), selection.ok() ? *std::move(selection) : Selection(),
-                            FromProto(group.hyperparameters())});
-  }
-  if (proto.has_max_grad_norm()) value.max_grad_norm = proto.max_grad_norm();
-  if (proto.has_max_staleness()) value.max_staleness = proto.max_staleness();
-  return value;
 }
 
 }  // namespace
@@ -129,16 +102,26 @@ std::string MutationName(v1::MutationKind kind) {
   return v1::MutationKind_IsValid(kind) ? v1::MutationKind_Name(kind) : "UNKNOWN";
 }
 
-OptimizerInfo FromProto(const v1::Optimizer& proto) {
+absl::StatusOr<OptimizerInfo> FromProto(const v1::Optimizer& proto) {
   OptimizerInfo value;
-  value.config = FromProto(proto.config());
+  MS_ASSIGN_OR_RETURN(value.config, OptimizerConfigFromProto(proto.config()));
   for (const v1::ParameterGroupInfo& group : proto.groups()) {
     value.groups.push_back(
-        {group.name(), group.parameter_count(), FromProto(group.hyperparameters())});
+        {group.name(), group.parameter_count(), HyperparametersFromProto(group.hyperparameters())});
   }
   value.step = proto.step();
   value.state_bytes = proto.state_bytes();
   value.version = VersionFromProto(proto.version());
+  value.ungrouped_count = proto.ungrouped_count();
+  value.ungrouped = Strings(proto.ungrouped());
+  value.dropped_count = proto.dropped_count();
+  value.dropped = Strings(proto.dropped());
+  if (proto.has_round()) {
+    value.round = OpenRound{Strings(proto.round().workers()), proto.round().contributions(),
+                            proto.round().staged_bytes(), TimeFromProto(proto.round().open_time())};
+  }
+  value.round_memory_bytes = proto.round_memory_bytes();
+  value.worker_count = proto.worker_count();
   return value;
 }
 
@@ -158,6 +141,7 @@ StepResult FromProto(const v1::ApplyStepResponse& proto) {
   value.updated = proto.updated();
   value.skipped = proto.skipped();
   value.ignored = proto.ignored();
+  value.accumulated = proto.accumulated();
   return value;
 }
 
@@ -219,31 +203,6 @@ SnapshotInfo FromProto(const v1::Snapshot& proto) {
 
 Progress FromProto(const v1::Progress& proto) {
   return {proto.phase(), proto.done_bytes(), proto.total_bytes()};
-}
-
-void ToProto(const Hyperparameters& value, v1::Hyperparameters* proto) {
-  if (value.lr) proto->set_lr(*value.lr);
-  if (value.weight_decay) proto->set_weight_decay(*value.weight_decay);
-  if (value.maximize) proto->set_maximize(*value.maximize);
-  if (value.momentum) proto->set_momentum(*value.momentum);
-  if (value.dampening) proto->set_dampening(*value.dampening);
-  if (value.nesterov) proto->set_nesterov(*value.nesterov);
-  if (value.beta1) proto->set_beta1(*value.beta1);
-  if (value.beta2) proto->set_beta2(*value.beta2);
-  if (value.eps) proto->set_eps(*value.eps);
-}
-
-void ToProto(const OptimizerConfig& value, v1::OptimizerConfig* proto) {
-  proto->set_algorithm(static_cast<v1::Algorithm>(value.algorithm));
-  ToProto(value.hyperparameters, proto->mutable_hyperparameters());
-  for (const ParameterGroup& group : value.groups) {
-    v1::ParameterGroup* out = proto->add_groups();
-    out->set_name(group.name);
-    SelectionToProto(group.selection, out->mutable_selection());
-    ToProto(group.hyperparameters, out->mutable_hyperparameters());
-  }
-  if (value.max_grad_norm) proto->set_max_grad_norm(*value.max_grad_norm);
-  if (value.max_staleness) proto->set_max_staleness(*value.max_staleness);
 }
 
 void ToProto(const LoadOptions& value, v1::LoadOptions* proto) {

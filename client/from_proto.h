@@ -18,7 +18,7 @@ ModuleInfo FromProto(const v1::Module& proto);
 TensorStatistics FromProto(const v1::TensorStatistics& proto);
 VersionInfo FromProto(const v1::VersionInfo& proto);
 absl::StatusOr<TensorInfo> FromProto(const v1::TensorInfo& proto);
-OptimizerInfo FromProto(const v1::Optimizer& proto);
+absl::StatusOr<OptimizerInfo> FromProto(const v1::Optimizer& proto);
 StepResult FromProto(const v1::ApplyStepResponse& proto);
 LoadResult FromProto(const v1::LoadResult& proto);
 LoadCheckpointResult FromProto(const v1::LoadCheckpointResult& proto);
@@ -26,8 +26,6 @@ CheckpointInfo FromProto(const v1::Checkpoint& proto);
 SnapshotInfo FromProto(const v1::Snapshot& proto);
 Progress FromProto(const v1::Progress& proto);
 
-void ToProto(const Hyperparameters& value, v1::Hyperparameters* proto);
-void ToProto(const OptimizerConfig& value, v1::OptimizerConfig* proto);
 void ToProto(const LoadOptions& value, v1::LoadOptions* proto);
 
 // "STEP"; "UNKNOWN" for a kind that this build does not know.

@@ -10,6 +10,7 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "client/module_types.h"
+#include "common/base/optimizer_config.h"
 #include "common/base/selection.h"
 #include "common/base/state_layout.h"
 #include "common/base/tensor_spec.h"
@@ -19,34 +20,24 @@
 // are bytes.
 namespace modelstate::client {
 
-enum class Algorithm { kUnknown = 0, kSgd = 1, kAdamW = 2 };
-
-struct Hyperparameters {
-  std::optional<double> lr, weight_decay;
-  std::optional<bool> maximize;
-  std::optional<double> momentum, dampening;
-  std::optional<bool> nesterov;
-  std::optional<double> beta1, beta2, eps;
-};
-
-struct ParameterGroup {
-  std::string name;
-  Selection selection;
-  Hyperparameters hyperparameters;
-};
-
-struct OptimizerConfig {
-  Algorithm algorithm = Algorithm::kUnknown;
-  Hyperparameters hyperparameters;
-  std::vector<ParameterGroup> groups;
-  std::optional<double> max_grad_norm;
-  std::optional<uint64_t> max_staleness;
-};
+using modelstate::Algorithm;
+using modelstate::GroupOverride;
+using modelstate::Hyperparameters;
+using modelstate::OptimizerConfig;
+using modelstate::ParameterGroup;
 
 struct ParameterGroupInfo {
   std::string name;
   uint64_t parameter_count = 0;
   Hyperparameters hyperparameters;
+};
+
+// A round that waits for contributions.
+struct OpenRound {
+  std::vector<std::string> workers;  // the first 100 in name order
+  uint32_t contributions = 0;
+  uint64_t staged_bytes = 0;
+  absl::Time open_time;
 };
 
 struct OptimizerInfo {
@@ -55,6 +46,13 @@ struct OptimizerInfo {
   uint64_t step = 0;
   uint64_t state_bytes = 0;
   Version version;
+  uint64_t ungrouped_count = 0;
+  std::vector<std::string> ungrouped;  // the first 10
+  uint64_t dropped_count = 0;
+  std::vector<std::string> dropped;  // the first 10: "exp_avg/layer1.weight"
+  std::optional<OpenRound> round;
+  uint64_t round_memory_bytes = 0;
+  uint64_t worker_count = 0;
 };
 
 // A tensor to send. `bytes` are its elements, contiguous, row-major and little-endian, and
@@ -62,11 +60,6 @@ struct OptimizerInfo {
 struct TensorRef {
   TensorSpec spec;
   absl::Span<const uint8_t> bytes;
-};
-
-struct GroupOverride {
-  std::optional<uint32_t> group;
-  Hyperparameters hyperparameters;
 };
 
 struct StepOptions {
@@ -80,10 +73,20 @@ struct StepOptions {
   std::vector<GroupOverride> overrides;
   bool wait = false;
   bool ignore_frozen = false;  // leave out gradients of frozen parameters
-  bool digests = true;         // send XXH3 of each tensor, for the server to check
+  // Keep these gradients for this worker's next step. Needs worker and sequence.
+  bool accumulate = false;
+  // How many pushes of this worker were accumulated before this one, for the server to check.
+  std::optional<uint32_t> accumulated;
+  bool digests = true;  // send XXH3 of each tensor, for the server to check
 };
 
-enum class StepOutcome { kUnknown = 0, kApplied = 1, kPending = 2, kSkippedNonfinite = 3 };
+enum class StepOutcome {
+  kUnknown = 0,
+  kApplied = 1,
+  kPending = 2,
+  kSkippedNonfinite = 3,
+  kAccumulated = 4
+};
 
 struct StepResult {
   StepOutcome outcome = StepOutcome::kUnknown;
@@ -98,6 +101,7 @@ struct StepResult {
   uint64_t updated = 0;
   uint64_t skipped = 0;
   uint64_t ignored = 0;
+  uint32_t accumulated = 0;
 };
 
 struct LoadOptions {

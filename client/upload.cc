@@ -14,6 +14,7 @@
 #include "common/base/digest.h"
 #include "common/base/status.h"
 #include "common/wire/convert.h"
+#include "common/wire/optimizer_convert.h"
 #include "common/wire/part_codec.h"
 #include "common/wire/table_splitter.h"
 
@@ -209,13 +210,11 @@ absl::StatusOr<StepResult> Client::ApplyStep(const std::string& module,
   if (options.base) VersionToProto(*options.base, header.mutable_base());
   header.set_weight(options.weight);
   if (options.grad_scale) header.set_grad_scale(*options.grad_scale);
-  for (const GroupOverride& value : options.overrides) {
-    v1::GroupOverride* out = header.add_group_overrides();
-    if (value.group) out->set_group(*value.group);
-    ToProto(value.hyperparameters, out->mutable_hyperparameters());
-  }
+  GroupOverridesToProto(options.overrides, header.mutable_group_overrides());
   header.set_wait(options.wait);
   header.set_ignore_frozen(options.ignore_frozen);
+  header.set_accumulate(options.accumulate);
+  if (options.accumulated) header.set_accumulated(*options.accumulated);
   header.set_tensor_count(upload->tensor_count());
   header.set_total_bytes(upload->total_bytes());
   const bool named = !options.worker.empty();

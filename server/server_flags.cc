@@ -34,6 +34,9 @@ ABSL_FLAG(ByteSize, max_chunk_bytes, ByteSize{uint64_t{2} << 20}, "largest chunk
 ABSL_FLAG(int32_t, compute_threads, 0, "threads for optimizer steps; 0: one per hardware thread");
 ABSL_FLAG(int32_t, io_threads, 4, "threads for checkpoints");
 ABSL_FLAG(absl::Duration, max_lease, absl::Hours(1), "longest lease of a pinned snapshot");
+ABSL_FLAG(int32_t, max_workers, 10000, "workers whose last push each module remembers");
+ABSL_FLAG(absl::Duration, worker_expiry, absl::Hours(24),
+          "a worker that is silent for so long is forgotten, and what it accumulated is dropped");
 ABSL_FLAG(absl::Duration, stream_stall_timeout, absl::Seconds(60),
           "a stream whose peer takes or sends nothing for so long is cut off");
 ABSL_FLAG(absl::Duration, drain_timeout, absl::Seconds(30),
@@ -55,6 +58,8 @@ constexpr const char* kFlagNames[] = {"listen",
                                       "compute_threads",
                                       "io_threads",
                                       "max_lease",
+                                      "max_workers",
+                                      "worker_expiry",
                                       "stream_stall_timeout",
                                       "drain_timeout",
                                       "log_level",
@@ -162,6 +167,9 @@ absl::StatusOr<ServerFlags> ParseServerFlags(absl::Span<char* const> arguments) 
   MS_ASSIGN_OR_RETURN(options.io_threads,
                       Threads(absl::GetFlag(FLAGS_io_threads), 1, "io_threads"));
   options.max_lease = absl::GetFlag(FLAGS_max_lease);
+  const int32_t max_workers = absl::GetFlag(FLAGS_max_workers);
+  options.max_workers = max_workers > 0 ? static_cast<size_t>(max_workers) : 0;  // refused there
+  options.worker_expiry = absl::GetFlag(FLAGS_worker_expiry);
   options.stream_stall_timeout = absl::GetFlag(FLAGS_stream_stall_timeout);
   options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
 

@@ -74,6 +74,8 @@ const char* OutcomeName(client::StepOutcome outcome) {
       return "PENDING";
     case client::StepOutcome::kSkippedNonfinite:
       return "SKIPPED_NONFINITE";
+    case client::StepOutcome::kAccumulated:
+      return "ACCUMULATED";
     case client::StepOutcome::kUnknown:
       break;
   }

@@ -41,6 +41,7 @@ enum class Reason {
   kCheckpointUnsupported,  // a well-formed file of a kind, or with a content, that is refused
   // FAILED_PRECONDITION
   kParameterFrozen,
+  kNotInAGroup,
   kNoOptimizer,
   kModuleEmpty,
   kModuleFailed,
@@ -48,6 +49,8 @@ enum class Reason {
   kStaleBase,
   kIncarnationChanged,
   kSequenceReused,
+  kAccumulationLost,
+  kAlreadyContributed,
   kModuleDeleted,
   kStreamStalled,
   // OUT_OF_RANGE
@@ -56,6 +59,7 @@ enum class Reason {
   kDeviceMemory,
   kSnapshotLimit,
   kPushMemory,
+  kWorkerLimit,
   kStorageFull,
   // DATA_LOSS
   kCheckpointCorrupt,

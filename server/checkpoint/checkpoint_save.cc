@@ -36,17 +36,16 @@ OptimizerTensors CollectOptimizer(const CapturedState& state) {
     const ParameterState& parameter = state.optimizer_state.parameters[index];
     if (parameter.step == 0) continue;
     const TensorSpec& spec = schema.spec(index);
-    const std::vector<SlotInfo> slots = AllSlots(state.optimizer->algorithm(), spec.dtype);
-    Manifest::ParameterEntry entry{spec.name, parameter.step, {}};
-    for (size_t i = 0; i < slots.size(); ++i) {
-      if (!parameter.slots[i]) continue;  // a master copy that the next step makes anew
+    Manifest::ParameterEntry entry{spec.name, parameter.step, parameter.product, {}};
+    for (const SlotInfo& info : AllSlots(state.optimizer->algorithm(), spec.dtype)) {
+      if (!parameter.slots[info.place]) continue;  // not begun, or a master that is made anew
       TensorSpec& slot = out.specs.emplace_back();
-      slot.name = absl::StrCat(slots[i].name, "/", spec.name);
+      slot.name = absl::StrCat(info.name, "/", spec.name);
       slot.kind = TensorKind::kOptimizerState;
-      slot.dtype = slots[i].dtype;
+      slot.dtype = info.dtype;
       slot.shape = spec.shape;
-      out.storages.push_back(parameter.slots[i]);
-      entry.slots.push_back(slots[i].name);
+      out.storages.push_back(parameter.slots[info.place]);
+      entry.slots.push_back(info.name);
     }
     out.parameters.push_back(std::move(entry));
   }

@@ -273,13 +273,22 @@ absl::StatusOr<std::vector<ReadItem>> CheckpointSource::Impl::MatchOptimizer(
       return corrupt("its step count is 0, or it is listed twice");
     }
     parameter.step = entry.step;
-    const std::vector<SlotInfo> slots = AllSlots(optimizer.algorithm(), spec.dtype);
-    for (size_t i = 0; i < slots.size(); ++i) {
-      const absl::string_view slot = slots[i].name;
+    parameter.product = entry.product;
+    const SlotList kept = KeptSlots(
+        optimizer.config(),
+        optimizer
+            .groups()[std::min<size_t>(optimizer.group_of(*index), optimizer.groups().size() - 1)]
+            .hyperparameters,
+        spec.dtype);
+    for (const SlotInfo& info : AllSlots(optimizer.algorithm(), spec.dtype)) {
+      const absl::string_view slot = info.name;
       if (std::find(entry.slots.begin(), entry.slots.end(), slot) == entry.slots.end()) {
-        // The next step makes these anew: for a module of another dtype than the checkpoint's, or
-        // for momentum that a step had switched off.
-        if (slot == "master" || slot == "momentum_buffer") continue;
+        // The next step begins these: a master of a module of another dtype than the checkpoint's,
+        // a momentum that a step had switched off, what only an override keeps.
+        const bool needed = std::any_of(kept.begin(), kept.end(), [&](const SlotInfo& other) {
+          return other.place == info.place;
+        });
+        if (!needed || slot == "master" || slot == "momentum_buffer") continue;
         return corrupt(absl::StrCat("it lacks ", slot));
       }
       const auto it = by_name.find(absl::StrCat(slot, "/", entry.parameter));
@@ -290,9 +299,9 @@ absl::StatusOr<std::vector<ReadItem>> CheckpointSource::Impl::MatchOptimizer(
         return corrupt(absl::StrCat("its ", slot, " has ", stored.shape.num_elements(),
                                     " elements, the parameter ", elements));
       }
-      items.push_back({it->second, slots[i].dtype, elements,
-                       static_cast<uint64_t>(elements) * DTypeSize(slots[i].dtype),
-                       &parameter.slots[i]});
+      items.push_back({it->second, info.dtype, elements,
+                       static_cast<uint64_t>(elements) * DTypeSize(info.dtype),
+                       &parameter.slots[info.place]});
     }
   }
   return items;

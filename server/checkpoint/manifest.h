@@ -9,9 +9,9 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "common/base/file.h"
+#include "common/base/optimizer_config.h"
 #include "common/base/tensor_spec.h"
 #include "server/state/module_version.h"
-#include "server/state/optimizer_config.h"
 #include "server/state/optimizer_state.h"
 #include "server/state/step_record.h"
 
@@ -37,6 +37,7 @@ struct Manifest {
   struct ParameterEntry {
     std::string parameter;
     uint64_t step = 0;
+    float product = 1;               // ParameterState::product
     std::vector<std::string> slots;  // `slot/parameter` in the optimizer file
   };
 
@@ -50,7 +51,7 @@ struct Manifest {
   std::vector<TensorEntry> tensors;  // the state_dict, in its order
   std::optional<OptimizerConfig> optimizer;
   std::vector<ParameterEntry> optimizer_state;  // of parameters that have stepped
-  WorkerTable workers;
+  WorkerRecords workers;
 
   const FileEntry* FindFile(absl::string_view name) const;
 };

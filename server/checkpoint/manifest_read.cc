@@ -121,18 +121,14 @@ Version ToVersion(ObjectReader reader, ObjectReader& parent) {
 
 Hyperparameters ToHyperparameters(ObjectReader reader, ObjectReader& parent) {
   Hyperparameters h;
-  const auto number = [&reader](const char* key, std::optional<double>& out) {
-    if (reader.Has(key)) out = reader.Double(key);
-  };
-  number("lr", h.lr);
-  number("weight_decay", h.weight_decay);
-  number("momentum", h.momentum);
-  number("dampening", h.dampening);
-  number("beta1", h.beta1);
-  number("beta2", h.beta2);
-  number("eps", h.eps);
-  if (reader.Has("maximize")) h.maximize = reader.Bool("maximize");
-  if (reader.Has("nesterov")) h.nesterov = reader.Bool("nesterov");
+  for (const HyperparameterField& field : HyperparameterFields()) {
+    if (!reader.Has(field.name)) continue;
+    if (field.number != nullptr) {
+      h.*field.number = reader.Double(field.name);
+    } else {
+      h.*field.flag = reader.Bool(field.name);
+    }
+  }
   parent.Include(reader.status());
   return h;
 }
@@ -150,13 +146,21 @@ absl::StatusOr<OptimizerConfig> ToOptimizer(const Json& json) {
   }
   config.algorithm = *parsed;
   config.hyperparameters = ToHyperparameters(reader.Object("hyperparameters"), reader);
-  config.quorum =
-      static_cast<uint32_t>(reader.Uint("quorum", std::numeric_limits<uint32_t>::max()));
+  constexpr uint64_t kMaxCount = std::numeric_limits<uint32_t>::max();
+  config.rounds.quorum = static_cast<uint32_t>(reader.Uint("quorum", kMaxCount));
+  if (reader.Has("min_contributions")) {
+    config.rounds.min_contributions =
+        static_cast<uint32_t>(reader.Uint("min_contributions", kMaxCount));
+    config.rounds.round_timeout = absl::Seconds(reader.Double("round_timeout_seconds"));
+  }
+  if (reader.Has("max_grad_value")) config.max_grad_value = reader.Double("max_grad_value");
+  if (reader.Has("master_weights")) config.master_weights = reader.Bool("master_weights");
+  if (reader.Has("no_default_group")) config.no_default_group = reader.Bool("no_default_group");
   if (reader.Has("max_grad_norm")) config.max_grad_norm = reader.Double("max_grad_norm");
   if (reader.Has("max_staleness")) config.max_staleness = reader.Uint("max_staleness");
   for (const Json& item : reader.List("groups")) {
     ObjectReader group(item, absl::StrCat("optimizer.groups[", config.groups.size(), "]."));
-    ParameterGroupConfig& out = config.groups.emplace_back();
+    ParameterGroup& out = config.groups.emplace_back();
     out.name = group.String("name");
     out.selection.names = group.Strings("names");
     out.selection.prefixes = group.Strings("prefixes");
@@ -204,7 +208,7 @@ absl::StatusOr<Manifest::TensorEntry> ToTensor(const Json& json, size_t index) {
   return entry;
 }
 
-absl::Status AddWorker(const Json& json, size_t index, WorkerTable& workers) {
+absl::Status AddWorker(const Json& json, size_t index, WorkerRecords& workers) {
   ObjectReader reader(json, absl::StrCat("workers[", index, "]."));
   const std::string worker = reader.String("worker");
   WorkerRecord record;
@@ -280,8 +284,9 @@ absl::StatusOr<Manifest> FromJson(const Json& json) {
   }
   for (const Json& item : reader.List("optimizer_state")) {
     ObjectReader state(item, absl::StrCat("optimizer_state[", m.optimizer_state.size(), "]."));
+    const float product = state.Has("product") ? static_cast<float>(state.Double("product")) : 1.0f;
     m.optimizer_state.push_back(
-        {state.String("parameter"), state.Uint("step"), state.Strings("slots")});
+        {state.String("parameter"), state.Uint("step"), product, state.Strings("slots")});
     MS_RETURN_IF_ERROR(state.status());
   }
   size_t worker_index = 0;

@@ -36,21 +36,19 @@ Json FromVersion(const Version& version) {
 
 Json FromHyperparameters(const Hyperparameters& h) {
   Json json = Json::object();
-  Set(json, "lr", h.lr);
-  Set(json, "weight_decay", h.weight_decay);
-  Set(json, "maximize", h.maximize);
-  Set(json, "momentum", h.momentum);
-  Set(json, "dampening", h.dampening);
-  Set(json, "nesterov", h.nesterov);
-  Set(json, "beta1", h.beta1);
-  Set(json, "beta2", h.beta2);
-  Set(json, "eps", h.eps);
+  for (const HyperparameterField& field : HyperparameterFields()) {
+    if (field.number != nullptr) {
+      Set(json, field.name, h.*field.number);
+    } else {
+      Set(json, field.name, h.*field.flag);
+    }
+  }
   return json;
 }
 
 Json FromOptimizer(const OptimizerConfig& config) {
   Json groups = Json::array();
-  for (const ParameterGroupConfig& group : config.groups) {
+  for (const ParameterGroup& group : config.groups) {
     groups.push_back({{"name", group.name},
                       {"names", group.selection.names},
                       {"prefixes", group.selection.prefixes},
@@ -60,9 +58,17 @@ Json FromOptimizer(const OptimizerConfig& config) {
   Json json{{"algorithm", AlgorithmName(config.algorithm)},
             {"hyperparameters", FromHyperparameters(config.hyperparameters)},
             {"groups", std::move(groups)},
-            {"quorum", config.quorum}};
+            {"quorum", config.rounds.quorum}};
   Set(json, "max_grad_norm", config.max_grad_norm);
   Set(json, "max_staleness", config.max_staleness);
+  // Only where they say something: so manifests without them are as they always were.
+  Set(json, "max_grad_value", config.max_grad_value);
+  if (!config.master_weights) json["master_weights"] = false;
+  if (config.no_default_group) json["no_default_group"] = true;
+  if (config.rounds.min_contributions > 0) {
+    json["min_contributions"] = config.rounds.min_contributions;
+    json["round_timeout_seconds"] = absl::ToDoubleSeconds(config.rounds.round_timeout);
+  }
   return json;
 }
 
@@ -132,7 +138,9 @@ std::string ToText(const Manifest& m) {
   AppendList(&text, "tensors", m.tensors, FromTensor);
   AppendMember(&text, "optimizer", m.optimizer ? FromOptimizer(*m.optimizer) : Json());
   AppendList(&text, "optimizer_state", m.optimizer_state, [](const Manifest::ParameterEntry& p) {
-    return Json{{"parameter", p.parameter}, {"step", p.step}, {"slots", p.slots}};
+    Json json{{"parameter", p.parameter}, {"step", p.step}, {"slots", p.slots}};
+    if (p.product != 1) json["product"] = p.product;
+    return json;
   });
   AppendList(&text, "workers", m.workers,
              [](const auto& worker) { return FromWorker(worker.first, worker.second); });

@@ -1,5 +1,6 @@
 #include "server/device/memory_budget.h"
 
+#include <algorithm>
 #include <cassert>
 
 #include "absl/strings/str_cat.h"
@@ -8,22 +9,35 @@
 namespace modelstate {
 
 absl::StatusOr<MemoryBudget::Reservation> MemoryBudget::Reserve(uint64_t bytes) {
+  const uint64_t limit = this->limit();
   uint64_t used = used_.load(std::memory_order_relaxed);
-  while (bytes <= limit_ && used <= limit_ - bytes) {
+  while (bytes <= limit && used <= limit - bytes) {
     if (used_.compare_exchange_weak(used, used + bytes, std::memory_order_relaxed)) {
       return Reservation(shared_from_this(), bytes);
     }
   }
   absl::Status error = MakeError(
       reason_,
-      absl::StrCat(what_, ": ", bytes, " bytes are needed, ", used, " of ", limit_, " are in use; ",
-                   bytes <= limit_ ? "try again later or " : "", "raise the server's ", flag_),
+      absl::StrCat(what_, ": ", bytes, " bytes are needed, ", used, " of ", limit, " are in use; ",
+                   bytes <= limit ? "try again later or " : "", "raise the server's ", flag_),
       {{"requested_bytes", absl::StrCat(bytes)},
        {"used_bytes", absl::StrCat(used)},
-       {"limit_bytes", absl::StrCat(limit_)},
+       {"limit_bytes", absl::StrCat(limit)},
        {"flag", flag_}});
   // Waiting does not help a request that is larger than the whole budget.
-  return bytes <= limit_ ? WithRetryAfter(std::move(error), absl::Seconds(1)) : error;
+  return bytes <= limit ? WithRetryAfter(std::move(error), absl::Seconds(1)) : error;
+}
+
+absl::Status MemoryBudget::SetAside(MemoryBudget& parent, uint64_t bytes) {
+  const uint64_t held = set_aside_.bytes();
+  if (bytes > held) {
+    MS_ASSIGN_OR_RETURN(Reservation more, parent.Reserve(bytes - held));
+    set_aside_.Merge(std::move(more));
+  }
+  limit_.store(bytes, std::memory_order_relaxed);
+  const uint64_t needed = std::max(bytes, used());
+  if (needed < held) set_aside_.Shrink(held - needed);
+  return absl::OkStatus();
 }
 
 void MemoryBudget::Reservation::Release() {

@@ -49,17 +49,23 @@ class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
   MemoryBudget(Reason reason, std::string what, std::string flag, uint64_t limit_bytes)
       : reason_(reason), what_(std::move(what)), flag_(std::move(flag)), limit_(limit_bytes) {}
 
+  // Makes this one a part of `parent` that is set aside: what is reserved here is reserved there
+  // already. Its limit becomes `bytes`; what is in use beyond that stays set aside. On an error,
+  // that of `parent`, nothing has changed. Not from two threads at once.
+  absl::Status SetAside(MemoryBudget& parent, uint64_t bytes);
+
   // RESOURCE_EXHAUSTED with the budget's reason and a retry hint when less than `bytes` are left.
   absl::StatusOr<Reservation> Reserve(uint64_t bytes);
 
-  uint64_t limit() const { return limit_; }
+  uint64_t limit() const { return limit_.load(std::memory_order_relaxed); }
   uint64_t used() const { return used_.load(std::memory_order_relaxed); }
 
  private:
   const Reason reason_;
   const std::string what_;
   const std::string flag_;
-  const uint64_t limit_;
+  std::atomic<uint64_t> limit_;
+  Reservation set_aside_;  // of the parent
   std::atomic<uint64_t> used_{0};
 };
 

@@ -25,8 +25,12 @@ ModuleInstance::ModuleInstance(std::string name, ModuleEnvironment environment,
                                std::vector<StorageRef> storages, ModuleMetadata metadata)
     : name_(std::move(name)),
       environment_(std::move(environment)),
-      create_time_(environment_.clock ? environment_.clock() : absl::Now()),
-      strand_(environment_.strands->get_executor()) {
+      create_time_(Now()),
+      strand_(environment_.strands->get_executor()),
+      workers_(name_, environment_.workers),
+      round_budget_(std::make_shared<MemoryBudget>(
+          Reason::kPushMemory, absl::StrCat("memory for the rounds of module \"", name_, "\""),
+          "--push_memory_bytes", 0)) {
   if (!schema->empty()) parameter_changes_.Add(1);
   optimizer_state_.parameters.resize(schema->size());
 
@@ -75,6 +79,22 @@ uint64_t ModuleInstance::optimizer_state_bytes() const {
   return optimizer_state_bytes_;
 }
 
+ModuleInstance::TrainingInfo ModuleInstance::training_info() const {
+  absl::MutexLock lock(&mutex_);
+  TrainingInfo info = training_;
+  info.round_memory_bytes = round_budget_->limit();
+  return info;
+}
+
+bool ModuleInstance::has_rounds() const {
+  const std::shared_ptr<const Optimizer> optimizer = this->optimizer();
+  return optimizer != nullptr && optimizer->config().rounds.quorum > 1;
+}
+
+std::shared_ptr<MemoryBudget> ModuleInstance::push_budget() const {
+  return has_rounds() ? round_budget_ : environment_.push_budget;
+}
+
 absl::Status ModuleInstance::DeletedError() const {
   return MakeError(Reason::kModuleDeleted,
                    absl::StrCat("module \"", name_, "\" was deleted; this call changed nothing"),
@@ -102,7 +122,7 @@ std::shared_ptr<ModuleVersion> ModuleInstance::NextVersion(MutationKind mutation
 
 void ModuleInstance::Publish(std::shared_ptr<ModuleVersion> next,
                              std::shared_ptr<const Optimizer> optimizer, VersionChange change) {
-  const absl::Time now = environment_.clock ? environment_.clock() : absl::Now();
+  const absl::Time now = Now();
   const uint64_t state_bytes = optimizer_state_.nbytes();
   const StepDemand demand = DemandOfSteps(*next, optimizer);
   VersionRef version = std::move(next);
@@ -204,7 +224,7 @@ absl::StatusOr<ModuleInstance::FreezeResult> ModuleInstance::FreezeOnStrand(
 }
 
 void ModuleInstance::ConfigureOptimizer(OptimizerConfig config, bool reset_state,
-                                        Done<VersionRef> done) {
+                                        Done<ConfigureResult> done) {
   Post([config = std::move(config), reset_state, done = std::move(done)](
            ModuleInstance& self) mutable { done(self.ConfigureOnStrand(config, reset_state)); });
 }
@@ -244,8 +264,11 @@ bool ModuleInstance::DeleteOnStrand() {
     optimizer_state_bytes_ = 0;
   }
   ledger_->Close();
+  GiveUpRound(DeletedError());
   optimizer_state_ = OptimizerState();
-  workers_.clear();
+  workers_.Restore({}, Now());
+  round_budget_->SetAside(*environment_.push_budget, 0).IgnoreError();  // less never fails
+  ShowTraining();
   NotifyWatchers();
   return true;
 }
@@ -257,17 +280,29 @@ void ModuleInstance::FindStep(std::string worker, uint64_t sequence,
         if (absl::Status status = self.CheckNotDeleted(); !status.ok()) {
           done(std::move(status));
         } else {
-          done(self.FindRecorded(worker, sequence, nullptr));
+          done(self.workers_.FindAnswer(worker, sequence, nullptr));
         }
       });
 }
 
 void ModuleInstance::ApplyStep(StepRequest request, Done<StepAnswer> done) {
   Post([request = std::move(request), done = std::move(done)](ModuleInstance& self) mutable {
-    absl::StatusOr<StepAnswer> answer = self.StepOnStrand(request);
+    absl::StatusOr<StepAnswer> answer = self.PushOnStrand(request);
     request.gradients.reset();  // a refused push gives its memory back before its caller hears
-    done(std::move(answer));
+    const bool waits = request.wait && answer.ok() && answer->outcome == StepOutcome::kPending;
+    if (!waits) return done(std::move(answer));
+    if (!self.waits_end_.ok()) return done(self.waits_end_);
+    self.round_.Wait(request.worker, std::move(done), *answer);
   });
+}
+
+void ModuleInstance::Tick() {
+  if (!needs_tick_.load(std::memory_order_relaxed)) return;
+  Post([](ModuleInstance& self) { self.TickOnStrand(); });
+}
+
+void ModuleInstance::EndWaits(absl::Status status) {
+  Post([status = std::move(status)](ModuleInstance& self) { self.EndWaitsOnStrand(status); });
 }
 
 void ModuleInstance::CommitLoad(StagedLoad load, std::optional<Version> base,

@@ -2,7 +2,7 @@
 #define MODELSTATE_SERVER_MODULE_MODULE_INSTANCE_H_
 
 #include <asio/strand.hpp>
-#include <asio/thread_pool.hpp>
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -15,14 +15,16 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
-#include "server/device/compute_pool.h"
 #include "server/device/device.h"
 #include "server/module/change_record.h"
+#include "server/module/module_environment.h"
 #include "server/module/optimizer_state_part.h"
+#include "server/module/step_request.h"
+#include "server/module/step_round.h"
 #include "server/module/version_history.h"
-#include "server/optim/gradient_set.h"
-#include "server/optim/step.h"
+#include "server/module/worker_table.h"
 #include "server/state/captured_state.h"
 #include "server/state/hold_ledger.h"
 #include "server/state/load_plan.h"
@@ -32,28 +34,6 @@ namespace modelstate {
 
 // The numbers are those of `modelstate.v1.ModuleState` on the wire.
 enum class ModuleState : uint8_t { kEmpty = 1, kReady = 2, kFailed = 3 };
-
-// What modules run on. Outlives them.
-struct ModuleEnvironment {
-  Device* device = nullptr;  // where a module begins; ModuleInstance::device() is where it is now
-  ComputePool* compute = nullptr;
-  asio::thread_pool* strands = nullptr;
-  std::shared_ptr<MemoryBudget> snapshot_budget;  // held versions
-  std::shared_ptr<MemoryBudget> push_budget;      // arriving pushes and loads
-  std::function<absl::Time()> clock;
-};
-
-struct StepRequest {
-  std::string worker;     // empty: not deduplicated
-  uint64_t sequence = 0;  // > 0 with a worker
-  std::optional<Version> base;
-  double weight = 1;
-  std::optional<double> grad_scale;
-  std::vector<GroupOverride> overrides;
-  std::string payload_digest;
-  // nullopt: ask for the answer of an earlier push only (of this payload, where its digest is set).
-  std::optional<GradientSet> gradients;
-};
 
 // One hosted module. Everything that changes it runs on its serial strand, one after the other;
 // everything that reads it takes a reference to an immutable version and needs no lock after that.
@@ -86,6 +66,18 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   std::shared_ptr<const Optimizer> optimizer() const;
   uint64_t optimizer_state_bytes() const;
 
+  struct TrainingInfo {
+    RoundInfo round;
+    uint64_t round_memory_bytes = 0;  // set aside of the budget for pushes
+    uint64_t workers = 0;             // remembered
+  };
+  TrainingInfo training_info() const;
+  // What a push that steps is staged in: with a quorum the memory that is set aside for rounds. One
+  // that accumulates takes the environment's.
+  std::shared_ptr<MemoryBudget> push_budget() const;
+  // Whether a push is a contribution to a round.
+  bool has_rounds() const;
+
   // Holds the current version. FAILED_PRECONDITION MODULE_EMPTY; ABORTED MODULE_DELETED;
   // RESOURCE_EXHAUSTED SNAPSHOT_LIMIT (server/state/hold_ledger.h says what is counted and when).
   absl::StatusOr<Snapshot> Hold();
@@ -104,10 +96,14 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   // nothing when no flag changes.
   void SetRequiresGrad(Selection selection, bool requires_grad, Done<FreezeResult> done);
 
-  // State of a parameter is kept where its slots stay the same, unless `reset_state`.
-  // FAILED_PRECONDITION MODULE_EMPTY; the errors of Optimizer::Create; UNIMPLEMENTED
-  // NOT_IMPLEMENTED: a quorum.
-  void ConfigureOptimizer(OptimizerConfig config, bool reset_state, Done<VersionRef> done);
+  struct ConfigureResult {
+    VersionRef version;
+    uint64_t dropped_count = 0;
+    std::vector<std::string> dropped;  // "exp_avg/layer1.weight", the first 10
+  };
+  // Optimizer state is kept where SharesState and the new configuration keeps it too, unless
+  // `reset_state`. FAILED_PRECONDITION MODULE_EMPTY; the errors of Optimizer::Create.
+  void ConfigureOptimizer(OptimizerConfig config, bool reset_state, Done<ConfigureResult> done);
 
   // As it is between two steps. FAILED_PRECONDITION NO_OPTIMIZER; ABORTED STALE_BASE when
   // query.schema is not the current one any more; where elements are asked for, RESOURCE_EXHAUSTED
@@ -124,17 +120,31 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
 
   // The whole decision is made on the strand, in this order: the worker's record (a repeat gets its
   // answer with `replayed`; a lower sequence or the same with another payload is SEQUENCE_REUSED),
-  // NO_OPTIMIZER, the base (INCARNATION_CHANGED, STALE_BASE by the optimizer's max_staleness), a
-  // rematch when the schema has changed, then the step. Only an applied or skipped step is
-  // recorded. INVALID_FIELD for a worker without a sequence or the reverse, a weight or grad_scale
-  // that is not positive and finite, a base that was never published, and for a header alone whose
-  // step is not the worker's last.
+  // NO_OPTIMIZER, whether the worker may push now (ALREADY_CONTRIBUTED, ACCUMULATION_LOST,
+  // WORKER_LIMIT), the base (INCARNATION_CHANGED, STALE_BASE by the optimizer's max_staleness), a
+  // rematch when the schema has changed (NOT_IN_A_GROUP; what is frozen by now is dropped where
+  // ignore_frozen is set), then the step, or the round that it joins, or the sum that it is added
+  // to. Only what was taken is recorded. INVALID_FIELD for a worker without a sequence or the
+  // reverse, rounds or an accumulation without either, a weight or grad_scale that is not positive
+  // and finite, a base that was never published, and for a header alone whose step is not the
+  // worker's last.
+  // With `wait`, the answer of a contribution is given when its round closes (or the server drains,
+  // UNAVAILABLE DRAINING, or the same worker waits in another call: PENDING).
+  // A step that a round fails to make for want of memory is refused to the worker that would have
+  // closed it, and the round stays open; for any other reason (a load, another configuration) the
+  // round is given up: who waits is told why, and all may push the same sequence again.
   // A base older than the last 4096 runs of consecutive parameter changes is stale whatever
   // max_staleness is, unless that is unset.
   void ApplyStep(StepRequest request, Done<StepAnswer> done);
   // The answer to (worker, sequence) when that is the worker's last step; nullopt when it is new;
   // SEQUENCE_REUSED when a higher one was seen.
   void FindStep(std::string worker, uint64_t sequence, Done<std::optional<StepAnswer>> done);
+
+  // Closes a round whose timeout is over, and forgets workers that are idle. To be called now and
+  // then; costs nothing while there is nothing to close or to forget.
+  void Tick();
+  // Answers those that wait for a round with `status`, now and from now on: the server stops.
+  void EndWaits(absl::Status status);
 
   // Publishes a staged load. ABORTED STALE_BASE when the schema is no longer the one that was
   // planned against, the module moved to another device since its tensors were staged, or `base` is
@@ -189,13 +199,33 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   bool DeleteOnStrand();  // false: it was deleted before
   absl::StatusOr<FreezeResult> FreezeOnStrand(const Selection& selection, bool requires_grad);
   absl::StatusOr<OptimizerStatePart> OptimizerStateOnStrand(const OptimizerStateQuery& query);
-  absl::StatusOr<VersionRef> ConfigureOnStrand(const OptimizerConfig& config, bool reset_state);
-  absl::StatusOr<std::optional<StepAnswer>> FindRecorded(const std::string& worker,
-                                                         uint64_t sequence,
-                                                         const std::string* payload_digest) const;
+  absl::StatusOr<ConfigureResult> ConfigureOnStrand(const OptimizerConfig& config,
+                                                    bool reset_state);
   absl::Status CheckBase(const Version& base, const ModuleVersion& current,
                          std::optional<uint64_t> max_staleness) const;
-  absl::StatusOr<StepAnswer> StepOnStrand(StepRequest& request);
+  absl::Status CheckNames(const StepRequest& request, const Optimizer& optimizer) const;
+  absl::StatusOr<StepAnswer> PushOnStrand(StepRequest& request);
+  absl::StatusOr<StepAnswer> TakePush(StepRequest& request, WorkerTable::Worker* worker,
+                                      const std::shared_ptr<const Optimizer>& optimizer);
+  absl::StatusOr<StepAnswer> Accumulate(StepRequest& request, WorkerTable::Worker& worker);
+  absl::StatusOr<StepAnswer> Contribute(StepRequest& request, WorkerTable::Worker& worker,
+                                        Contribution contribution);
+  // Brings gradients to the current schema and device.
+  absl::Status BringUpToDate(const ModuleVersion& current, GradientSet& gradients) const;
+  // One step from all of these; consumes them where it is applied or skipped.
+  absl::StatusOr<StepAnswer> RunStep(const std::vector<GroupOverride>& overrides,
+                                     std::vector<Contribution>& contributions, std::string detail);
+  // Closes the round if it is complete, and answers those that wait.
+  absl::Status CloseRoundIfComplete();
+  void TickOnStrand();
+  void EndWaitsOnStrand(const absl::Status& status);
+  void GiveUpRound(const absl::Status& status);
+  // Gradients for parameters that are no more: gives up the round, and what was accumulated.
+  void DropPending(const absl::Status& status);
+  // For the rounds of `optimizer` (null: none). RESOURCE_EXHAUSTED PUSH_MEMORY.
+  absl::Status SetMemoryAside(const Optimizer* optimizer, const ModuleSchema& schema);
+  void ShowTraining();  // what training_info() tells
+  absl::Time Now() const { return environment_.clock ? environment_.clock() : absl::Now(); }
   absl::StatusOr<VersionRef> CommitOnStrand(StagedLoad& load, const std::optional<Version>& base,
                                             std::optional<RestoredState>& restored);
   absl::StatusOr<CapturedState> CaptureOnStrand(bool with_optimizer);
@@ -216,6 +246,9 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   asio::strand<asio::thread_pool::executor_type> strand_;
   OptimizerState optimizer_state_;
   WorkerTable workers_;
+  StepRound round_;
+  uint64_t largest_push_ = 0;  // bytes staged by one
+  absl::Status waits_end_;     // EndWaits
   ChangeRecord parameter_changes_;
   // The last DemandOfSteps, and what it was computed for.
   StepDemand demand_;
@@ -223,6 +256,7 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   std::shared_ptr<const Optimizer> demand_optimizer_;
 
   std::shared_ptr<HoldLedger> ledger_;  // set once; never called with mutex_ held
+  const std::shared_ptr<MemoryBudget> round_budget_;
 
   // Held for pointer copies and small look-ups, never across I/O or a step.
   mutable absl::Mutex mutex_;
@@ -231,6 +265,8 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   VersionHistory history_ ABSL_GUARDED_BY(mutex_);
   bool deleted_ ABSL_GUARDED_BY(mutex_) = false;
   uint64_t optimizer_state_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  TrainingInfo training_ ABSL_GUARDED_BY(mutex_);
+  std::atomic<bool> needs_tick_{false};
 
   mutable absl::Mutex watchers_mutex_;
   std::map<uint64_t, std::function<void()>> watchers_ ABSL_GUARDED_BY(watchers_mutex_);

@@ -1,4 +1,6 @@
 // What of ModuleInstance keeps versions for readers.
+#include <algorithm>
+#include <limits>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -39,7 +41,8 @@ absl::StatusOr<CapturedState> ModuleInstance::CaptureOnStrand(bool with_optimize
     return CapturedState{name_, std::move(snapshot), nullptr, {}, {}};
   }
   MS_ASSIGN_OR_RETURN(Snapshot snapshot, ledger_->HoldWith(optimizer_state_));
-  return CapturedState{name_, std::move(snapshot), optimizer(), optimizer_state_, workers_};
+  return CapturedState{name_, std::move(snapshot), optimizer(), optimizer_state_,
+                       workers_.Durable()};
 }
 
 StepDemand ModuleInstance::DemandOfSteps(const ModuleVersion& version,
@@ -48,12 +51,16 @@ StepDemand ModuleInstance::DemandOfSteps(const ModuleVersion& version,
   const bool complete = version.last_mutation == MutationKind::kStep &&
                         version.schema == demand_schema_ && optimizer == demand_optimizer_ &&
                         demand_.new_state_bytes == 0;
-  if (complete) return demand_;  // a step only adds state, and none was missing
+  if (complete) {  // a step only adds state, and none was missing
+    demand_.staged_bytes = std::max(demand_.staged_bytes, largest_push_);
+    return demand_;
+  }
+  if (version.schema != demand_schema_) largest_push_ = 0;
   demand_ = StepDemand();
   demand_schema_ = version.schema;
   demand_optimizer_ = optimizer;
   if (optimizer == nullptr) return demand_;
-  std::vector<SlotInfo> slots;
+  SlotList slots;
   std::optional<std::pair<uint32_t, DType>> slots_of;  // group and dtype; mostly those before
   for (uint32_t index = 0; index < schema.size(); ++index) {
     const TensorSpec& spec = schema.spec(index);
@@ -63,20 +70,51 @@ StepDemand ModuleInstance::DemandOfSteps(const ModuleVersion& version,
         !IsFloatingPoint(spec.dtype)) {
       continue;
     }
-    demand_.staged_bytes += spec.nbytes();
     const uint32_t group = optimizer->group_of(index);
+    if (group == Optimizer::kNoGroup) continue;
+    demand_.staged_bytes += spec.nbytes();
     if (const auto key = std::make_pair(group, spec.dtype); slots_of != key) {
-      slots = OptimizerSlots(optimizer->algorithm(), optimizer->groups()[group].hyperparameters,
-                             spec.dtype);
+      slots =
+          KeptSlots(optimizer->config(), optimizer->groups()[group].hyperparameters, spec.dtype);
       slots_of = key;
     }
     const uint64_t elements = static_cast<uint64_t>(spec.shape.num_elements());
-    for (size_t i = 0; i < slots.size(); ++i) {
-      if (optimizer_state_.parameters[index].slots[i]) continue;
-      demand_.new_state_bytes += elements * DTypeSize(slots[i].dtype);
+    for (const SlotInfo& slot : slots) {
+      if (optimizer_state_.parameters[index].slots[slot.place]) continue;
+      demand_.new_state_bytes += elements * DTypeSize(slot.dtype);
     }
   }
+  const bool rounds = optimizer->config().rounds.quorum > 1;
+  demand_.staged_bytes =
+      rounds ? round_budget_->limit() : std::max(demand_.staged_bytes, largest_push_);
   return demand_;
+}
+
+absl::Status ModuleInstance::SetMemoryAside(const Optimizer* optimizer,
+                                            const ModuleSchema& schema) {
+  const uint64_t quorum = optimizer == nullptr ? 1 : optimizer->config().rounds.quorum;
+  uint64_t contribution = 0;
+  uint64_t outputs = 0;
+  for (uint32_t index = 0; index < schema.size() && quorum > 1; ++index) {
+    const TensorSpec& spec = schema.spec(index);
+    if (schema.owner(index) != index) continue;
+    if (spec.kind == TensorKind::kBuffer) contribution += spec.nbytes();
+    if (spec.kind != TensorKind::kParameter || !IsFloatingPoint(spec.dtype)) continue;
+    // The widest gradient that is taken, and, where all come in other widths than the parameter's,
+    // a place for the new parameter.
+    contribution += static_cast<uint64_t>(spec.shape.num_elements()) *
+                    std::max(DTypeSize(DType::kF32), DTypeSize(spec.dtype));
+    outputs += spec.nbytes();
+  }
+  constexpr uint64_t kMax = std::numeric_limits<uint64_t>::max();
+  const uint64_t bytes = quorum <= 1 ? 0
+                         : contribution > (kMax - outputs) / quorum
+                             ? kMax
+                             : quorum * contribution + outputs;
+  const absl::Status status = round_budget_->SetAside(*environment_.push_budget, bytes);
+  if (status.ok()) return status;
+  return Annotate(status, absl::StrCat("rounds of ", quorum, " contributions of up to ",
+                                       contribution, " bytes each"));
 }
 
 }  // namespace modelstate

@@ -70,6 +70,8 @@ absl::StatusOr<VersionRef> ModuleInstance::MoveOnStrand(Device* device,
   }
   change.set_detail(MoveDetail(*current, *moved.schema, target));
 
+  MS_RETURN_IF_ERROR(SetMemoryAside(optimizer.get(), *moved.schema));
+
   // Nothing fails from here on.
   std::shared_ptr<ModuleVersion> next = NextVersion(MutationKind::kMove);
   const uint64_t number = next->version.number;
@@ -91,11 +93,12 @@ absl::StatusOr<VersionRef> ModuleInstance::MoveOnStrand(Device* device,
 absl::Status ModuleInstance::BringGradients(Device& device, GradientSet& gradients) const {
   for (GradientSet::Entry& entry : gradients.entries) {
     if (&entry.storage->device() == &device) continue;
-    const TensorSpec& spec = gradients.schema->spec(entry.index);
+    const PushedTensor& tensor = gradients.tensors[entry.tensor];
     MS_ASSIGN_OR_RETURN(entry.storage,
-                        ConvertStorage(entry.storage, spec.dtype, spec.dtype,
-                                       static_cast<uint64_t>(spec.shape.num_elements()), device,
+                        ConvertStorage(entry.storage, tensor.dtype, tensor.dtype,
+                                       static_cast<uint64_t>(tensor.shape.num_elements()), device,
                                        environment_.compute));
+    entry.output = nullptr;
   }
   return absl::OkStatus();
 }

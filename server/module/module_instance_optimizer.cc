@@ -11,53 +11,65 @@
 namespace modelstate {
 namespace {
 
-// Whether a step finds the same optimizer state under both: then it may be kept.
-bool SameSlots(const Optimizer& before, const Optimizer& after, uint32_t index, DType dtype) {
-  if (before.algorithm() != after.algorithm()) return false;
-  const auto slots = [index, dtype](const Optimizer& optimizer) {
-    return OptimizerSlots(optimizer.algorithm(),
-                          optimizer.groups()[optimizer.group_of(index)].hyperparameters, dtype);
-  };
-  const std::vector<SlotInfo> a = slots(before);
-  const std::vector<SlotInfo> b = slots(after);
-  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
-                    [](const SlotInfo& x, const SlotInfo& y) {
-                      return absl::string_view(x.name) == y.name && x.dtype == y.dtype;
-                    });
+constexpr size_t kNamesShown = 10;
+
+// What of a parameter's state goes on under the new optimizer.
+ParameterState KeepState(const ParameterState& state, DType dtype, const Optimizer& before,
+                         const Optimizer& after, uint32_t group) {
+  ParameterState kept;
+  if (group == Optimizer::kNoGroup || !SharesState(before.algorithm(), after.algorithm())) {
+    return kept;
+  }
+  kept.step = state.step;
+  kept.product = state.product;
+  const Hyperparameters& h = after.groups()[group].hyperparameters;
+  for (const SlotInfo& slot : KeptSlots(after.config(), h, dtype)) {
+    kept.slots[slot.place] = state.slots[slot.place];
+  }
+  return kept;
 }
 
 }  // namespace
 
-absl::StatusOr<VersionRef> ModuleInstance::ConfigureOnStrand(const OptimizerConfig& config,
-                                                             bool reset_state) {
+absl::StatusOr<ModuleInstance::ConfigureResult> ModuleInstance::ConfigureOnStrand(
+    const OptimizerConfig& config, bool reset_state) {
   MS_RETURN_IF_ERROR(CheckNotDeleted());
   const VersionRef current = Current();
   const ModuleSchema& schema = *current->schema;
   if (schema.empty()) return EmptyError();
-  if (config.quorum > 1) {
-    return MakeError(
-        Reason::kNotImplemented,
-        absl::StrCat(
-            "rounds.quorum is ", config.quorum,
-            ": rounds of more than one contribution are not built yet; leave it out, or set 1"));
-  }
   MS_ASSIGN_OR_RETURN(std::shared_ptr<const Optimizer> next_optimizer,
                       Optimizer::Create(config, schema));
+  MS_RETURN_IF_ERROR(SetMemoryAside(next_optimizer.get(), schema));
   const std::shared_ptr<const Optimizer> before = optimizer();
-  for (uint32_t index = 0; index < schema.size(); ++index) {
+  ConfigureResult result;
+  for (uint32_t index = 0; index < schema.size() && before != nullptr; ++index) {
     ParameterState& state = optimizer_state_.parameters[index];
-    if (schema.spec(index).kind != TensorKind::kParameter || state.step == 0) continue;
-    if (reset_state || before == nullptr ||
-        !SameSlots(*before, *next_optimizer, index, schema.spec(index).dtype)) {
-      state = ParameterState();
+    if (state.step == 0) continue;
+    const TensorSpec& spec = schema.spec(index);
+    ParameterState kept;
+    if (!reset_state) {
+      kept =
+          KeepState(state, spec.dtype, *before, *next_optimizer, next_optimizer->group_of(index));
     }
+    for (const SlotInfo& slot : AllSlots(before->algorithm(), spec.dtype)) {
+      if (!state.slots[slot.place] || kept.slots[slot.place]) continue;
+      ++result.dropped_count;
+      if (result.dropped.size() < kNamesShown) {
+        result.dropped.push_back(absl::StrCat(slot.name, "/", spec.name));
+      }
+    }
+    state = std::move(kept);
   }
   VersionChange change;
   change.set_detail(
       absl::StrCat(AlgorithmName(config.algorithm), reset_state ? ", state reset" : ""));
   Publish(NextVersion(MutationKind::kConfigureOptimizer), std::move(next_optimizer),
           std::move(change));
-  return Current();
+  result.version = Current();
+  // Another quorum may be what a round waits for. Why it cannot close, those that wait are told.
+  CloseRoundIfComplete().IgnoreError();
+  ShowTraining();
+  return result;
 }
 
 void ModuleInstance::ReadOptimizerState(OptimizerStateQuery query, Done<OptimizerStatePart> done) {

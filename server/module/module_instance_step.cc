@@ -1,84 +1,25 @@
-// The two mutations of ModuleInstance that change elements: a step and a load.
-#include <cmath>
-#include <limits>
+// Steps: pushes, what they are added to, and the rounds that they join.
+#include <algorithm>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/base/status.h"
 #include "server/module/module_instance.h"
 
 namespace modelstate {
 namespace {
 
-// The optimizer state after a load that restores none. What a load changes the dtype or shape of
-// starts anew; a master copy is of the old elements, so the next step makes it from the new ones.
-OptimizerState CarryOver(const OptimizerState& state, const LoadPlan& plan,
-                         const Optimizer* optimizer) {
-  const ModuleSchema& before = *plan.base;
-  const ModuleSchema& after = *plan.schema;
-  OptimizerState carried;
-  carried.parameters.resize(after.size());
-  for (uint32_t index = 0; index < after.size(); ++index) {
-    const TensorSpec& spec = after.spec(index);
-    const std::optional<uint32_t> old = before.Find(spec.name);
-    if (!old || spec.kind != TensorKind::kParameter) continue;
-    if (before.spec(*old).kind != spec.kind || before.spec(*old).dtype != spec.dtype ||
-        before.spec(*old).shape != spec.shape) {
-      continue;
-    }
-    carried.parameters[index] = state.parameters[*old];
-  }
-  if (optimizer == nullptr) return carried;
-  for (const LoadPlan::Item& item : plan.items) {
-    ParameterState& parameter = carried.parameters[item.target];
-    if (after.spec(item.target).kind != TensorKind::kParameter || parameter.step == 0) continue;
-    const std::vector<SlotInfo> slots =
-        OptimizerSlots(optimizer->algorithm(),
-                       optimizer->groups()[optimizer->group_of(item.target)].hyperparameters,
-                       after.spec(item.target).dtype);
-    for (size_t i = 0; i < slots.size(); ++i) {
-      if (absl::string_view(slots[i].name) == "master") parameter.slots[i] = nullptr;
-    }
-  }
-  return carried;
-}
+constexpr absl::Duration kRoundRetry = absl::Milliseconds(200);
 
-bool PositiveFinite(double value) { return std::isfinite(value) && value > 0; }
+// Of a contribution that was refused: what the worker had accumulated goes on waiting.
+void GiveBack(Contribution& refused, WorkerTable::Worker* worker) {
+  if (worker == nullptr || refused.parts.size() < 2) return;
+  worker->accumulated = std::move(refused.parts.front().gradients);
+}
 
 }  // namespace
-
-absl::StatusOr<std::optional<StepAnswer>> ModuleInstance::FindRecorded(
-    const std::string& worker, uint64_t sequence, const std::string* payload_digest) const {
-  const auto it = workers_.find(worker);
-  if (it == workers_.end() || sequence > it->second.sequence) return std::optional<StepAnswer>();
-  const WorkerRecord& record = it->second;
-  const ErrorMetadata metadata{{"module", name_},
-                               {"worker", worker},
-                               {"sequence", absl::StrCat(sequence)},
-                               {"last_sequence", absl::StrCat(record.sequence)}};
-  // The last sequence there is has none after it.
-  const std::string next = record.sequence == std::numeric_limits<uint64_t>::max()
-                               ? "its sequences are used up: use another worker name"
-                               : absl::StrCat("go on with ", record.sequence + 1);
-  if (sequence < record.sequence) {
-    return MakeError(Reason::kSequenceReused,
-                     absl::StrCat("worker \"", worker, "\" sent sequence ", sequence,
-                                  " after its sequence ", record.sequence, " was decided; ", next),
-                     metadata);
-  }
-  if (payload_digest != nullptr && *payload_digest != record.payload_digest) {
-    return MakeError(Reason::kSequenceReused,
-                     absl::StrCat("worker \"", worker, "\" sent sequence ", sequence,
-                                  " again with another payload; a repeat must be the same bytes; "
-                                  "for a new step ",
-                                  next),
-                     metadata);
-  }
-  StepAnswer answer = record.answer;
-  answer.replayed = true;
-  return std::optional<StepAnswer>(std::move(answer));
-}
 
 absl::Status ModuleInstance::CheckBase(const Version& base, const ModuleVersion& current,
                                        std::optional<uint64_t> max_staleness) const {
@@ -115,64 +56,53 @@ absl::Status ModuleInstance::CheckBase(const Version& base, const ModuleVersion&
        {"max_staleness", absl::StrCat(*max_staleness)}});
 }
 
-absl::StatusOr<StepAnswer> ModuleInstance::StepOnStrand(StepRequest& request) {
-  MS_RETURN_IF_ERROR(CheckNotDeleted());
-  const bool recorded = !request.worker.empty();
-  if (recorded != (request.sequence > 0)) {
-    return MakeError(Reason::kInvalidField,
-                     "worker and sequence name a step together: set both (sequences begin at 1), "
-                     "or neither",
-                     {{"module", name_}, {"field", recorded ? "sequence" : "worker"}});
-  }
-  if (recorded) {
-    const bool compare = request.gradients || !request.payload_digest.empty();
-    MS_ASSIGN_OR_RETURN(std::optional<StepAnswer> earlier,
-                        FindRecorded(request.worker, request.sequence,
-                                     compare ? &request.payload_digest : nullptr));
-    if (earlier) return *std::move(earlier);
-  }
-  if (!request.gradients) {
-    return MakeError(
-        Reason::kInvalidField,
-        absl::StrCat("module \"", name_, "\" has no answer to sequence ", request.sequence,
-                     " of worker \"", request.worker, "\": the step was not seen; send it whole"),
-        {{"module", name_}, {"field", "tensors"}});
-  }
+absl::Status ModuleInstance::CheckNames(const StepRequest& request,
+                                        const Optimizer& optimizer) const {
+  if (!request.worker.empty()) return absl::OkStatus();
+  const char* why = request.accumulate ? "accumulate is set: gradients are kept for their worker"
+                    : optimizer.config().rounds.quorum > 1
+                        ? "the optimizer has rounds, which are made of distinct workers"
+                        : nullptr;
+  if (why == nullptr) return absl::OkStatus();
+  return MakeError(Reason::kInvalidField,
+                   absl::StrCat("module \"", name_, "\": ", why, "; set worker and sequence"),
+                   {{"module", name_}, {"field", "worker"}});
+}
 
-  const std::shared_ptr<const Optimizer> optimizer = this->optimizer();
-  if (optimizer == nullptr) {
-    return MakeError(
-        Reason::kNoOptimizer,
-        absl::StrCat("module \"", name_, "\" has no optimizer: call ConfigureOptimizer first"),
-        {{"module", name_}});
+absl::Status ModuleInstance::BringUpToDate(const ModuleVersion& current,
+                                           GradientSet& gradients) const {
+  if (gradients.schema != current.schema) {
+    MS_RETURN_IF_ERROR(RematchGradients(current.schema, gradients));
   }
+  return BringGradients(*current.device, gradients);
+}
+
+absl::StatusOr<StepAnswer> ModuleInstance::RunStep(const std::vector<GroupOverride>& overrides,
+                                                   std::vector<Contribution>& contributions,
+                                                   std::string detail) {
+  const std::shared_ptr<const Optimizer> optimizer = this->optimizer();
   std::shared_ptr<ModuleVersion> next;
   StepAnswer answer;
   StepResult result;
   {
     const VersionRef current = Current();
-    if (request.base) {
-      MS_RETURN_IF_ERROR(CheckBase(*request.base, *current, optimizer->config().max_staleness));
+    StepOptions options;
+    MS_ASSIGN_OR_RETURN(options.hyperparameters, optimizer->Resolve(overrides));
+    uint64_t staged = 0;
+    for (Contribution& contribution : contributions) {
+      for (ScaledGradients& part : contribution.parts) {
+        MS_RETURN_IF_ERROR(BringUpToDate(*current, part.gradients));
+        staged += part.gradients.staged_bytes();
+      }
     }
-    if (!PositiveFinite(request.weight) || !PositiveFinite(request.grad_scale.value_or(1))) {
-      const char* field = PositiveFinite(request.weight) ? "grad_scale" : "weight";
-      return MakeError(Reason::kInvalidField,
-                       absl::StrCat(field, " must be positive and finite; leave it out for 1"),
-                       {{"module", name_}, {"field", field}});
-    }
-    StepOptions options{request.grad_scale, {}};
-    MS_ASSIGN_OR_RETURN(options.hyperparameters, optimizer->Resolve(request.overrides));
-    GradientSet gradients = *std::move(request.gradients);
-    request.gradients.reset();
-    if (gradients.schema != current->schema) {
-      MS_RETURN_IF_ERROR(RematchGradients(current->schema, gradients));
-    }
-    MS_RETURN_IF_ERROR(BringGradients(*current->device, gradients));
-    answer.ignored = gradients.ignored;
+    MS_RETURN_IF_ERROR(
+        EnsureOutputs(*current->schema, *current->device, *push_budget(), contributions));
+    largest_push_ = std::max(largest_push_, staged);
     next = NextVersion(MutationKind::kStep);  // before the step: nothing may fail after it
-    MS_ASSIGN_OR_RETURN(result,
-                        ApplyOptimizerStep(*current, *optimizer, options, std::move(gradients),
-                                           optimizer_state_, *environment_.compute));
+    answer.contributions = static_cast<uint32_t>(contributions.size());
+    answer.quorum = optimizer->config().rounds.quorum;
+    MS_ASSIGN_OR_RETURN(result, ApplyOptimizerStep(*current, *optimizer, options, contributions,
+                                                   optimizer_state_, *environment_.compute));
     answer.version = current->version;
     answer.step = current->step;
   }
@@ -181,130 +111,274 @@ absl::StatusOr<StepAnswer> ModuleInstance::StepOnStrand(StepRequest& request) {
   answer.nonfinite = std::move(result.nonfinite);
   answer.updated = result.updated;
   answer.skipped = result.skipped;
-
-  if (result.applied) {
-    const ModuleSchema& schema = *next->schema;
-    const uint64_t number = next->version.number;
-    VersionChange change;
-    for (uint32_t index = 0; index < schema.size(); ++index) {
-      const StorageRef& storage = result.storages[schema.owner(index)];
-      if (!storage) continue;
-      next->storages[index] = storage;
-      next->changed_version[index] = number;
-      if (schema.owner(index) == index) change.AddElements(schema.spec(index));
-    }
-    if (change.parameters() > 0) parameter_changes_.Add(number);
-    next->parameter_changes = parameter_changes_.total();
-    ++next->step;
-    if (recorded) {
-      change.set_detail(absl::StrCat("worker ", request.worker, ", sequence ", request.sequence));
-    }
-    answer.version = next->version;
-    answer.step = next->step;
-    Publish(std::move(next), optimizer, std::move(change));
-  } else {
+  if (!result.applied) {
     answer.outcome = StepOutcome::kSkippedNonfinite;
+    contributions.clear();
+    return answer;
   }
-  if (recorded) {
-    workers_[request.worker] = {request.sequence, std::move(request.payload_digest), answer};
+  const ModuleSchema& schema = *next->schema;
+  const uint64_t number = next->version.number;
+  VersionChange change;
+  for (uint32_t index = 0; index < schema.size(); ++index) {
+    const StorageRef& storage = result.storages[schema.owner(index)];
+    if (!storage) continue;
+    next->storages[index] = storage;
+    next->changed_version[index] = number;
+    if (schema.owner(index) == index) change.AddElements(schema.spec(index));
   }
+  if (change.parameters() > 0) parameter_changes_.Add(number);
+  next->parameter_changes = parameter_changes_.total();
+  ++next->step;
+  change.set_detail(std::move(detail));
+  answer.version = next->version;
+  answer.step = next->step;
+  Publish(std::move(next), optimizer, std::move(change));
   return answer;
 }
 
-absl::StatusOr<VersionRef> ModuleInstance::CommitOnStrand(StagedLoad& load,
-                                                          const std::optional<Version>& base,
-                                                          std::optional<RestoredState>& restored) {
+absl::StatusOr<StepAnswer> ModuleInstance::PushOnStrand(StepRequest& request) {
   MS_RETURN_IF_ERROR(CheckNotDeleted());
-  const std::shared_ptr<const ModuleSchema> schema = load.plan.schema;
-  std::shared_ptr<ModuleVersion> next = NextVersion(MutationKind::kLoad);
+  const bool named = !request.worker.empty();
+  if (named != (request.sequence > 0)) {
+    return MakeError(Reason::kInvalidField,
+                     "worker and sequence name a step together: set both (sequences begin at 1), "
+                     "or neither",
+                     {{"module", name_}, {"field", named ? "sequence" : "worker"}});
+  }
+  if (named) {
+    const bool compare = request.gradients || !request.payload_digest.empty();
+    MS_ASSIGN_OR_RETURN(std::optional<StepAnswer> earlier,
+                        workers_.FindAnswer(request.worker, request.sequence,
+                                            compare ? &request.payload_digest : nullptr));
+    if (earlier) {
+      if (earlier->outcome == StepOutcome::kPending) earlier->contributions = round_.size();
+      return *std::move(earlier);
+    }
+  }
+  if (!request.gradients) {
+    return MakeError(
+        Reason::kInvalidField,
+        absl::StrCat("module \"", name_, "\" has no answer to sequence ", request.sequence,
+                     " of worker \"", request.worker, "\": the step was not seen; send it whole"),
+        {{"module", name_}, {"field", "tensors"}});
+  }
+  const std::shared_ptr<const Optimizer> optimizer = this->optimizer();
+  if (optimizer == nullptr) {
+    return MakeError(
+        Reason::kNoOptimizer,
+        absl::StrCat("module \"", name_, "\" has no optimizer: call ConfigureOptimizer first"),
+        {{"module", name_}});
+  }
+  MS_RETURN_IF_ERROR(CheckNames(request, *optimizer));
+  if (!named) return TakePush(request, nullptr, optimizer);
+  MS_ASSIGN_OR_RETURN(WorkerTable::Worker * worker, workers_.Admit(request.worker, Now()));
+  absl::StatusOr<StepAnswer> answer = TakePush(request, worker, optimizer);
+  if (!answer.ok()) workers_.RemoveIfNew(request.worker);
+  ShowTraining();
+  return answer;
+}
+
+absl::StatusOr<StepAnswer> ModuleInstance::TakePush(
+    StepRequest& request, WorkerTable::Worker* worker,
+    const std::shared_ptr<const Optimizer>& optimizer) {
+  if (worker != nullptr && worker->in_round) {
+    return WithRetryAfter(
+        MakeError(Reason::kAlreadyContributed,
+                  absl::StrCat("worker \"", request.worker, "\" has contributed sequence ",
+                               worker->last->sequence, " to the round that is open, with ",
+                               round_.size(), " of ", optimizer->config().rounds.quorum,
+                               " contributions: push again when it has closed (`wait` holds the "
+                               "answer until then)"),
+                  {{"module", name_}, {"worker", request.worker}}),
+        kRoundRetry);
+  }
+  const uint32_t accumulated = worker != nullptr ? worker->accumulated_count : 0;
+  if (request.accumulated && *request.accumulated != accumulated) {
+    return MakeError(Reason::kAccumulationLost,
+                     absl::StrCat("worker \"", request.worker, "\" has accumulated ",
+                                  *request.accumulated, " pushes, module \"", name_, "\" has ",
+                                  accumulated, " of them (a restart, a load or ",
+                                  absl::FormatDuration(workers_.limits().expiry),
+                                  " of silence drop them): push all gradients of this step again"),
+                     {{"module", name_},
+                      {"worker", request.worker},
+                      {"accumulated", absl::StrCat(accumulated)}});
+  }
   {
     const VersionRef current = Current();
-    if (base) {
-      if (base->incarnation != current->version.incarnation) {
-        return CheckBase(*base, *current, std::nullopt);
-      }
-      if (*base != current->version) {
-        return MakeError(Reason::kStaleBase,
-                         absl::StrCat("module \"", name_, "\" is at version ",
-                                      current->version.number, ", not at the base of this load, ",
-                                      base->number, ": look at what changed and load again"),
-                         {{"module", name_},
-                          {"base", absl::StrCat(base->number)},
-                          {"current", absl::StrCat(current->version.number)}});
-      }
+    if (request.base) {
+      MS_RETURN_IF_ERROR(CheckBase(*request.base, *current, optimizer->config().max_staleness));
     }
-    if (load.plan.base != current->schema) {
-      return MakeError(
-          Reason::kStaleBase,
-          absl::StrCat("the tensors of module \"", name_,
-                       "\" changed (a load or a freeze) while this load ran: load again"),
-          {{"module", name_}, {"current", absl::StrCat(current->version.number)}});
-    }
-    MS_RETURN_IF_ERROR(CheckStagedFor(*current, load, restored));
+    MS_RETURN_IF_ERROR(CheckWeightAndScale(request.weight, request.grad_scale.value_or(1)));
+    MS_RETURN_IF_ERROR(optimizer->Resolve(request.overrides).status());
+    MS_RETURN_IF_ERROR(BringUpToDate(*current, *request.gradients));
+    MS_RETURN_IF_ERROR(CheckGroups(*optimizer, *request.gradients));
   }
+  if (request.accumulate) return Accumulate(request, *worker);
 
-  std::shared_ptr<const Optimizer> optimizer = this->optimizer();
-  if (restored && restored->optimizer != nullptr) {
-    optimizer = restored->optimizer;
-  } else if (optimizer != nullptr && schema != load.plan.base) {
-    MS_ASSIGN_OR_RETURN(optimizer, Optimizer::Create(optimizer->config(), *schema));
+  const uint64_t ignored = request.gradients->ignored;
+  Contribution contribution;
+  contribution.weight = request.weight;
+  if (worker != nullptr && worker->accumulated) {
+    contribution.parts.push_back({*std::exchange(worker->accumulated, std::nullopt), 1});
   }
-  if (load.storages.size() != load.plan.items.size() ||
-      (restored && restored->optimizer_state.parameters.size() > schema->size())) {
-    return absl::InternalError("a staged load does not fit its plan");
+  contribution.parts.push_back({*std::move(request.gradients), request.grad_scale.value_or(1)});
+  request.gradients.reset();
+  if (optimizer->config().rounds.quorum > 1) {
+    return Contribute(request, *worker, std::move(contribution));
   }
+  std::vector<Contribution> contributions;
+  contributions.push_back(std::move(contribution));
+  const std::string detail =
+      worker == nullptr ? ""
+                        : absl::StrCat("worker ", request.worker, ", sequence ", request.sequence);
+  absl::StatusOr<StepAnswer> answer = RunStep(request.overrides, contributions, detail);
+  if (!answer.ok()) {
+    GiveBack(contributions.front(), worker);
+    return answer;
+  }
+  answer->ignored = ignored;
+  if (worker == nullptr) return answer;
+  worker->accumulated_count = 0;
+  worker->last = WorkerRecord{request.sequence, std::move(request.payload_digest), *answer};
+  worker->durable = worker->last;
+  return answer;
+}
 
-  const uint64_t number = next->version.number;
-  VersionChange change;
-  next->schema = schema;
-  if (schema != load.plan.base) {
-    // By name, so that it does not matter whether the load keeps the order.
-    std::vector<StorageRef> storages(schema->size());
-    std::vector<uint64_t> changed_version(schema->size(), number);
-    for (uint32_t index = 0; index < schema->size(); ++index) {
-      const std::optional<uint32_t> old = load.plan.base->Find(schema->spec(index).name);
-      if (!old) continue;
-      storages[index] = next->storages[*old];
-      changed_version[index] = next->changed_version[*old];
-    }
-    next->storages = std::move(storages);
-    next->changed_version = std::move(changed_version);
+absl::StatusOr<StepAnswer> ModuleInstance::Accumulate(StepRequest& request,
+                                                      WorkerTable::Worker& worker) {
+  const VersionRef current = Current();
+  StepAnswer answer;
+  answer.outcome = StepOutcome::kAccumulated;
+  answer.version = current->version;
+  answer.step = current->step;
+  answer.contributions = 0;
+  answer.ignored = request.gradients->ignored;
+  if (worker.accumulated) {
+    worker.accumulated->ignore_frozen |= request.gradients->ignore_frozen;
+    MS_RETURN_IF_ERROR(BringUpToDate(*current, *worker.accumulated));
   }
-  for (size_t i = 0; i < load.plan.items.size(); ++i) {
-    const uint32_t target = load.plan.items[i].target;
-    next->storages[target] = std::move(load.storages[i]);
-    next->changed_version[target] = number;
-    change.AddElements(schema->spec(target));
-  }
-  for (uint32_t index = 0; index < schema->size(); ++index) {
-    const uint32_t owner = schema->owner(index);
-    next->storages[index] = next->storages[owner];
-    next->changed_version[index] = next->changed_version[owner];
-    if (!next->storages[index]) {
-      return absl::InternalError(
-          absl::StrCat("the load leaves \"", schema->spec(index).name, "\" without elements"));
-    }
-  }
+  MS_RETURN_IF_ERROR(AccumulateGradients(
+      *std::move(request.gradients), request.grad_scale.value_or(1), *current->device,
+      *environment_.push_budget, *environment_.compute, worker.accumulated));
+  request.gradients.reset();
+  answer.accumulated = ++worker.accumulated_count;
+  worker.last = WorkerRecord{request.sequence, std::move(request.payload_digest), answer};
+  return answer;
+}
 
-  // Nothing fails from here on.
-  if (restored) {
-    optimizer_state_ = std::move(restored->optimizer_state);
-    optimizer_state_.parameters.resize(schema->size());
-    workers_ = std::move(restored->workers);
-    next->step = restored->step;
-    next->metadata = std::make_shared<const ModuleMetadata>(std::move(restored->metadata));
-  } else {
-    optimizer_state_ = CarryOver(optimizer_state_, load.plan, optimizer.get());
-    const bool buffers_only =
-        schema == load.plan.base && change.parameters() == 0 && change.buffers() > 0;
-    if (buffers_only) next->last_mutation = MutationKind::kBufferWrite;
+absl::StatusOr<StepAnswer> ModuleInstance::Contribute(StepRequest& request,
+                                                      WorkerTable::Worker& worker,
+                                                      Contribution contribution) {
+  if (absl::Status status = round_.CheckOverrides(request.overrides); !status.ok()) {
+    GiveBack(contribution, &worker);
+    return status;
   }
-  change.set_detail(std::move(load.detail));
-  if (change.parameters() > 0) parameter_changes_.Add(number);
-  next->parameter_changes = parameter_changes_.total();
-  VersionRef published = next;
-  Publish(std::move(next), std::move(optimizer), std::move(change));
-  return published;
+  const std::optional<WorkerRecord> before = worker.last;
+  const uint32_t count_before = worker.accumulated_count;
+  StepRound::Member member;
+  member.ignored = contribution.parts.back().gradients.ignored;
+  member.contribution = std::move(contribution);
+  round_.Add(request.worker, std::move(member), request.overrides, Now());
+  const VersionRef current = Current();
+  StepAnswer pending;
+  pending.outcome = StepOutcome::kPending;
+  pending.version = current->version;
+  pending.step = current->step;
+  pending.contributions = round_.size();
+  pending.quorum = optimizer()->config().rounds.quorum;
+  worker.last = WorkerRecord{request.sequence, std::move(request.payload_digest), pending};
+  worker.accumulated_count = 0;
+  worker.in_round = true;
+  if (absl::Status status = CloseRoundIfComplete(); !status.ok()) {
+    // The round, if it is still there, goes on without this one.
+    if (worker.in_round) {
+      StepRound::Member refused = round_.Remove(request.worker);
+      GiveBack(refused.contribution, &worker);
+      worker.last = before;
+      worker.accumulated_count = count_before;
+      worker.in_round = false;
+    }
+    return status;
+  }
+  return worker.last->answer;
+}
+
+absl::Status ModuleInstance::CloseRoundIfComplete() {
+  const std::shared_ptr<const Optimizer> optimizer = this->optimizer();
+  if (optimizer == nullptr || !round_.IsComplete(optimizer->config().rounds, Now())) {
+    return absl::OkStatus();
+  }
+  std::vector<Contribution> contributions;
+  std::vector<std::string> names;
+  for (auto& [name, member] : round_.members()) {
+    names.push_back(name);
+    contributions.push_back(std::move(member.contribution));
+    // They were taken when these parameters were trained: what is frozen since is left out.
+    for (ScaledGradients& part : contributions.back().parts) part.gradients.ignore_frozen = true;
+  }
+  absl::StatusOr<StepAnswer> answer = RunStep(
+      round_.overrides(), contributions,
+      absl::StrCat(
+          "round of ", names.size(), ": ",
+          absl::StrJoin(names.begin(), names.begin() + std::min<size_t>(names.size(), 10), ", ")));
+  if (!answer.ok()) {
+    size_t i = 0;
+    for (auto& [name, member] : round_.members()) {
+      member.contribution = std::move(contributions[i++]);
+    }
+    if (!absl::IsResourceExhausted(answer.status())) GiveUpRound(answer.status());
+    return answer.status();
+  }
+  StepRound closed = std::exchange(round_, StepRound());
+  for (auto& [name, member] : closed.members()) {
+    WorkerTable::Worker& worker = *workers_.Find(name);
+    answer->ignored = member.ignored;
+    worker.in_round = false;
+    worker.last->answer = *answer;
+    worker.durable = worker.last;
+    if (member.waiter) member.waiter(*answer);
+  }
+  return absl::OkStatus();
+}
+
+void ModuleInstance::GiveUpRound(const absl::Status& status) {
+  StepRound given_up = std::exchange(round_, StepRound());
+  for (auto& [name, member] : given_up.members()) {
+    WorkerTable::Worker& worker = *workers_.Find(name);
+    worker.in_round = false;
+    worker.last = worker.durable;
+    if (member.waiter) member.waiter(status);
+  }
+}
+
+void ModuleInstance::DropPending(const absl::Status& status) {
+  GiveUpRound(status);
+  workers_.DropPending();
+  ShowTraining();
+}
+
+void ModuleInstance::TickOnStrand() {
+  if (deleted()) return;
+  workers_.ExpireIdle(Now());
+  // Where memory is short it is tried again at the next tick.
+  CloseRoundIfComplete().IgnoreError();
+  ShowTraining();
+}
+
+void ModuleInstance::EndWaitsOnStrand(const absl::Status& status) {
+  waits_end_ = status;
+  for (auto& [name, member] : round_.members()) {
+    if (StepRound::Waiter waiter = std::exchange(member.waiter, nullptr)) waiter(status);
+  }
+}
+
+void ModuleInstance::ShowTraining() {
+  needs_tick_.store(!round_.empty() || workers_.size() > 0, std::memory_order_relaxed);
+  RoundInfo round = round_.Info();
+  absl::MutexLock lock(&mutex_);
+  training_.round = std::move(round);
+  training_.workers = workers_.size();
 }
 
 }  // namespace modelstate

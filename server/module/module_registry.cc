@@ -93,6 +93,11 @@ std::vector<std::shared_ptr<ModuleInstance>> ModuleRegistry::List(absl::string_v
   return found;
 }
 
+void ModuleRegistry::ForEach(absl::FunctionRef<void(ModuleInstance&)> visit) const {
+  absl::MutexLock lock(&mutex_);
+  for (const auto& [name, hosted] : modules_) visit(*hosted.module);
+}
+
 size_t ModuleRegistry::size() const {
   absl::MutexLock lock(&mutex_);
   return modules_.size();

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -40,6 +41,7 @@ class ModuleRegistry {
   // By name, after `after`; at most `limit`.
   std::vector<std::shared_ptr<ModuleInstance>> List(absl::string_view after, size_t limit) const;
   size_t size() const;
+  void ForEach(absl::FunctionRef<void(ModuleInstance&)> visit) const;  // must not call the registry
 
   // Takes the name away at once; `done` is called with the module when that is deleted.
   absl::Status Delete(absl::string_view name,

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "server/state/module_version.h"
-#include "server/state/optimizer_config.h"
+#include "server/state/optimizer.h"
 #include "server/state/optimizer_state.h"
 #include "server/state/snapshot.h"
 

@@ -51,6 +51,22 @@ absl::Status CheckKind(const PushedTensor& tensor, const TensorSpec& spec, bool 
   return absl::OkStatus();
 }
 
+bool IsAcceptedDType(const PushedTensor& tensor, const TensorSpec& spec) {
+  if (tensor.dtype == spec.dtype) return true;
+  return spec.kind == TensorKind::kParameter &&
+         (tensor.dtype == DType::kF32 || tensor.dtype == DType::kBF16 ||
+          tensor.dtype == DType::kF16);
+}
+
+uint64_t GradientBytes(const PushedTensor& tensor) {
+  return static_cast<uint64_t>(tensor.shape.num_elements()) * DTypeSize(tensor.dtype);
+}
+
+// What a tensor of a push takes beside its own bytes: a place for the new parameter.
+uint64_t OutputBytes(const PushedTensor& tensor, const TensorSpec& spec) {
+  return GradientBytes(tensor) == spec.nbytes() ? 0 : spec.nbytes();
+}
+
 // For each tensor of the table where it goes: the owner's index, or nothing to be ignored.
 using Targets = std::vector<std::optional<uint32_t>>;
 absl::StatusOr<Targets> Match(const ModuleSchema& schema, absl::Span<const PushedTensor> tensors,
@@ -83,14 +99,18 @@ absl::StatusOr<Targets> Match(const ModuleSchema& schema, absl::Span<const Pushe
            {"shape", tensor.shape.ToString()},
            {"expected_shape", spec.shape.ToString()}});
     }
-    if (tensor.dtype != spec.dtype) {
-      return MakeError(Reason::kDTypeMismatch,
-                       absl::StrCat(TensorKindName(tensor.kind), " of \"", tensor.name, "\" is ",
-                                    DTypeName(tensor.dtype), "; the ", TensorKindName(spec.kind),
-                                    " is ", DTypeName(spec.dtype), "; cast it before the push"),
-                       {{"tensor", tensor.name},
-                        {"dtype", std::string(DTypeName(tensor.dtype))},
-                        {"expected_dtype", std::string(DTypeName(spec.dtype))}});
+    if (!IsAcceptedDType(tensor, spec)) {
+      return MakeError(
+          Reason::kDTypeMismatch,
+          absl::StrCat(TensorKindName(tensor.kind), " of \"", tensor.name, "\" is ",
+                       DTypeName(tensor.dtype), "; the ", TensorKindName(spec.kind), " is ",
+                       DTypeName(spec.dtype),
+                       spec.kind == TensorKind::kParameter
+                           ? ": send the gradient in that dtype, or in F32, BF16 or F16"
+                           : "; cast it before the push"),
+          {{"tensor", tensor.name},
+           {"dtype", std::string(DTypeName(tensor.dtype))},
+           {"expected_dtype", std::string(DTypeName(spec.dtype))}});
     }
     const uint32_t owner = schema.owner(*index);
     if (given[owner]) {
@@ -114,12 +134,16 @@ absl::StatusOr<Targets> Match(const ModuleSchema& schema, absl::Span<const Pushe
 
 absl::StatusOr<GradientSet> StageGradients(std::shared_ptr<const ModuleSchema> schema,
                                            std::vector<PushedTensor> tensors, Device& device,
-                                           MemoryBudget& push_budget, bool ignore_frozen) {
+                                           MemoryBudget& push_budget, bool ignore_frozen,
+                                           bool outputs) {
   MS_ASSIGN_OR_RETURN(const Targets targets, Match(*schema, tensors, ignore_frozen));
-  // Cannot overflow: each owner comes once, and the schema has checked the sum of them all.
+  // Cannot overflow: each owner comes once, the schema has checked the sum of them all, and a
+  // gradient is at most four times as wide.
   uint64_t bytes = 0;
-  for (const std::optional<uint32_t>& owner : targets) {
-    if (owner) bytes += schema->spec(*owner).nbytes();
+  for (size_t i = 0; i < targets.size(); ++i) {
+    if (!targets[i]) continue;
+    bytes += GradientBytes(tensors[i]);
+    if (outputs) bytes += OutputBytes(tensors[i], schema->spec(*targets[i]));
   }
   GradientSet gradients;
   gradients.ignore_frozen = ignore_frozen;
@@ -130,9 +154,13 @@ absl::StatusOr<GradientSet> StageGradients(std::shared_ptr<const ModuleSchema> s
       ++gradients.ignored;
       continue;
     }
-    MS_ASSIGN_OR_RETURN(RefPtr<TensorStorage> storage,
-                        TensorStorage::Allocate(device, schema->spec(*targets[i]).nbytes()));
-    gradients.entries.push_back({*targets[i], i, std::move(storage)});
+    GradientSet::Entry& entry = gradients.entries.emplace_back();
+    entry.index = *targets[i];
+    entry.tensor = i;
+    MS_ASSIGN_OR_RETURN(entry.storage, TensorStorage::Allocate(device, GradientBytes(tensors[i])));
+    const uint64_t output_bytes = OutputBytes(tensors[i], schema->spec(entry.index));
+    if (!outputs || output_bytes == 0) continue;
+    MS_ASSIGN_OR_RETURN(entry.output, TensorStorage::Allocate(device, output_bytes));
   }
   gradients.schema = std::move(schema);
   gradients.tensors = std::move(tensors);
@@ -147,13 +175,21 @@ absl::Status RematchGradients(std::shared_ptr<const ModuleSchema> schema, Gradie
   entries.reserve(gradients.entries.size());
   for (GradientSet::Entry& entry : gradients.entries) {
     if (const std::optional<uint32_t> owner = targets[entry.tensor]) {
-      entries.push_back({*owner, entry.tensor, std::move(entry.storage)});
+      entries.push_back({*owner, entry.tensor, std::move(entry.storage), std::move(entry.output)});
     }
   }
   gradients.ignored = gradients.tensors.size() - entries.size();
   gradients.entries = std::move(entries);
   gradients.schema = std::move(schema);
   return absl::OkStatus();
+}
+
+uint64_t GradientSet::staged_bytes() const {
+  uint64_t bytes = 0;
+  for (const Entry& entry : entries) {
+    bytes += entry.storage->size() + (entry.output ? entry.output->size() : 0);
+  }
+  return bytes;
 }
 
 }  // namespace modelstate

@@ -3,11 +3,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "server/device/compute_pool.h"
 #include "server/device/memory_budget.h"
 #include "server/state/module_schema.h"
 #include "server/state/tensor_storage.h"
@@ -23,12 +25,14 @@ struct PushedTensor {
 };
 
 // A push, matched with a schema: where each tensor goes. The storages are filled by the receiver
-// and consumed by the step, which writes the new parameter over the gradient.
+// and consumed by the step, which writes the new parameter over the gradient where their widths are
+// the same.
 struct GradientSet {
   struct Entry {
     uint32_t index = 0;             // of the owner in the schema
-    size_t tensor = 0;              // in `tensors`
-    RefPtr<TensorStorage> storage;  // sole reference; bytes of the parameter's dtype and shape
+    size_t tensor = 0;              // in `tensors`, whose dtype and shape its elements have
+    RefPtr<TensorStorage> storage;  // sole reference
+    RefPtr<TensorStorage> output;   // for the new parameter, where `storage` cannot take it
   };
   std::shared_ptr<const ModuleSchema> schema;  // that the entries were matched with
   std::vector<PushedTensor> tensors;           // the table, in its order
@@ -36,26 +40,39 @@ struct GradientSet {
   // With ignore_frozen: gradients of frozen parameters have no entry, they are counted.
   bool ignore_frozen = false;
   uint64_t ignored = 0;
-  MemoryBudget::Reservation reservation;  // of the bytes that are staged
+  MemoryBudget::Reservation reservation;  // of staged_bytes()
+
+  uint64_t staged_bytes() const;  // of all storages
 };
 
 // Checks a whole push against `schema` and allocates its storages on `device`: every name known and
 // given once (also through an alias), gradients of parameters that require grad, buffer values of
-// buffers, dtype and shape the module's. INVALID_ARGUMENT UNKNOWN_KEY, NOT_A_PARAMETER,
-// INVALID_FIELD (a parameter as a buffer, a kind that no push has), SHAPE_MISMATCH, DTYPE_MISMATCH,
-// CHUNK_INVALID (twice); FAILED_PRECONDITION PARAMETER_FROZEN, MODULE_EMPTY; RESOURCE_EXHAUSTED
-// PUSH_MEMORY (before anything is allocated), DEVICE_MEMORY.
+// buffers, the module's shape, its dtype or for a gradient F32, BF16 or F16. INVALID_ARGUMENT
+// UNKNOWN_KEY, NOT_A_PARAMETER, INVALID_FIELD (a parameter as a buffer, a kind that no push has),
+// SHAPE_MISMATCH, DTYPE_MISMATCH, CHUNK_INVALID (twice); FAILED_PRECONDITION PARAMETER_FROZEN,
+// MODULE_EMPTY; RESOURCE_EXHAUSTED PUSH_MEMORY (before anything is allocated), DEVICE_MEMORY.
 //
 // With `ignore_frozen` the gradient of a frozen parameter is no error: it is checked like the
-// others, and ignored.
+// others, and ignored. `outputs`: where a gradient has another width than its parameter, allocates
+// the place of the new parameter too, so that the step will not fail for want of it.
 absl::StatusOr<GradientSet> StageGradients(std::shared_ptr<const ModuleSchema> schema,
                                            std::vector<PushedTensor> tensors, Device& device,
-                                           MemoryBudget& push_budget, bool ignore_frozen = false);
+                                           MemoryBudget& push_budget, bool ignore_frozen = false,
+                                           bool outputs = true);
 
 // The same checks again against a newer schema (a freeze or a load came in between); fills in the
 // new indices. With ignore_frozen, gradients of what is frozen now are dropped; what was ignored
 // before stays ignored, as its elements are gone. On an error nothing has changed.
 absl::Status RematchGradients(std::shared_ptr<const ModuleSchema> schema, GradientSet& gradients);
+
+// Adds the gradients of `more`, each multiplied by 1 / grad_scale, to those of `total`, which is
+// null for the first of them: what torch does when backward() is called again. The sum is F32, or
+// F64 for an F64 parameter. Buffer values of `more` replace those of `total`. On an error `total`
+// is as before. RESOURCE_EXHAUSTED PUSH_MEMORY, DEVICE_MEMORY. REQUIRES: both are matched with the
+// same schema, on `device`; grad_scale is positive and finite.
+absl::Status AccumulateGradients(GradientSet more, double grad_scale, Device& device,
+                                 MemoryBudget& push_budget, ComputePool& compute,
+                                 std::optional<GradientSet>& total);
 
 }  // namespace modelstate
 

@@ -6,7 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
-#include "server/optim/block_update.h"
+#include "server/optim/block_kernels.h"
 #include "server/optim/step_plan.h"
 
 namespace modelstate {
@@ -31,7 +31,7 @@ double TreeSum(absl::Span<double> values) {  // overwrites them
   return values[0];
 }
 
-Norm ComputeNorm(const StepPlan& plan, const ModuleSchema& schema, double grad_scale,
+Norm ComputeNorm(const StepPlan& plan, const ModuleSchema& schema, const BlockKernels& kernels,
                  ComputePool& compute) {
   std::vector<size_t> first_block(plan.tensors.size() + 1, 0);
   for (size_t t = 0; t < plan.tensors.size(); ++t) {
@@ -43,8 +43,8 @@ Norm ComputeNorm(const StepPlan& plan, const ModuleSchema& schema, double grad_s
   compute.ParallelFor(work.size(), [&](size_t w) {
     const WorkItem& item = work[w];
     for (uint64_t begin = item.begin; begin < item.end; begin += kBlockElements) {
-      blocks[first_block[item.tensor] + begin / kBlockElements] = ComputeBlockNorm(
-          plan.tensors[item.tensor], begin, std::min(item.end, begin + kBlockElements), grad_scale);
+      blocks[first_block[item.tensor] + begin / kBlockElements] = kernels.norm(
+          plan, plan.tensors[item.tensor], begin, std::min(item.end, begin + kBlockElements));
     }
   });
 
@@ -68,70 +68,102 @@ Norm ComputeNorm(const StepPlan& plan, const ModuleSchema& schema, double grad_s
   return norm;
 }
 
-absl::Status CheckGradScale(double scale) {
-  const float narrow = static_cast<float>(scale);
-  if (std::isfinite(narrow) && narrow > 0) return absl::OkStatus();
-  return MakeError(Reason::kInvalidField,
-                   absl::StrCat("grad_scale is ", scale,
-                                "; gradients are divided by it, so it must be positive and finite "
-                                "as a 32-bit float"),
-                   {{"field", "grad_scale"}});
-}
-
-uint64_t TrainableParameters(const ModuleSchema& schema) {
+// That a step could update.
+uint64_t TrainableParameters(const ModuleSchema& schema, const Optimizer& optimizer) {
   uint64_t count = 0;
   for (uint32_t i = 0; i < schema.size(); ++i) {
     const TensorSpec& spec = schema.spec(i);
-    count += schema.owner(i) == i && spec.kind == TensorKind::kParameter && spec.requires_grad;
+    count += schema.owner(i) == i && spec.kind == TensorKind::kParameter && spec.requires_grad &&
+             optimizer.group_of(i) != Optimizer::kNoGroup;
   }
   return count;
 }
 
 }  // namespace
 
+absl::Status CheckWeightAndScale(double weight, double grad_scale) {
+  const auto usable = [](double value) {
+    const float narrow = static_cast<float>(value);
+    return std::isfinite(narrow) && narrow > 0;
+  };
+  if (!usable(grad_scale) || !usable(1 / grad_scale)) {
+    return MakeError(Reason::kInvalidField,
+                     absl::StrCat("grad_scale is ", grad_scale,
+                                  "; gradients are multiplied by 1 / grad_scale, so both must be "
+                                  "positive and finite as 32-bit floats"),
+                     {{"field", "grad_scale"}});
+  }
+  if (!usable(weight)) {
+    return MakeError(Reason::kInvalidField,
+                     absl::StrCat("weight is ", weight,
+                                  "; it must be positive and finite as a 32-bit float, also in the "
+                                  "sum over a round; leave it out for 1"),
+                     {{"field", "weight"}});
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<StepResult> ApplyOptimizerStep(const ModuleVersion& current,
                                               const Optimizer& optimizer,
-                                              const StepOptions& options, GradientSet gradients,
+                                              const StepOptions& options,
+                                              std::vector<Contribution>& contributions,
                                               OptimizerState& state, ComputePool& compute) {
   const ModuleSchema& schema = *current.schema;
-  const double grad_scale = options.grad_scale.value_or(1);
-  MS_RETURN_IF_ERROR(CheckGradScale(grad_scale));
-  MS_ASSIGN_OR_RETURN(StepPlan plan, MakeStepPlan(current, optimizer, options, gradients, state));
+  double total_weight = 0;
+  for (const Contribution& contribution : contributions) {
+    for (const ScaledGradients& part : contribution.parts) {
+      MS_RETURN_IF_ERROR(CheckWeightAndScale(contribution.weight, part.grad_scale));
+    }
+    total_weight += contribution.weight;
+  }
+  MS_RETURN_IF_ERROR(CheckWeightAndScale(total_weight, 1));
+  MS_ASSIGN_OR_RETURN(StepPlan plan,
+                      MakeStepPlan(current, optimizer, options, contributions, state));
+  const BlockKernels& kernels =
+      GetBlockKernels(options.instruction_set.value_or(SupportedInstructionSets().back()));
 
   StepResult result;
-  Norm norm = ComputeNorm(plan, schema, grad_scale, compute);
+  Norm norm = ComputeNorm(plan, schema, kernels, compute);
   result.grad_norm = norm.total;
   result.nonfinite = std::move(norm.nonfinite);
   if (!result.nonfinite.empty()) return result;
   if (const std::optional<double> max_norm = optimizer.config().max_grad_norm) {
     result.clip_coef = std::min(1.0, *max_norm / (norm.total + 1e-6));
+    plan.clip_coef = result.clip_coef;
   }
 
   result.storages.resize(schema.size());
-  if (!plan.tensors.empty()) {
-    Device& device = current.storages[plan.tensors.front().index]->device();
-    MS_RETURN_IF_ERROR(AllocateSlots(state, device, &plan));
-  }
+  MS_RETURN_IF_ERROR(AllocateSlots(optimizer, state, *current.device, &plan));
   const std::vector<WorkItem> work = MakeWorkList(plan, kElementsPerItem);
   result.updated = plan.tensors.size();
-  result.skipped = TrainableParameters(schema) - result.updated;
+  result.skipped = TrainableParameters(schema, optimizer) - result.updated;
 
   // From here on nothing fails.
   compute.ParallelFor(work.size(), [&](size_t w) {
-    const TensorStep& tensor = plan.tensors[work[w].tensor];
-    UpdateBlocks(plan.algorithm, tensor, options.hyperparameters[tensor.group], grad_scale,
-                 result.clip_coef, work[w].begin, work[w].end);
+    kernels.update(plan, plan.tensors[work[w].tensor], work[w].begin, work[w].end);
   });
   for (TensorStep& tensor : plan.tensors) {
     ParameterState& parameter = state.parameters[tensor.index];
     parameter.step = tensor.step;
-    for (size_t i = 0; i < tensor.slot_count; ++i) {
-      if (tensor.slots[i].storage) parameter.slots[i] = std::move(tensor.slots[i].storage);
+    parameter.product = tensor.product;
+    for (size_t place = 0; place < kMaxSlots; ++place) {
+      PlannedSlot& slot = tensor.slots[place];
+      if (slot.storage) parameter.slots[place] = std::move(slot.storage);
     }
+    result.storages[tensor.index] = std::move(tensor.output_storage);
   }
-  for (GradientSet::Entry& entry : gradients.entries) {
-    result.storages[entry.index] = std::move(entry.storage);
+  for (Contribution& contribution : contributions) {
+    bool any = false;
+    for (ScaledGradients& part : contribution.parts) {
+      for (GradientSet::Entry& entry : part.gradients.entries) {
+        if (schema.spec(entry.index).kind != TensorKind::kBuffer) continue;
+        result.storages[entry.index] = std::move(entry.storage);
+        any = true;
+      }
+    }
+    if (any) break;
   }
+  contributions.clear();
   result.applied = true;
   return result;
 }

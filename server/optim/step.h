@@ -10,17 +10,30 @@
 #include "absl/types/span.h"
 #include "server/device/compute_pool.h"
 #include "server/optim/gradient_set.h"
+#include "server/optim/instruction_set.h"
 #include "server/state/module_version.h"
-#include "server/state/optimizer_config.h"
+#include "server/state/optimizer.h"
 #include "server/state/optimizer_state.h"
 
 namespace modelstate {
 
 struct StepOptions {
-  // Gradients are divided by this first.
-  std::optional<double> grad_scale;
   // Per group, complete: Optimizer::Resolve.
   std::vector<Hyperparameters> hyperparameters;
+  // The bits are the same for all; nullopt: the best that this machine has.
+  std::optional<InstructionSet> instruction_set;
+};
+
+// Gradients that were multiplied by grad_scale.
+struct ScaledGradients {
+  GradientSet gradients;
+  double grad_scale = 1;
+};
+
+// What one worker brings to a step: the sum of the parts (what was accumulated, and the last push).
+struct Contribution {
+  std::vector<ScaledGradients> parts;
+  double weight = 1;  // in the mean
 };
 
 struct StepResult {
@@ -30,7 +43,7 @@ struct StepResult {
   double clip_coef = 1;
   std::vector<std::string> nonfinite;  // names, the first 10
   uint64_t updated = 0;
-  uint64_t skipped = 0;  // trainable parameters without a gradient
+  uint64_t skipped = 0;  // trainable parameters in a group without a gradient
   // The new storages by schema index (null: unchanged), gradients' storages reused where widths
   // allow.
   std::vector<StorageRef> storages;
@@ -38,22 +51,47 @@ struct StepResult {
 
 // One optimizer step over `current`.
 //
+// The gradient is the mean of the contributions by weight, added in their order and that of their
+// parts: each tensor is multiplied by 1 / grad_scale and by weight / (sum of the weights), both
+// rounded to the type that the step computes in. A tensor that only some have counts as zero for
+// the others. Buffer values are those of the first contribution that has any, of its last part that
+// has.
+//
 // Everything that can fail comes first: slots that do not exist yet or that somebody else holds are
 // allocated, the norm is computed and the gradients are checked to be finite, all before the first
-// write to optimizer state. After that it cannot fail: so either `state` is as before and the
-// result is an error or not applied, or `state` and result belong to the next version.
+// write to optimizer state. After that it cannot fail: so either `state` and `contributions` are as
+// before and the result is an error or not applied, or `state` and result belong to the next
+// version and the gradients are consumed.
 //
-// Numbers: CPU scalars in double, elementwise arithmetic in f32 (f64 for F64 parameters) without
+// Numbers: CPU scalars in double, elementwise arithmetic in F32 (F64 for F64 parameters) without
 // fused multiply-add, the norm as double sums over fixed 4096-element blocks in a fixed tree. So
-// the result does not depend on the number of threads. The rules are in update_rules.h.
+// the result does not depend on the number of threads, nor on the instruction set. The rules are in
+// server/rules.
 //
-// REQUIRES: device().host_visible(); `optimizer` resolved against current.schema; `gradients`
-// matched with current.schema; `state.parameters` sized as the schema. Runs on the module's strand;
-// uses `compute` and returns when done.
+// FAILED_PRECONDITION NOT_IN_A_GROUP; INVALID_ARGUMENT INVALID_FIELD (weights whose sum is not
+// finite, CheckWeightAndScale); RESOURCE_EXHAUSTED DEVICE_MEMORY.
+//
+// REQUIRES: device().host_visible(); `optimizer` resolved against current.schema; at least one
+// contribution, all matched with current.schema and with outputs (EnsureOutputs);
+// `state.parameters` sized as the schema. Runs on the module's strand; uses `compute` and returns
+// when done.
 absl::StatusOr<StepResult> ApplyOptimizerStep(const ModuleVersion& current,
                                               const Optimizer& optimizer,
-                                              const StepOptions& options, GradientSet gradients,
+                                              const StepOptions& options,
+                                              std::vector<Contribution>& contributions,
                                               OptimizerState& state, ComputePool& compute);
+
+// Allocates a place for each new parameter that no gradient has the width for, and that was not
+// staged with one. On an error nothing has changed. RESOURCE_EXHAUSTED PUSH_MEMORY, DEVICE_MEMORY.
+absl::Status EnsureOutputs(const ModuleSchema& schema, Device& device, MemoryBudget& push_budget,
+                           std::vector<Contribution>& contributions);
+
+// FAILED_PRECONDITION NOT_IN_A_GROUP for a gradient of a parameter that no group has.
+absl::Status CheckGroups(const Optimizer& optimizer, const GradientSet& gradients);
+
+// INVALID_ARGUMENT INVALID_FIELD: both are computed with as 32-bit floats, so both must be positive
+// and finite there (of grad_scale, its reciprocal too).
+absl::Status CheckWeightAndScale(double weight, double grad_scale);
 
 }  // namespace modelstate
 

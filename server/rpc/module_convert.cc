@@ -7,12 +7,14 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/wire/convert.h"
+#include "common/wire/optimizer_convert.h"
 
 namespace modelstate {
 namespace {
 
 // Of the lists of one LoadResult: half of what a default client takes in one message.
 constexpr size_t kMaxListedBytes = size_t{2} << 20;
+constexpr uint64_t kNamesShown = 10;
 
 // Adds [skip, end) of each list, with one `end` for all that is as large as fits: who asks again
 // skips as many as the longest list has brought, and gets each entry once.
@@ -57,90 +59,10 @@ void ModuleToProto(const ModuleInstance& module, const ModuleVersion& version, v
   TimeToProto(module.create_time(), proto->mutable_create_time());
 }
 
-Hyperparameters HyperparametersFromProto(const v1::Hyperparameters& proto) {
-  Hyperparameters result;
-  if (proto.has_lr()) result.lr = proto.lr();
-  if (proto.has_weight_decay()) result.weight_decay = proto.weight_decay();
-  if (proto.has_maximize()) result.maximize = proto.maximize();
-  if (proto.has_momentum()) result.momentum = proto.momentum();
-  if (proto.has_dampening()) result.dampening = proto.dampening();
-  if (proto.has_nesterov()) result.nesterov = proto.nesterov();
-  if (proto.has_beta1()) result.beta1 = proto.beta1();
-  if (proto.has_beta2()) result.beta2 = proto.beta2();
-  if (proto.has_eps()) result.eps = proto.eps();
-  return result;
-}
-
-void HyperparametersToProto(const Hyperparameters& hyperparameters, v1::Hyperparameters* proto) {
-  if (hyperparameters.lr) proto->set_lr(*hyperparameters.lr);
-  if (hyperparameters.weight_decay) proto->set_weight_decay(*hyperparameters.weight_decay);
-  if (hyperparameters.maximize) proto->set_maximize(*hyperparameters.maximize);
-  if (hyperparameters.momentum) proto->set_momentum(*hyperparameters.momentum);
-  if (hyperparameters.dampening) proto->set_dampening(*hyperparameters.dampening);
-  if (hyperparameters.nesterov) proto->set_nesterov(*hyperparameters.nesterov);
-  if (hyperparameters.beta1) proto->set_beta1(*hyperparameters.beta1);
-  if (hyperparameters.beta2) proto->set_beta2(*hyperparameters.beta2);
-  if (hyperparameters.eps) proto->set_eps(*hyperparameters.eps);
-}
-
-absl::StatusOr<OptimizerConfig> OptimizerConfigFromProto(const v1::OptimizerConfig& proto) {
-  OptimizerConfig config;
-  switch (proto.algorithm()) {
-    case v1::SGD:
-      config.algorithm = Algorithm::kSgd;
-      break;
-    case v1::ADAMW:
-      config.algorithm = Algorithm::kAdamW;
-      break;
-    default:
-      return MakeError(
-          Reason::kInvalidField,
-          proto.algorithm() == v1::ALGORITHM_UNSPECIFIED
-              ? std::string("optimizer.algorithm is not set; use SGD or ADAMW")
-              : absl::StrCat("optimizer.algorithm ", static_cast<int>(proto.algorithm()),
-                             " is not known here; use SGD or ADAMW"),
-          {{"field", "optimizer.algorithm"}});
-  }
-  config.hyperparameters = HyperparametersFromProto(proto.hyperparameters());
-  for (const v1::ParameterGroup& group : proto.groups()) {
-    ParameterGroupConfig& out = config.groups.emplace_back();
-    out.name = group.name();
-    absl::StatusOr<Selection> selection = SelectionFromProto(group.selection());
-    if (!selection.ok()) {
-      return Annotate(selection.status(),
-                      absl::StrCat("optimizer.groups[", config.groups.size() - 1, "]"));
-    }
-    out.selection = *std::move(selection);
-    out.hyperparameters = HyperparametersFromProto(group.hyperparameters());
-  }
-  if (proto.has_max_grad_norm()) config.max_grad_norm = proto.max_grad_norm();
-  if (proto.rounds().quorum() > 1) {
-    return MakeError(
-        Reason::kNotImplemented,
-        absl::StrCat("optimizer.rounds.quorum is ", proto.rounds().quorum(),
-                     ": rounds of several contributions are not built yet; leave rounds out, and "
-                     "each push is a step"));
-  }
-  config.quorum = 1;
-  if (proto.has_max_staleness()) config.max_staleness = proto.max_staleness();
-  return config;
-}
-
 void OptimizerToProto(const ModuleInstance& module, const ModuleVersion& version,
                       const Optimizer& optimizer, v1::Optimizer* proto) {
   proto->set_module(module.name());
-  const OptimizerConfig& config = optimizer.config();
-  v1::OptimizerConfig* out = proto->mutable_config();
-  out->set_algorithm(static_cast<v1::Algorithm>(config.algorithm));
-  HyperparametersToProto(config.hyperparameters, out->mutable_hyperparameters());
-  for (const ParameterGroupConfig& group : config.groups) {
-    v1::ParameterGroup* item = out->add_groups();
-    item->set_name(group.name);
-    SelectionToProto(group.selection, item->mutable_selection());
-    HyperparametersToProto(group.hyperparameters, item->mutable_hyperparameters());
-  }
-  if (config.max_grad_norm) out->set_max_grad_norm(*config.max_grad_norm);
-  if (config.max_staleness) out->set_max_staleness(*config.max_staleness);
+  OptimizerConfigToProto(optimizer.config(), proto->mutable_config());
   for (const Optimizer::Group& group : optimizer.groups()) {
     v1::ParameterGroupInfo* item = proto->add_groups();
     item->set_name(group.name);
@@ -150,17 +72,26 @@ void OptimizerToProto(const ModuleInstance& module, const ModuleVersion& version
   proto->set_step(version.step);
   proto->set_state_bytes(module.optimizer_state_bytes());
   VersionToProto(version.version, proto->mutable_version());
-}
-
-std::vector<GroupOverride> GroupOverridesFromProto(
-    const google::protobuf::RepeatedPtrField<v1::GroupOverride>& proto) {
-  std::vector<GroupOverride> result;
-  for (const v1::GroupOverride& item : proto) {
-    GroupOverride& out = result.emplace_back();
-    if (item.has_group()) out.group = item.group();
-    out.hyperparameters = HyperparametersFromProto(item.hyperparameters());
+  const ModuleInstance::TrainingInfo training = module.training_info();
+  if (training.round.contributions > 0) {
+    v1::OpenRound* round = proto->mutable_round();
+    round->mutable_workers()->Assign(training.round.workers.begin(), training.round.workers.end());
+    round->set_contributions(training.round.contributions);
+    round->set_staged_bytes(training.round.staged_bytes);
+    TimeToProto(training.round.open_time, round->mutable_open_time());
   }
-  return result;
+  proto->set_round_memory_bytes(training.round_memory_bytes);
+  proto->set_worker_count(training.workers);
+  proto->set_ungrouped_count(optimizer.ungrouped_count());
+  const ModuleSchema& schema = *version.schema;
+  for (uint32_t i = 0; i < schema.size(); ++i) {
+    if (static_cast<uint64_t>(proto->ungrouped_size()) ==
+        std::min<uint64_t>(optimizer.ungrouped_count(), kNamesShown)) {
+      break;
+    }
+    if (schema.spec(i).kind != TensorKind::kParameter || schema.owner(i) != i) continue;
+    if (optimizer.group_of(i) == Optimizer::kNoGroup) proto->add_ungrouped(schema.spec(i).name);
+  }
 }
 
 void StepAnswerToProto(const StepAnswer& answer, v1::ApplyStepResponse* proto) {
@@ -176,6 +107,7 @@ void StepAnswerToProto(const StepAnswer& answer, v1::ApplyStepResponse* proto) {
   proto->set_updated(answer.updated);
   proto->set_skipped(answer.skipped);
   proto->set_ignored(answer.ignored);
+  proto->set_accumulated(answer.accumulated);
 }
 
 absl::StatusOr<LoadOptions> LoadOptionsFromProto(const v1::LoadOptions& proto) {

@@ -17,16 +17,10 @@ namespace modelstate {
 
 void ModuleToProto(const ModuleInstance& module, const ModuleVersion& version, v1::Module* proto);
 
-Hyperparameters HyperparametersFromProto(const v1::Hyperparameters& proto);
-void HyperparametersToProto(const Hyperparameters& hyperparameters, v1::Hyperparameters* proto);
-
-// UNIMPLEMENTED NOT_IMPLEMENTED for rounds with a quorum.
-absl::StatusOr<OptimizerConfig> OptimizerConfigFromProto(const v1::OptimizerConfig& proto);
+// `version` is one whose schema `optimizer` was resolved against.
 void OptimizerToProto(const ModuleInstance& module, const ModuleVersion& version,
                       const Optimizer& optimizer, v1::Optimizer* proto);
 
-std::vector<GroupOverride> GroupOverridesFromProto(
-    const google::protobuf::RepeatedPtrField<v1::GroupOverride>& proto);
 void StepAnswerToProto(const StepAnswer& answer, v1::ApplyStepResponse* proto);
 
 // INVALID_FIELD: too many globs, or too long ones.

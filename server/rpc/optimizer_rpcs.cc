@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
+#include "common/wire/optimizer_convert.h"
 #include "server/rpc/module_convert.h"
 #include "server/rpc/service.h"
 #include "server/rpc/unary_handler.h"
@@ -14,14 +15,16 @@ grpc::ServerUnaryReactor* ModelStateService::ConfigureOptimizer(
     MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module,
                         runtime_.FindModule(request->module()));
     MS_ASSIGN_OR_RETURN(OptimizerConfig config, OptimizerConfigFromProto(request->optimizer()));
-    module->ConfigureOptimizer(std::move(config), request->reset_state(),
-                               [call, response, module](absl::StatusOr<VersionRef> version) {
-                                 if (version.ok()) {
-                                   OptimizerToProto(*module, **version, *module->optimizer(),
-                                                    response);
-                                 }
-                                 call->Finish(version.status());
-                               });
+    module->ConfigureOptimizer(
+        std::move(config), request->reset_state(),
+        [call, response, module](absl::StatusOr<ModuleInstance::ConfigureResult> result) {
+          if (result.ok()) {
+            OptimizerToProto(*module, *result->version, *module->optimizer(), response);
+            response->set_dropped_count(result->dropped_count);
+            response->mutable_dropped()->Assign(result->dropped.begin(), result->dropped.end());
+          }
+          call->Finish(result.status());
+        });
     return absl::OkStatus();
   });
 }

@@ -89,14 +89,15 @@ absl::Status DescribeEntry(const Listing& listing, const OptimizerStatePart& par
   info->set_name(spec.name);
   info->set_kind(v1::OPTIMIZER_STATE);
   if (entry.place.slot == 0) return DescribeStep(listing, entry.step, info);
-  const std::vector<SlotInfo> slots = AllSlots(part.optimizer->algorithm(), spec.dtype);
-  if (entry.place.slot > slots.size()) {
-    return absl::InternalError(absl::StrCat("optimizer state of \"", spec.name, "\" has ",
-                                            entry.place.slot,
-                                            " slots, which its optimizer has "
-                                            "not"));
+  const SlotList slots = AllSlots(part.optimizer->algorithm(), spec.dtype);
+  const auto found = std::find_if(slots.begin(), slots.end(), [&](const SlotInfo& info) {
+    return info.place + 1 == entry.place.slot;
+  });
+  if (found == slots.end()) {
+    return absl::InternalError(absl::StrCat("optimizer state of \"", spec.name,
+                                            "\" has a slot that its optimizer has not"));
   }
-  const SlotInfo& slot = slots[entry.place.slot - 1];
+  const SlotInfo& slot = *found;
   info->set_slot(slot.name);
   info->set_dtype(DTypeToProto(slot.dtype));
   info->mutable_shape()->Assign(spec.shape.dims().begin(), spec.shape.dims().end());

@@ -58,6 +58,10 @@ absl::Status Server::CheckOptions() const {
     return OptionError("compute_threads", "must be at most 1024");
   if (options_.max_lease <= absl::ZeroDuration())
     return OptionError("max_lease", "must be positive");
+  if (options_.max_workers == 0) return OptionError("max_workers", "must be positive");
+  if (options_.worker_expiry <= absl::ZeroDuration()) {
+    return OptionError("worker_expiry", "must be positive");
+  }
   if (options_.stream_stall_timeout <= absl::ZeroDuration()) {
     return OptionError("stream_stall_timeout", "must be positive");
   }
@@ -93,13 +97,22 @@ absl::Status Server::StartRuntime() {
   environment.snapshot_budget = std::make_shared<MemoryBudget>(
       Reason::kSnapshotLimit, "memory for versions that pins and streams hold",
       "--snapshot_memory_bytes", or_half(options_.snapshot_memory_bytes));
+  environment.workers = {options_.max_workers, options_.worker_expiry};
   environment.clock = [] { return absl::Now(); };
   runtime_.pins = std::make_unique<PinTable>(environment.clock, options_.max_lease);
   runtime_.registry = std::make_unique<ModuleRegistry>(std::move(environment));
   runtime_.watches = std::make_unique<WatchFanOut>();
   runtime_.stalls = std::make_unique<StallSweeper>(
-      options_.stream_stall_timeout, std::min(absl::Seconds(1), options_.stream_stall_timeout / 4),
-      [this] { runtime_.pins->ExpireDue(); });
+      options_.stream_stall_timeout,
+      std::min(absl::Milliseconds(100), options_.stream_stall_timeout / 4), [this] {
+        runtime_.pins->ExpireDue();
+        runtime_.registry->ForEach([](ModuleInstance& module) { module.Tick(); });
+      });
+  // Who waits for a round would not end by itself.
+  runtime_.calls.AddDrainHook([this] {
+    runtime_.registry->ForEach(
+        [](ModuleInstance& module) { module.EndWaits(CallTracker::DrainingError()); });
+  });
   return absl::OkStatus();
 }
 

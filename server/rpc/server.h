@@ -29,6 +29,8 @@ struct ServerOptions {
   size_t compute_threads = 0;  // one per hardware thread
   size_t io_threads = 4;
   absl::Duration max_lease = absl::Hours(1);
+  size_t max_workers = 10'000;  // remembered by each module
+  absl::Duration worker_expiry = absl::Hours(24);
   absl::Duration stream_stall_timeout = absl::Seconds(60);
   absl::Duration drain_timeout = absl::Seconds(30);
 };

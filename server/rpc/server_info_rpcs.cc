@@ -34,12 +34,14 @@ grpc::ServerUnaryReactor* ModelStateService::GetServerInfo(Context*,
     for (const auto& device : runtime_.devices) held_versions += device->holds()->held_versions();
     limits->set_held_versions(held_versions);
     limits->set_pins(runtime_.pins->size());
+    limits->set_max_workers(environment.workers.max_workers);
+    DurationToProto(environment.workers.expiry, limits->mutable_worker_expiry());
     limits->set_running_calls(runtime_.calls.running());
     for (CheckpointFormat format : {CheckpointFormat::kSafetensors, CheckpointFormat::kTorchZip}) {
       response->add_checkpoint_formats(CheckpointFormatName(format));
     }
     response->add_checkpoint_formats("modelstate directory");
-    for (Algorithm algorithm : {Algorithm::kSgd, Algorithm::kAdamW}) {
+    for (Algorithm algorithm : AllAlgorithms()) {
       response->add_optimizers(AlgorithmName(algorithm));
     }
     TimeToProto(runtime_.start_time, response->mutable_start_time());

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/wire/convert.h"
+#include "common/wire/optimizer_convert.h"
 #include "common/wire/part_codec.h"
 #include "server/rpc/module_convert.h"
 #include "server/rpc/push_admission.h"
@@ -80,7 +81,10 @@ absl::Status StepPush::Begin() {
                       "that can be printed");
   }
   if (!header_.ignore_frozen()) {  // else the table tells what is left to stage
-    MS_RETURN_IF_ERROR(CheckPushFits(*module_->environment().push_budget, header_.total_bytes()));
+    // What is accumulated stays: the push that will step on it must fit beside it.
+    const uint64_t bytes = header_.total_bytes();
+    const uint64_t with_next = header_.accumulate() ? bytes + std::min(bytes, ~bytes) : bytes;
+    MS_RETURN_IF_ERROR(CheckPushFits(*budget(), with_next));
   }
   TensorReceiver::Options options;
   options.tensor_count = header_.tensor_count();
@@ -109,7 +113,8 @@ absl::Status StepPush::OnTable(absl::Span<const ReceivedTensor> tensors) {
   }
   MS_ASSIGN_OR_RETURN(
       gradients_, StageGradients(module_->Current()->schema, std::move(table), module_->device(),
-                                 *module_->environment().push_budget, header_.ignore_frozen()));
+                                 *budget(), header_.ignore_frozen(),
+                                 /*outputs=*/!header_.accumulate() && !module_->has_rounds()));
   destinations_.resize(tensors.size());
   for (const GradientSet::Entry& entry : gradients_->entries) {
     const ReceivedTensor& tensor = tensors[entry.tensor];
@@ -136,10 +141,15 @@ void StepPush::OnEnd() {
   Apply(*std::move(request));
 }
 
+std::shared_ptr<MemoryBudget> StepPush::budget() const {
+  return header_.accumulate() ? module_->environment().push_budget : module_->push_budget();
+}
+
 absl::StatusOr<StepRequest> StepPush::CompleteRequest() {
   StepRequest request;
   request.worker = header_.worker();
   request.sequence = header_.sequence();
+  request.wait = header_.wait();
   const bool header_alone = receiver_.has_header() && receiver_.tensors().empty() &&
                             !receiver_.finished() && !request.worker.empty();
   if (header_alone) return request;
@@ -147,6 +157,8 @@ absl::StatusOr<StepRequest> StepPush::CompleteRequest() {
   if (header_.has_base()) request.base = VersionFromProto(header_.base());
   if (header_.weight() != 0) request.weight = header_.weight();
   if (header_.has_grad_scale()) request.grad_scale = header_.grad_scale();
+  request.accumulate = header_.accumulate();
+  if (header_.has_accumulated()) request.accumulated = header_.accumulated();
   request.overrides = GroupOverridesFromProto(header_.group_overrides());
   request.payload_digest = PayloadDigest();
   request.gradients = std::move(gradients_);
@@ -187,6 +199,7 @@ std::string StepPush::PayloadDigest() const {
   for (const v1::GroupOverride& item : header_.group_overrides()) {
     AppendText(item.SerializeAsString(), &text);
   }
+  if (header_.accumulate()) AppendText("accumulate", &text);
   return Xxh3Hex128(text);
 }
 

@@ -33,6 +33,7 @@ class StepPush final : public PushSession, private TensorDestination {
   absl::Status Begin();
   // Gives the memory back before the caller hears of it.
   void Fail(const absl::Status& status);
+  std::shared_ptr<MemoryBudget> budget() const;  // that the push is staged in
   absl::StatusOr<StepRequest> CompleteRequest();
   void Apply(StepRequest request);
   // XXH3-128 over everything that the push says: see the definition.

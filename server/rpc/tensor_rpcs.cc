@@ -29,6 +29,8 @@ absl::Status ListTensors(Runtime& runtime, TensorKind kind, const v1::ListTensor
   MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module, runtime.FindModule(request.module()));
   MS_ASSIGN_OR_RETURN(const ListingRequest wanted, ListingRequestFromProto(request));
   const VersionRef version = module->Current();
+  const std::shared_ptr<const Optimizer> optimizer =
+      kind == TensorKind::kParameter ? module->optimizer() : nullptr;
   const ModuleSchema& schema = *version->schema;
   const std::string scope = ListingScope(request, TensorKindName(kind), *version);
   MS_ASSIGN_OR_RETURN(const uint64_t first, DecodePageIndex(scope, request.page_token()));
@@ -47,6 +49,11 @@ absl::Status ListTensors(Runtime& runtime, TensorKind kind, const v1::ListTensor
     const TensorStorage& storage = *version->storages[index];
     v1::TensorInfo* info = response->add_tensors();
     DescribeTensor(*version, index, info);
+    // The two are read one after the other: between them a load may have changed the schema.
+    if (optimizer != nullptr && optimizer->schema_size() == schema.size() &&
+        optimizer->group_of(index) != Optimizer::kNoGroup) {
+      info->set_group(optimizer->group_of(index));
+    }
     element_bytes += ElementBytesToRead(wanted, storage);
     MS_RETURN_IF_ERROR(AddElementFacts(wanted, storage, schema.spec(index).dtype, info));
     bytes += info->ByteSizeLong();

@@ -6,7 +6,7 @@
 
 #include "server/device/memory_budget.h"
 #include "server/state/module_version.h"
-#include "server/state/optimizer_config.h"
+#include "server/state/optimizer.h"
 #include "server/state/optimizer_state.h"
 #include "server/state/snapshot.h"
 #include "server/state/step_record.h"
@@ -20,7 +20,7 @@ struct CapturedState {
   Snapshot snapshot;
   std::shared_ptr<const Optimizer> optimizer;  // null: none configured
   OptimizerState optimizer_state;
-  WorkerTable workers;
+  WorkerRecords workers;
 };
 
 // What a directory checkpoint restores beside the state_dict.
@@ -30,7 +30,7 @@ struct RestoredState {
   std::shared_ptr<const Optimizer>
       optimizer;                   // resolved against the schema after the load; or null
   OptimizerState optimizer_state;  // by index of that schema
-  WorkerTable workers;
+  WorkerRecords workers;
   MemoryBudget::Reservation reservation;  // of the bytes of optimizer_state
 };
 

@@ -1,31 +1,41 @@
 #include "server/state/optimizer_state.h"
 
-namespace modelstate {
+#include "server/rules/rule_info.h"
 
-std::vector<SlotInfo> OptimizerSlots(Algorithm algorithm, const Hyperparameters& hyperparameters,
-                                     DType parameter_dtype) {
+namespace modelstate {
+namespace {
+
+// `h` null: whatever it is.
+SlotList Slots(Algorithm algorithm, const Hyperparameters* h, DType parameter_dtype, bool master) {
   const DType dtype = parameter_dtype == DType::kF64 ? DType::kF64 : DType::kF32;
-  std::vector<SlotInfo> slots;
-  // The master is first, so that no slot changes its place when a step switches momentum on or off.
-  if (DTypeSize(parameter_dtype) < DTypeSize(DType::kF32)) {
-    slots.push_back({"master", DType::kF32});
+  SlotList slots;
+  if (master && DTypeSize(parameter_dtype) < DTypeSize(DType::kF32)) {
+    slots.push_back({kMasterPlace, "master", DType::kF32});
   }
-  switch (algorithm) {
-    case Algorithm::kSgd:
-      if (hyperparameters.momentum.value_or(0) != 0) slots.push_back({"momentum_buffer", dtype});
-      break;
-    case Algorithm::kAdamW:
-      slots.push_back({"exp_avg", dtype});
-      slots.push_back({"exp_avg_sq", dtype});
-      break;
+  const std::span<const SlotRule> rules = GetRule(algorithm).slots;
+  for (size_t i = 0; i < rules.size(); ++i) {
+    if (h != nullptr && rules[i].kept != nullptr && !rules[i].kept(*h)) continue;
+    slots.push_back({kMasterPlace + 1 + i, rules[i].name, dtype});
   }
   return slots;
 }
 
-std::vector<SlotInfo> AllSlots(Algorithm algorithm, DType parameter_dtype) {
-  Hyperparameters any;
-  any.momentum = 1;
-  return OptimizerSlots(algorithm, any, parameter_dtype);
+}  // namespace
+
+SlotList AllSlots(Algorithm algorithm, DType parameter_dtype) {
+  return Slots(algorithm, nullptr, parameter_dtype, /*master=*/true);
+}
+
+SlotList KeptSlots(const OptimizerConfig& config, const Hyperparameters& hyperparameters,
+                   DType parameter_dtype) {
+  return Slots(config.algorithm, &hyperparameters, parameter_dtype, config.master_weights);
+}
+
+bool SharesState(Algorithm a, Algorithm b) {
+  const auto family = [](Algorithm algorithm) {
+    return algorithm == Algorithm::kAdamW ? Algorithm::kAdam : algorithm;
+  };
+  return family(a) == family(b);
 }
 
 uint64_t OptimizerState::nbytes() const {

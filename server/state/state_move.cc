@@ -115,15 +115,13 @@ absl::StatusOr<ParameterState> MoveParameterState(const ParameterState& state,
                                                   uint64_t count, Mover* mover) {
   ParameterState moved;
   moved.step = state.step;
-  const std::vector<SlotInfo> before = AllSlots(optimizer.algorithm(), from);
-  const std::vector<SlotInfo> after = AllSlots(optimizer.algorithm(), to);
-  for (size_t i = 0; i < after.size(); ++i) {
-    const absl::string_view name = after[i].name;
-    if (name == "master" && from != to) continue;
-    for (size_t k = 0; k < before.size(); ++k) {
-      if (before[k].name != name || !state.slots[k]) continue;
-      MS_ASSIGN_OR_RETURN(moved.slots[i],
-                          mover->Add(state.slots[k], before[k].dtype, after[i].dtype, count));
+  moved.product = state.product;
+  for (const SlotInfo& after : AllSlots(optimizer.algorithm(), to)) {
+    if (after.place == kMasterPlace && from != to) continue;
+    for (const SlotInfo& before : AllSlots(optimizer.algorithm(), from)) {
+      if (before.place != after.place || !state.slots[before.place]) continue;
+      MS_ASSIGN_OR_RETURN(moved.slots[after.place],
+                          mover->Add(state.slots[before.place], before.dtype, after.dtype, count));
     }
   }
   return moved;

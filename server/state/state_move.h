@@ -12,7 +12,7 @@
 #include "server/device/compute_pool.h"
 #include "server/device/device.h"
 #include "server/state/module_version.h"
-#include "server/state/optimizer_config.h"
+#include "server/state/optimizer.h"
 #include "server/state/optimizer_state.h"
 
 namespace modelstate {

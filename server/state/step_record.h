@@ -11,7 +11,12 @@
 namespace modelstate {
 
 // The numbers are those of `modelstate.v1.StepOutcome` on the wire.
-enum class StepOutcome : uint8_t { kApplied = 1, kPending = 2, kSkippedNonfinite = 3 };
+enum class StepOutcome : uint8_t {
+  kApplied = 1,
+  kPending = 2,
+  kSkippedNonfinite = 3,
+  kAccumulated = 4
+};
 
 // What a push is told.
 struct StepAnswer {
@@ -26,7 +31,8 @@ struct StepAnswer {
   std::vector<std::string> nonfinite;
   uint64_t updated = 0;
   uint64_t skipped = 0;
-  uint64_t ignored = 0;  // gradients of frozen parameters
+  uint64_t ignored = 0;      // gradients of frozen parameters
+  uint32_t accumulated = 0;  // pushes that wait for the worker's next step
 };
 
 // The last step of one worker: what makes a repeat harmless.
@@ -37,7 +43,7 @@ struct WorkerRecord {
 };
 
 // By worker name. Part of a checkpoint.
-using WorkerTable = std::map<std::string, WorkerRecord>;
+using WorkerRecords = std::map<std::string, WorkerRecord>;
 
 }  // namespace modelstate
 

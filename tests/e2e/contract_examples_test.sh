@@ -22,8 +22,8 @@ examples() {
 order=(GetServerInfo CreateModule GetModule GetModuleSpec ListModules ListParameters ListBuffers GetTensor
   StreamStateDict LoadStateDict ConfigureOptimizer GetOptimizer ApplyStep SetRequiresGrad
   PinSnapshot ReleaseSnapshot LoadCheckpoint SaveCheckpoint ListCheckpoints DeleteCheckpoint
-  ListOptimizerState MoveModule WatchModule ListVersions DeleteModule)
-unimplemented=' '
+  ListOptimizerState LoadOptimizerState MoveModule WatchModule ListVersions DeleteModule)
+unimplemented=' LoadOptimizerState '
 
 grpcurl() { "$GRPCURL" "$@"; }
 

@@ -340,7 +340,7 @@ case_TensorsAreListedInPages() {
 case_WhatIsNotBuiltNamesItself() {
   create_tiny || return
   refused StreamStateDict "{\"module\": \"tiny\", \"changed_since\": $(ok GetModule '{"module": "tiny"}' '.version')}" UNIMPLEMENTED NOT_IMPLEMENTED changed_since
-  refused ConfigureOptimizer '{"module": "tiny", "optimizer": {"algorithm": "SGD", "rounds": {"quorum": 2}}}' UNIMPLEMENTED NOT_IMPLEMENTED quorum
+  refused LoadOptimizerState '{"header": {"module": "tiny"}}' UNIMPLEMENTED '' ''
 }
 
 case_ModuleIsMovedCastAndItsPastIsTold() {

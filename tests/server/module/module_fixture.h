@@ -83,8 +83,9 @@ class ModuleFixture : public ::testing::Test {
                                                     "--push_memory", uint64_t{1} << 30)) {}
 
   ModuleEnvironment Environment() {
-    return {&device_,         &compute_,    &strands_,
-            snapshot_budget_, push_budget_, [this] { return now_; }};
+    return {&device_, &compute_, &strands_, snapshot_budget_, push_budget_, worker_limits_, [this] {
+              return now_;
+            }};
   }
 
   // Element i of a tensor is its index in the module plus i / 8, in its dtype where that is F32;
@@ -160,11 +161,19 @@ class ModuleFixture : public ::testing::Test {
     return Apply(module, std::move(request));
   }
 
+  absl::StatusOr<ModuleInstance::ConfigureResult> ConfigureAndSee(ModuleInstance& module,
+                                                                  OptimizerConfig config,
+                                                                  bool reset = false) {
+    return Await<ModuleInstance::ConfigureResult>(
+        [&](ModuleInstance::Done<ModuleInstance::ConfigureResult> done) {
+          module.ConfigureOptimizer(std::move(config), reset, std::move(done));
+        });
+  }
   absl::StatusOr<VersionRef> Configure(ModuleInstance& module, OptimizerConfig config,
                                        bool reset = false) {
-    return Await<VersionRef>([&](ModuleInstance::Done<VersionRef> done) {
-      module.ConfigureOptimizer(std::move(config), reset, std::move(done));
-    });
+    MS_ASSIGN_OR_RETURN(ModuleInstance::ConfigureResult result,
+                        ConfigureAndSee(module, std::move(config), reset));
+    return result.version;
   }
 
   static OptimizerConfig Sgd(double lr = 1, double momentum = 0) {
@@ -212,6 +221,7 @@ class ModuleFixture : public ::testing::Test {
   ComputePool compute_;
   asio::thread_pool strands_{2};
   std::shared_ptr<MemoryBudget> snapshot_budget_;
+  WorkerLimits worker_limits_;
   std::shared_ptr<MemoryBudget> push_budget_;
 };
 

@@ -56,7 +56,7 @@ TEST_F(StageGradientsTest, RefusesWhatDoesNotMatchAndTakesNothing) {
       {{Tensor("frozen", {2})}, Reason::kParameterFrozen, "SetRequiresGrad"},
       {{Tensor("w", {3, 2})}, Reason::kShapeMismatch, "[3, 2]; the parameter has [2, 3]"},
       {{Tensor("w", {6})}, Reason::kShapeMismatch, "nothing is broadcast"},
-      {{Tensor("w", {2, 3}, TensorKind::kGradient, DType::kBF16)}, Reason::kDTypeMismatch, "BF16"},
+      {{Tensor("w", {2, 3}, TensorKind::kGradient, DType::kF64)}, Reason::kDTypeMismatch, "F64"},
       {{Tensor("complex", {1}, TensorKind::kGradient, DType::kC64)}, Reason::kDTypeMismatch, "C64"},
       {{Tensor("w", {2, 3}), Tensor("w", {2, 3})}, Reason::kChunkInvalid, "twice"},
       {{Tensor("w", {2, 3}), Tensor("tied", {2, 3})}, Reason::kChunkInvalid, "tied to \"w\""},
@@ -131,7 +131,7 @@ TEST_F(StageGradientsTest, WhatIsIgnoredIsCheckedLikeTheRest) {
     return StageGradients(schema_, {std::move(tensor)}, device_, *budget_, true).status();
   };
   EXPECT_EQ(GetReason(stage(Tensor("frozen", {3}))), Reason::kShapeMismatch);
-  EXPECT_EQ(GetReason(stage(Tensor("frozen", {2}, TensorKind::kGradient, DType::kF16))),
+  EXPECT_EQ(GetReason(stage(Tensor("frozen", {2}, TensorKind::kGradient, DType::kF64))),
             Reason::kDTypeMismatch);
   EXPECT_EQ(GetReason(stage(Tensor("running_mean", {3}))), Reason::kNotAParameter);
   EXPECT_EQ(GetReason(stage(Tensor("nope", {3}))), Reason::kUnknownKey);

@@ -44,6 +44,7 @@ class SteppedModule {
     ASSERT_TRUE(schema.ok()) << schema.status();
     version.schema = *schema;
     version.version = {1, 1};
+    version.device = &device_;
     version.storages.clear();
     for (uint32_t i = 0; i < version.schema->size(); ++i) {
       const uint32_t owner = version.schema->owner(i);
@@ -108,11 +109,13 @@ class SteppedModule {
                                   absl::Span<const GroupOverride> overrides = {}) {
     MS_ASSIGN_OR_RETURN(GradientSet gradients, Stage(push));
     StepOptions options;
-    options.grad_scale = grad_scale;
+    options.instruction_set = instruction_set;
+    std::vector<Contribution> contributions(1);
+    contributions[0].parts.push_back({std::move(gradients), grad_scale.value_or(1)});
+    MS_RETURN_IF_ERROR(EnsureOutputs(*version.schema, device_, *budget, contributions));
     MS_ASSIGN_OR_RETURN(options.hyperparameters, optimizer->Resolve(overrides));
-    MS_ASSIGN_OR_RETURN(
-        StepResult result,
-        ApplyOptimizerStep(version, *optimizer, options, std::move(gradients), state, *compute));
+    MS_ASSIGN_OR_RETURN(StepResult result, ApplyOptimizerStep(version, *optimizer, options,
+                                                              contributions, state, *compute));
     for (uint32_t i = 0; i < result.storages.size(); ++i) {
       const StorageRef& fresh = result.storages[version.schema->owner(i)];
       if (fresh) version.storages[i] = fresh;
@@ -136,6 +139,7 @@ class SteppedModule {
   ModuleVersion version;
   std::shared_ptr<const Optimizer> optimizer;
   OptimizerState state;
+  std::optional<InstructionSet> instruction_set;
   std::shared_ptr<MemoryBudget> budget = std::make_shared<MemoryBudget>(
       Reason::kPushMemory, "memory for arriving pushes", "--push_memory", uint64_t{1} << 32);
   std::shared_ptr<ComputePool> compute = std::make_shared<ComputePool>(1);

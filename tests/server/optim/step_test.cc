@@ -25,6 +25,7 @@ OptimizerConfig AdamW() {
 
 OptimizerConfig Sgd(double lr, double momentum = 0) {
   OptimizerConfig config;
+  config.algorithm = Algorithm::kSgd;
   config.hyperparameters.lr = lr;
   config.hyperparameters.momentum = momentum;
   return config;
@@ -87,9 +88,10 @@ TEST_F(StepTest, NewParameterIsTheGradientsStorage) {
   const void* staged = gradients->entries[0].storage.get();
   StepOptions options;
   options.hyperparameters = *module_.optimizer->Resolve({});
-  absl::StatusOr<StepResult> result =
-      ApplyOptimizerStep(module_.version, *module_.optimizer, options, *std::move(gradients),
-                         module_.state, *module_.compute);
+  std::vector<Contribution> contributions(1);
+  contributions[0].parts.push_back({*std::move(gradients)});
+  absl::StatusOr<StepResult> result = ApplyOptimizerStep(
+      module_.version, *module_.optimizer, options, contributions, module_.state, *module_.compute);
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_TRUE(result->applied);
   EXPECT_EQ(result->storages[0].get(), staged);
@@ -111,7 +113,7 @@ TEST_F(StepTest, ParameterWithoutGradientIsSkippedWhole) {
   EXPECT_FALSE(result->storages[1]);
   EXPECT_THAT(module_.Get<float>("b"), ElementsAre(1, 2, 3, 4));
   EXPECT_EQ(module_.state.parameters[1].step, 0u);
-  EXPECT_FALSE(module_.state.parameters[1].slots[0]);
+  EXPECT_FALSE(module_.state.parameters[1].slots[1]);
   // Its own count: the first step of `b` corrects the bias of one step.
   ASSERT_TRUE(module_.Step({{"b", Drawn(2, 4)}}).ok());
   EXPECT_EQ(module_.state.parameters[1].step, 1u);
@@ -203,9 +205,9 @@ TEST_F(StepTest, OverflowOfUnscalingIsNonfinite) {
 TEST_F(StepTest, MomentsAreWrittenInPlace) {
   module_.Create({SteppedModule::Parameter("w", {100})}, AdamW());
   ASSERT_TRUE(module_.Step({{"w", Drawn(1, 100)}}).ok());
-  const TensorStorage* moment = module_.state.parameters[0].slots[0].get();
+  const TensorStorage* moment = module_.state.parameters[0].slots[1].get();
   ASSERT_TRUE(module_.Step({{"w", Drawn(2, 100)}}).ok());
-  EXPECT_EQ(module_.state.parameters[0].slots[0].get(), moment);
+  EXPECT_EQ(module_.state.parameters[0].slots[1].get(), moment);
 }
 
 TEST_F(StepTest, HeldStateIsNotWritten) {
@@ -233,9 +235,9 @@ TEST_F(StepTest, HeldStateIsNotWritten) {
 TEST_F(StepTest, CachedDigestOfAMomentIsForgotten) {
   module_.Create({SteppedModule::Parameter("w", {100})}, AdamW());
   ASSERT_TRUE(module_.Step({{"w", Drawn(1, 100)}}).ok());
-  const uint64_t digest = *module_.state.parameters[0].slots[0]->Digest();
+  const uint64_t digest = *module_.state.parameters[0].slots[1]->Digest();
   ASSERT_TRUE(module_.Step({{"w", Drawn(2, 100)}}).ok());
-  EXPECT_NE(*module_.state.parameters[0].slots[0]->Digest(), digest);
+  EXPECT_NE(*module_.state.parameters[0].slots[1]->Digest(), digest);
 }
 
 TEST(StepDeterminism, SameBitsWithAnyNumberOfThreads) {
@@ -382,7 +384,7 @@ TEST_F(StepTest, MomentumMayBeSwitchedOnAndOffByAStep) {
 
 TEST_F(StepTest, GroupsHaveTheirOwnHyperparameters) {
   OptimizerConfig config = Sgd(1);
-  ParameterGroupConfig group;
+  ParameterGroup group;
   group.name = "slow";
   group.selection.prefixes = {"slow."};
   group.hyperparameters.lr = 0.5;

@@ -157,7 +157,7 @@ TEST_F(FreezingRpcsTest, IgnoredGradientsAreStillChecked) {
   };
   EXPECT_THAT(push(Tensor("bias", v1::GRADIENT, {3}), FloatBytes({1, 1, 1})),
               FailsWith(Reason::kShapeMismatch));
-  EXPECT_THAT(push(Tensor("bias", v1::GRADIENT, {2}, v1::F16), std::string(4, '\0')),
+  EXPECT_THAT(push(Tensor("bias", v1::GRADIENT, {2}, v1::F64), std::string(16, '\0')),
               FailsWith(Reason::kDTypeMismatch));
   EXPECT_THAT(push(Tensor("running_mean", v1::GRADIENT, {2}), FloatBytes({1, 1})),
               FailsWith(Reason::kNotAParameter));

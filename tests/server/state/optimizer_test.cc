@@ -1,4 +1,4 @@
-#include "server/state/optimizer_config.h"
+#include "server/state/optimizer.h"
 
 #include <gmock/gmock.h>
 
@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "common/base/status.h"
+#include "server/rules/rule_info.h"
 #include "server/state/optimizer_state.h"
 
 namespace modelstate {
@@ -35,6 +36,7 @@ class OptimizerTest : public ::testing::Test {
 
 TEST_F(OptimizerTest, DefaultsAreTorchs) {
   OptimizerConfig config;
+  config.algorithm = Algorithm::kSgd;
   Hyperparameters h = (*Optimizer::Create(config, *schema_))->groups()[0].hyperparameters;
   EXPECT_EQ(h.lr, 1e-3);
   EXPECT_EQ(h.weight_decay, 0.0);
@@ -86,6 +88,7 @@ TEST_F(OptimizerTest, RefusesValuesInTorchsWords) {
   for (const Case& c : cases) {
     SCOPED_TRACE(c.text);
     OptimizerConfig config;
+  config.algorithm = Algorithm::kSgd;
     config.algorithm = c.algorithm;
     c.set(config.hyperparameters);
     const absl::Status error = Error(config);
@@ -109,6 +112,7 @@ TEST_F(OptimizerTest, RefusesValuesInTorchsWords) {
 
 TEST_F(OptimizerTest, EachParameterIsInTheFirstGroupThatTakesIt) {
   OptimizerConfig config;
+  config.algorithm = Algorithm::kSgd;
   config.groups.resize(2);
   config.groups[0].name = "norm";
   config.groups[0].selection.globs = {"norm.*"};
@@ -131,6 +135,7 @@ TEST_F(OptimizerTest, EachParameterIsInTheFirstGroupThatTakesIt) {
 
 TEST_F(OptimizerTest, GroupMayNotNameABufferOrNothing) {
   OptimizerConfig config;
+  config.algorithm = Algorithm::kSgd;
   config.groups.resize(1);
   config.groups[0].selection.names = {"norm.mean"};
   EXPECT_EQ(GetReason(Error(config)), Reason::kNotAParameter);
@@ -140,6 +145,7 @@ TEST_F(OptimizerTest, GroupMayNotNameABufferOrNothing) {
 
 TEST_F(OptimizerTest, NameThatAnEarlierGroupHasTakenIsRefusedInTorchsWords) {
   OptimizerConfig config;
+  config.algorithm = Algorithm::kSgd;
   config.groups.resize(2);
   config.groups[0].name = "first";
   config.groups[0].selection.globs = {"a.*"};
@@ -162,6 +168,7 @@ TEST_F(OptimizerTest, NameThatAnEarlierGroupHasTakenIsRefusedInTorchsWords) {
 
 TEST_F(OptimizerTest, GroupsAreBoundedAndTheirNamesUnique) {
   OptimizerConfig config;
+  config.algorithm = Algorithm::kSgd;
   config.groups.resize(1000);
   EXPECT_TRUE(Error(config).ok()) << "empty names may repeat";
   config.groups[3].name = "same";
@@ -178,6 +185,7 @@ TEST_F(OptimizerTest, GroupsAreBoundedAndTheirNamesUnique) {
 
 TEST_F(OptimizerTest, OverridesOfOneStep) {
   OptimizerConfig config;
+  config.algorithm = Algorithm::kSgd;
   config.groups.resize(1);
   config.groups[0].selection.names = {"a.w"};
   std::shared_ptr<const Optimizer> optimizer = *Optimizer::Create(config, *schema_);
@@ -199,12 +207,14 @@ TEST_F(OptimizerTest, OverridesOfOneStep) {
   EXPECT_EQ(GetReason(optimizer->Resolve({second}).status()), Reason::kOverrideConflict);
 }
 
-TEST(OptimizerSlots, AreTorchsWithAMasterForNarrowParameters) {
+TEST(KeptSlots, AreTorchsWithAMasterForNarrowParameters) {
   auto names = [](Algorithm algorithm, double momentum, DType dtype) {
-    Hyperparameters h;
+    OptimizerConfig config;
+    config.algorithm = algorithm;
+    Hyperparameters h = GetRule(algorithm).defaults();
     h.momentum = momentum;
     std::string text;
-    for (const SlotInfo& slot : OptimizerSlots(algorithm, h, dtype)) {
+    for (const SlotInfo& slot : KeptSlots(config, h, dtype)) {
       text += std::string(slot.name) + ":" + std::string(DTypeName(slot.dtype)) + " ";
     }
     return text;

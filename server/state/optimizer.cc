@@ -1,4 +1,4 @@
-#include "server/state/optimizer_config.h"
+#include "server/state/optimizer.h"
 
 #include <charconv>
 #include <cmath>
@@ -6,16 +6,18 @@
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/base/status.h"
+#include "server/rules/rule_info.h"
 
 namespace modelstate {
 namespace {
 
 // Each group is held against every tensor.
 constexpr size_t kMaxGroups = 1000;
-constexpr uint32_t kNoGroup = std::numeric_limits<uint32_t>::max();
+constexpr uint32_t kMaxQuorum = 4096;
 
 // As Python prints a float, because the texts are torch's: "-1.0", "1e-05", "0.1".
 std::string PythonFloat(double value) {
@@ -39,60 +41,14 @@ absl::Status Invalid(const std::string& group, absl::string_view field, absl::st
       {{"field", std::string(field)}, {"group", group}});
 }
 
-struct Field {
-  const char* name;
-  std::optional<double> Hyperparameters::*number;
-  std::optional<bool> Hyperparameters::*flag;
-  bool sgd;
-  bool adamw;
-};
-
-constexpr Field kFields[] = {
-    {"lr", &Hyperparameters::lr, nullptr, true, true},
-    {"weight_decay", &Hyperparameters::weight_decay, nullptr, true, true},
-    {"maximize", nullptr, &Hyperparameters::maximize, true, true},
-    {"momentum", &Hyperparameters::momentum, nullptr, true, false},
-    {"dampening", &Hyperparameters::dampening, nullptr, true, false},
-    {"nesterov", nullptr, &Hyperparameters::nesterov, true, false},
-    {"beta1", &Hyperparameters::beta1, nullptr, false, true},
-    {"beta2", &Hyperparameters::beta2, nullptr, false, true},
-    {"eps", &Hyperparameters::eps, nullptr, false, true},
-};
-
-bool Has(const Field& field, Algorithm algorithm) {
-  return algorithm == Algorithm::kSgd ? field.sgd : field.adamw;
-}
-
-bool IsSet(const Field& field, const Hyperparameters& from) {
-  return field.number != nullptr ? (from.*field.number).has_value()
-                                 : (from.*field.flag).has_value();
-}
-
-Hyperparameters Defaults(Algorithm algorithm) {
-  Hyperparameters defaults;
-  defaults.lr = 1e-3;
-  defaults.maximize = false;
-  if (algorithm == Algorithm::kSgd) {
-    defaults.weight_decay = 0;
-    defaults.momentum = 0;
-    defaults.dampening = 0;
-    defaults.nesterov = false;
-  } else {
-    defaults.weight_decay = 1e-2;
-    defaults.beta1 = 0.9;
-    defaults.beta2 = 0.999;
-    defaults.eps = 1e-8;
-  }
-  return defaults;
-}
-
 absl::Status CheckKnown(Algorithm algorithm, const std::string& group,
                         const Hyperparameters& given) {
-  for (const Field& field : kFields) {
-    if (Has(field, algorithm) || !IsSet(field, given)) continue;
+  const RuleInfo& rule = GetRule(algorithm);
+  for (const HyperparameterField& field : HyperparameterFields()) {
+    if (rule.has(field) || !field.is_set(given)) continue;
     std::vector<absl::string_view> known;
-    for (const Field& other : kFields) {
-      if (Has(other, algorithm)) known.push_back(other.name);
+    for (const HyperparameterField& other : HyperparameterFields()) {
+      if (rule.has(other)) known.push_back(other.name);
     }
     return Invalid(group, field.name,
                    absl::StrCat(AlgorithmName(algorithm), " has no ", field.name, "; it has ",
@@ -101,44 +57,85 @@ absl::Status CheckKnown(Algorithm algorithm, const std::string& group,
   return absl::OkStatus();
 }
 
+const char* FieldName(const HyperparameterRule& rule) {
+  for (const HyperparameterField& field : HyperparameterFields()) {
+    if (field.number == rule.number && field.flag == rule.flag) return field.name;
+  }
+  return "";
+}
+
 // torch's checks, in torch's order and words, over complete hyper-parameters. Stricter in that no
 // value may be infinite or NaN.
 absl::Status CheckRanges(Algorithm algorithm, const std::string& group,
                          const Hyperparameters& complete) {
-  auto at_least_zero = [&](const char* field, const char* what, double value) {
-    if (value >= 0 && std::isfinite(value)) return absl::OkStatus();
-    return Invalid(group, field,
-                   absl::StrCat("Invalid ", what, ": ", PythonFloat(value),
-                                "; it must be finite and at least 0"));
-  };
-  MS_RETURN_IF_ERROR(at_least_zero("lr", "learning rate", *complete.lr));
-  if (algorithm == Algorithm::kSgd) {
-    MS_RETURN_IF_ERROR(at_least_zero("momentum", "momentum value", *complete.momentum));
-    MS_RETURN_IF_ERROR(at_least_zero("weight_decay", "weight_decay value", *complete.weight_decay));
-    if (!std::isfinite(*complete.dampening)) {
-      return Invalid(group, "dampening",
-                     absl::StrCat("Invalid dampening value: ", PythonFloat(*complete.dampening),
-                                  "; it must be finite"));
+  const RuleInfo& info = GetRule(algorithm);
+  for (const HyperparameterRule& rule : info.hyperparameters) {
+    if (rule.number == nullptr) continue;
+    const double value = *(complete.*rule.number);
+    bool good = std::isfinite(value);
+    const char* must = "finite";
+    switch (rule.range) {
+      case Range::kAtLeastZero:
+        good = good && value >= 0;
+        must = "finite and at least 0";
+        break;
+      case Range::kZeroToOne:
+        good = good && value >= 0 && value <= 1;
+        must = "at least 0 and at most 1";
+        break;
+      case Range::kZeroToBelowOne:
+        good = good && value >= 0 && value < 1;
+        must = "at least 0 and less than 1";
+        break;
+      case Range::kFinite:
+        break;
     }
-    if (*complete.nesterov && (*complete.momentum <= 0 || *complete.dampening != 0)) {
-      return Invalid(group, "nesterov", "Nesterov momentum requires a momentum and zero dampening");
-    }
-    return absl::OkStatus();
-  }
-  MS_RETURN_IF_ERROR(at_least_zero("eps", "epsilon value", *complete.eps));
-  const std::pair<const char*, double> betas[] = {{"beta1", *complete.beta1},
-                                                  {"beta2", *complete.beta2}};
-  for (int i = 0; i < 2; ++i) {
-    if (betas[i].second >= 0 && betas[i].second < 1) continue;
+    if (good) continue;
     return Invalid(
-        group, betas[i].first,
-        absl::StrCat("Invalid beta parameter at index ", i, ": ", PythonFloat(betas[i].second),
-                     "; it must be at least 0 and less than 1"));
+        group, FieldName(rule),
+        absl::StrCat("Invalid ", rule.what, ": ", PythonFloat(value), "; it must be ", must));
   }
-  return at_least_zero("weight_decay", "weight_decay value", *complete.weight_decay);
+  const char* problem = info.check(complete);
+  return problem == nullptr ? absl::OkStatus() : Invalid(group, "nesterov", problem);
 }
 
-absl::Status CheckGroupNames(absl::Span<const ParameterGroupConfig> groups) {
+absl::Status CheckClipping(const OptimizerConfig& config) {
+  const std::pair<const char*, std::optional<double>> limits[] = {
+      {"max_grad_norm", config.max_grad_norm}, {"max_grad_value", config.max_grad_value}};
+  for (const auto& [name, limit] : limits) {
+    if (!limit || *limit > 0) continue;
+    return Invalid("", name,
+                   absl::StrCat("Invalid ", name, ": ", PythonFloat(*limit),
+                                "; it must be greater than 0, or unset for no clipping"));
+  }
+  if (config.max_grad_norm && config.max_grad_value) {
+    return Invalid("", "max_grad_value",
+                   "max_grad_norm and max_grad_value are both set; clip by one of them");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckRounds(const Rounds& rounds) {
+  if (rounds.quorum > kMaxQuorum) {
+    return Invalid("", "rounds.quorum",
+                   absl::StrCat("rounds.quorum is ", rounds.quorum, "; at most ", kMaxQuorum,
+                                " workers can make a round"));
+  }
+  if ((rounds.min_contributions > 0) != (rounds.round_timeout > absl::ZeroDuration())) {
+    return Invalid("", "rounds.round_timeout",
+                   "rounds.round_timeout and rounds.min_contributions say together when a round "
+                   "closes early: set both above 0, or neither");
+  }
+  if (rounds.min_contributions > rounds.quorum) {
+    return Invalid(
+        "", "rounds.min_contributions",
+        absl::StrCat("rounds.min_contributions is ", rounds.min_contributions,
+                     ", more than the quorum, ", rounds.quorum, ": set it to at most that"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckGroupNames(absl::Span<const ParameterGroup> groups) {
   if (groups.size() > kMaxGroups) {
     return Invalid("", "groups",
                    absl::StrCat("groups: there are ", groups.size(), "; at most ", kMaxGroups,
@@ -146,7 +143,7 @@ absl::Status CheckGroupNames(absl::Span<const ParameterGroupConfig> groups) {
                                 "one group"));
   }
   absl::flat_hash_set<absl::string_view> names;
-  for (const ParameterGroupConfig& group : groups) {
+  for (const ParameterGroup& group : groups) {
     if (group.name.empty() || names.insert(group.name).second) continue;
     return Invalid(group.name, "groups",
                    "two groups have this name; give each another, or leave it empty");
@@ -156,49 +153,35 @@ absl::Status CheckGroupNames(absl::Span<const ParameterGroupConfig> groups) {
 
 }  // namespace
 
-const char* AlgorithmName(Algorithm algorithm) {
-  return algorithm == Algorithm::kSgd ? "sgd" : "adamw";
-}
-
-std::optional<Algorithm> ParseAlgorithm(absl::string_view name) {
-  if (name == "sgd") return Algorithm::kSgd;
-  if (name == "adamw") return Algorithm::kAdamW;
-  return std::nullopt;
-}
-
-Hyperparameters MergeHyperparameters(const Hyperparameters& base,
-                                     const Hyperparameters& overrides) {
-  Hyperparameters merged = base;
-  for (const Field& field : kFields) {
-    if (!IsSet(field, overrides)) continue;
-    if (field.number != nullptr) {
-      merged.*field.number = overrides.*field.number;
-    } else {
-      merged.*field.flag = overrides.*field.flag;
-    }
-  }
-  return merged;
-}
-
 absl::StatusOr<std::shared_ptr<const Optimizer>> Optimizer::Create(const OptimizerConfig& config,
                                                                    const ModuleSchema& schema) {
   std::shared_ptr<Optimizer> optimizer(new Optimizer());
   optimizer->config_ = config;
-  if (config.max_grad_norm && !(*config.max_grad_norm > 0)) {
-    return Invalid("", "max_grad_norm",
-                   absl::StrCat("Invalid max_grad_norm: ", PythonFloat(*config.max_grad_norm),
-                                "; it must be greater than 0, or unset for no clipping"));
+  if (config.algorithm == Algorithm::kUnknown) {
+    std::vector<std::string> known;
+    for (Algorithm algorithm : AllAlgorithms()) {
+      known.push_back(absl::AsciiStrToUpper(AlgorithmName(algorithm)));
+    }
+    return Invalid("", "optimizer.algorithm",
+                   absl::StrCat("optimizer.algorithm is not set, or not known here; use one of ",
+                                absl::StrJoin(known, ", ")));
   }
+  if (config.no_default_group && config.groups.empty()) {
+    return Invalid("", "no_default_group",
+                   "optimizer got an empty parameter list: name groups, or unset no_default_group");
+  }
+  MS_RETURN_IF_ERROR(CheckClipping(config));
+  MS_RETURN_IF_ERROR(CheckRounds(config.rounds));
   MS_RETURN_IF_ERROR(CheckGroupNames(config.groups));
   MS_RETURN_IF_ERROR(CheckKnown(config.algorithm, "", config.hyperparameters));
   const Hyperparameters base =
-      MergeHyperparameters(Defaults(config.algorithm), config.hyperparameters);
+      MergeHyperparameters(GetRule(config.algorithm).defaults(), config.hyperparameters);
   MS_RETURN_IF_ERROR(CheckRanges(config.algorithm, "", base));
 
   std::vector<uint32_t>& group_of = optimizer->group_of_;
   group_of.assign(schema.size(), kNoGroup);
   uint64_t taken = 0;
-  for (const ParameterGroupConfig& given : config.groups) {
+  for (const ParameterGroup& given : config.groups) {
     MS_RETURN_IF_ERROR(CheckKnown(config.algorithm, given.name, given.hyperparameters));
     Group group{given.name, MergeHyperparameters(base, given.hyperparameters), 0};
     MS_RETURN_IF_ERROR(CheckRanges(config.algorithm, given.name, group.hyperparameters));
@@ -242,7 +225,9 @@ absl::StatusOr<std::shared_ptr<const Optimizer>> Optimizer::Create(const Optimiz
     taken += group.parameter_count;
     optimizer->groups_.push_back(std::move(group));
   }
-  if (taken < schema.parameter_count() || config.groups.empty()) {
+  if (config.no_default_group) {
+    optimizer->ungrouped_count_ = schema.parameter_count() - taken;
+  } else if (taken < schema.parameter_count() || config.groups.empty()) {
     const uint32_t last = static_cast<uint32_t>(optimizer->groups_.size());
     optimizer->groups_.push_back({"default", base, schema.parameter_count() - taken});
     for (uint32_t i = 0; i < schema.size(); ++i) {
@@ -269,8 +254,8 @@ absl::StatusOr<std::vector<Hyperparameters>> Optimizer::Resolve(
     const size_t end = override.group ? begin + 1 : groups_.size();
     for (size_t g = begin; g < end; ++g) {
       MS_RETURN_IF_ERROR(CheckKnown(algorithm(), groups_[g].name, override.hyperparameters));
-      for (const Field& field : kFields) {
-        if (!IsSet(field, override.hyperparameters) || !IsSet(field, given[g])) continue;
+      for (const HyperparameterField& field : HyperparameterFields()) {
+        if (!field.is_set(override.hyperparameters) || !field.is_set(given[g])) continue;
         return MakeError(Reason::kOverrideConflict,
                          absl::StrCat("group_overrides set ", field.name, " of group ", g, " (\"",
                                       groups_[g].name, "\") twice; set it once"),

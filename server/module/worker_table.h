@@ -1,0 +1,84 @@
+#ifndef MODELSTATE_SERVER_MODULE_WORKER_TABLE_H_
+#define MODELSTATE_SERVER_MODULE_WORKER_TABLE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <list>
+#include <map>
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "server/optim/gradient_set.h"
+#include "server/state/step_record.h"
+
+namespace modelstate {
+
+struct WorkerLimits {
+  size_t max_workers = 10'000;
+  absl::Duration expiry = absl::Hours(24);
+};
+
+// What a module remembers of each worker: the answer to its last push, so that a repeat is
+// harmless, and the gradients that wait for its next step. Bounded: a worker that was silent for
+// WorkerLimits::expiry is forgotten, unless it waits in a round. Thread-compatible; owned by the
+// module's strand.
+class WorkerTable {
+ public:
+  struct Worker {
+    std::optional<WorkerRecord> last;  // the answer to a repeat
+    // The last one whose step is in the published state, or was skipped: what a checkpoint keeps. A
+    // push that waits in a round or is accumulated is lost with the server, so it must be pushed
+    // again after that, and no record may say that it was seen.
+    std::optional<WorkerRecord> durable;
+    std::optional<GradientSet> accumulated;  // their sum
+    uint32_t accumulated_count = 0;          // pushes
+    bool in_round = false;
+
+   private:
+    friend class WorkerTable;
+    absl::Time last_seen;
+    std::list<std::string>::iterator place;  // in by_age_
+  };
+
+  // `module` is named in errors.
+  WorkerTable(std::string module, WorkerLimits limits)
+      : module_(std::move(module)), limits_(limits) {}
+
+  // The answer to (worker, sequence) when that is the worker's last push; nullopt when it is new.
+  // `payload_digest` null: a header alone. ABORTED SEQUENCE_REUSED: a lower sequence, or the same
+  // with another payload.
+  absl::StatusOr<std::optional<StepAnswer>> FindAnswer(const std::string& worker, uint64_t sequence,
+                                                       const std::string* payload_digest) const;
+
+  Worker* Find(const std::string& worker);  // null: not known
+  // Makes the worker known, and seen at `now`. RESOURCE_EXHAUSTED WORKER_LIMIT, with the time after
+  // which one is forgotten.
+  absl::StatusOr<Worker*> Admit(const std::string& worker, absl::Time now);
+  // A push that failed leaves no trace of a worker that was not known before it.
+  void RemoveIfNew(const std::string& worker);
+
+  void ExpireIdle(absl::Time now);
+  // Forgets what waits: last becomes durable, and nothing is accumulated.
+  void DropPending();
+
+  WorkerRecords Durable() const;
+  void Restore(WorkerRecords records, absl::Time now);
+
+  size_t size() const { return workers_.size(); }
+  const WorkerLimits& limits() const { return limits_; }
+
+ private:
+  using Workers = std::map<std::string, Worker>;
+  void Touch(Worker& worker, absl::Time now);
+
+  const std::string module_;
+  const WorkerLimits limits_;
+  Workers workers_;
+  std::list<std::string> by_age_;  // names; the longest silent first
+};
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_SERVER_MODULE_WORKER_TABLE_H_
