@@ -298,6 +298,7 @@ void ModuleInstance::ApplyStep(StepRequest request, Done<StepAnswer> done) {
 
 void ModuleInstance::Tick() {
   if (!needs_tick_.load(std::memory_order_relaxed)) return;
+  if (tick_posted_.exchange(true, std::memory_order_relaxed)) return;  // the strand is busy
   Post([](ModuleInstance& self) { self.TickOnStrand(); });
 }
 

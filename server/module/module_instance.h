@@ -267,6 +267,7 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   uint64_t optimizer_state_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   TrainingInfo training_ ABSL_GUARDED_BY(mutex_);
   std::atomic<bool> needs_tick_{false};
+  std::atomic<bool> tick_posted_{false};
 
   mutable absl::Mutex watchers_mutex_;
   std::map<uint64_t, std::function<void()>> watchers_ ABSL_GUARDED_BY(watchers_mutex_);

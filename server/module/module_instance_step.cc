@@ -280,11 +280,10 @@ absl::StatusOr<StepAnswer> ModuleInstance::Contribute(StepRequest& request,
   member.ignored = contribution.parts.back().gradients.ignored;
   member.contribution = std::move(contribution);
   round_.Add(request.worker, std::move(member), request.overrides, Now());
-  const VersionRef current = Current();
   StepAnswer pending;
   pending.outcome = StepOutcome::kPending;
-  pending.version = current->version;
-  pending.step = current->step;
+  pending.version = Current()->version;
+  pending.step = Current()->step;
   pending.contributions = round_.size();
   pending.quorum = optimizer()->config().rounds.quorum;
   worker.last = WorkerRecord{request.sequence, std::move(request.payload_digest), pending};
@@ -359,6 +358,7 @@ void ModuleInstance::DropPending(const absl::Status& status) {
 }
 
 void ModuleInstance::TickOnStrand() {
+  tick_posted_.store(false, std::memory_order_relaxed);
   if (deleted()) return;
   workers_.ExpireIdle(Now());
   // Where memory is short it is tried again at the next tick.
