@@ -275,14 +275,8 @@ bool ModuleInstance::DeleteOnStrand() {
 
 void ModuleInstance::FindStep(std::string worker, uint64_t sequence,
                               Done<std::optional<StepAnswer>> done) {
-  Post(
-      [worker = std::move(worker), sequence, done = std::move(done)](ModuleInstance& self) mutable {
-        if (absl::Status status = self.CheckNotDeleted(); !status.ok()) {
-          done(std::move(status));
-        } else {
-          done(self.workers_.FindAnswer(worker, sequence, nullptr));
-        }
-      });
+  Post([worker = std::move(worker), sequence, done = std::move(done)](
+           ModuleInstance& self) mutable { done(self.FindStepOnStrand(worker, sequence)); });
 }
 
 void ModuleInstance::ApplyStep(StepRequest request, Done<StepAnswer> done) {

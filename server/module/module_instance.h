@@ -136,8 +136,9 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   // A base older than the last 4096 runs of consecutive parameter changes is stale whatever
   // max_staleness is, unless that is unset.
   void ApplyStep(StepRequest request, Done<StepAnswer> done);
-  // The answer to (worker, sequence) when that is the worker's last step; nullopt when it is new;
-  // SEQUENCE_REUSED when a higher one was seen.
+  // The answer to (worker, sequence) when that is the worker's last push; nullopt when it is new
+  // and may be pushed: else SEQUENCE_REUSED (a higher one was seen), ALREADY_CONTRIBUTED,
+  // WORKER_LIMIT.
   void FindStep(std::string worker, uint64_t sequence, Done<std::optional<StepAnswer>> done);
 
   // Closes a round whose timeout is over, and forgets workers that are idle. To be called now and
@@ -204,6 +205,9 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   absl::Status CheckBase(const Version& base, const ModuleVersion& current,
                          std::optional<uint64_t> max_staleness) const;
   absl::Status CheckNames(const StepRequest& request, const Optimizer& optimizer) const;
+  absl::Status CheckMayPush(const std::string& worker);
+  absl::StatusOr<std::optional<StepAnswer>> FindStepOnStrand(const std::string& worker,
+                                                             uint64_t sequence);
   absl::StatusOr<StepAnswer> PushOnStrand(StepRequest& request);
   absl::StatusOr<StepAnswer> TakePush(StepRequest& request, WorkerTable::Worker* worker,
                                       const std::shared_ptr<const Optimizer>& optimizer);

@@ -69,6 +69,30 @@ absl::Status ModuleInstance::CheckNames(const StepRequest& request,
                    {{"module", name_}, {"field", "worker"}});
 }
 
+absl::Status ModuleInstance::CheckMayPush(const std::string& worker) {
+  const WorkerTable::Worker* known = workers_.Find(worker);
+  if (known == nullptr) return workers_.CheckRoom(worker, Now());
+  if (!known->in_round) return absl::OkStatus();
+  return WithRetryAfter(
+      MakeError(Reason::kAlreadyContributed,
+                absl::StrCat("worker \"", worker, "\" has contributed sequence ",
+                             known->last->sequence, " to the round that is open, with ",
+                             round_.size(), " of ", optimizer()->config().rounds.quorum,
+                             " contributions: push again when it has closed (`wait` holds the "
+                             "answer until then)"),
+                {{"module", name_}, {"worker", worker}}),
+      kRoundRetry);
+}
+
+absl::StatusOr<std::optional<StepAnswer>> ModuleInstance::FindStepOnStrand(
+    const std::string& worker, uint64_t sequence) {
+  MS_RETURN_IF_ERROR(CheckNotDeleted());
+  MS_ASSIGN_OR_RETURN(std::optional<StepAnswer> answer,
+                      workers_.FindAnswer(worker, sequence, nullptr));
+  if (!answer) MS_RETURN_IF_ERROR(CheckMayPush(worker));
+  return answer;
+}
+
 absl::Status ModuleInstance::BringUpToDate(const ModuleVersion& current,
                                            GradientSet& gradients) const {
   if (gradients.schema != current.schema) {
@@ -171,6 +195,7 @@ absl::StatusOr<StepAnswer> ModuleInstance::PushOnStrand(StepRequest& request) {
   }
   MS_RETURN_IF_ERROR(CheckNames(request, *optimizer));
   if (!named) return TakePush(request, nullptr, optimizer);
+  MS_RETURN_IF_ERROR(CheckMayPush(request.worker));
   MS_ASSIGN_OR_RETURN(WorkerTable::Worker * worker, workers_.Admit(request.worker, Now()));
   absl::StatusOr<StepAnswer> answer = TakePush(request, worker, optimizer);
   if (!answer.ok()) workers_.RemoveIfNew(request.worker);
@@ -181,17 +206,6 @@ absl::StatusOr<StepAnswer> ModuleInstance::PushOnStrand(StepRequest& request) {
 absl::StatusOr<StepAnswer> ModuleInstance::TakePush(
     StepRequest& request, WorkerTable::Worker* worker,
     const std::shared_ptr<const Optimizer>& optimizer) {
-  if (worker != nullptr && worker->in_round) {
-    return WithRetryAfter(
-        MakeError(Reason::kAlreadyContributed,
-                  absl::StrCat("worker \"", request.worker, "\" has contributed sequence ",
-                               worker->last->sequence, " to the round that is open, with ",
-                               round_.size(), " of ", optimizer->config().rounds.quorum,
-                               " contributions: push again when it has closed (`wait` holds the "
-                               "answer until then)"),
-                  {{"module", name_}, {"worker", request.worker}}),
-        kRoundRetry);
-  }
   const uint32_t accumulated = worker != nullptr ? worker->accumulated_count : 0;
   if (request.accumulated && *request.accumulated != accumulated) {
     return MakeError(Reason::kAccumulationLost,

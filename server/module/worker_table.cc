@@ -52,25 +52,28 @@ void WorkerTable::Touch(Worker& worker, absl::Time now) {
   by_age_.splice(by_age_.end(), by_age_, worker.place);
 }
 
+absl::Status WorkerTable::CheckRoom(const std::string& worker, absl::Time now) {
+  ExpireIdle(now);
+  if (workers_.size() < limits_.max_workers) return absl::OkStatus();
+  const absl::Duration wait =
+      workers_.at(by_age_.front()).last_seen + limits_.expiry - now + absl::Seconds(1);
+  return WithRetryAfter(
+      MakeError(Reason::kWorkerLimit,
+                absl::StrCat("module \"", module_, "\" remembers ", workers_.size(),
+                             " workers, as many as it may; worker \"", worker,
+                             "\" can join when one has been silent for ",
+                             absl::FormatDuration(limits_.expiry),
+                             "; use names again, or raise the server's --max_workers"),
+                {{"module", module_}, {"worker", worker}}),
+      wait);
+}
+
 absl::StatusOr<WorkerTable::Worker*> WorkerTable::Admit(const std::string& worker, absl::Time now) {
   if (Worker* known = Find(worker)) {
     Touch(*known, now);
     return known;
   }
-  ExpireIdle(now);
-  if (workers_.size() >= limits_.max_workers) {
-    const absl::Duration wait =
-        workers_.at(by_age_.front()).last_seen + limits_.expiry - now + absl::Seconds(1);
-    return WithRetryAfter(
-        MakeError(Reason::kWorkerLimit,
-                  absl::StrCat("module \"", module_, "\" remembers ", workers_.size(),
-                               " workers, as many as it may; worker \"", worker,
-                               "\" can join when one has been silent for ",
-                               absl::FormatDuration(limits_.expiry),
-                               "; use names again, or raise the server's --max_workers"),
-                  {{"module", module_}, {"worker", worker}}),
-        wait);
-  }
+  MS_RETURN_IF_ERROR(CheckRoom(worker, now));
   Worker& fresh = workers_[worker];
   fresh.place = by_age_.insert(by_age_.end(), worker);
   fresh.last_seen = now;

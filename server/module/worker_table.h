@@ -53,8 +53,10 @@ class WorkerTable {
                                                        const std::string* payload_digest) const;
 
   Worker* Find(const std::string& worker);  // null: not known
-  // Makes the worker known, and seen at `now`. RESOURCE_EXHAUSTED WORKER_LIMIT, with the time after
-  // which one is forgotten.
+  // Whether a worker that is not known can be: RESOURCE_EXHAUSTED WORKER_LIMIT, with the time after
+  // which another is forgotten.
+  absl::Status CheckRoom(const std::string& worker, absl::Time now);
+  // Makes the worker known, and seen at `now`. As CheckRoom.
   absl::StatusOr<Worker*> Admit(const std::string& worker, absl::Time now);
   // A push that failed leaves no trace of a worker that was not known before it.
   void RemoveIfNew(const std::string& worker);
