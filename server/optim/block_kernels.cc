@@ -7,11 +7,8 @@
 #include <type_traits>
 #include <utility>
 
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#endif
-
 #include "common/base/float_cast.h"
+#include "server/optim/default_arithmetic.h"
 #include "server/rules/rules.h"
 
 namespace modelstate::MODELSTATE_KERNELS {
@@ -20,18 +17,6 @@ namespace {
 // Elements that are brought through the nearest cache together.
 constexpr uint64_t kChunk = 2048;
 static_assert(kBlockElements % kChunk == 0);
-
-// The rounding and the treatment of subnormals that the result is defined with.
-class DefaultArithmetic {
- public:
-#if defined(__x86_64__)
-  DefaultArithmetic() : before_(_mm_getcsr()) { _mm_setcsr(0x1F80); }
-  ~DefaultArithmetic() { _mm_setcsr(before_); }
-
- private:
-  const unsigned before_;
-#endif
-};
 
 // How the elements of a dtype are stored and in what type they are computed.
 template <typename T>

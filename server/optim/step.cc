@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "server/optim/block_kernels.h"
+#include "server/optim/default_arithmetic.h"
 #include "server/optim/step_plan.h"
 
 namespace modelstate {
@@ -108,6 +109,7 @@ absl::StatusOr<StepResult> ApplyOptimizerStep(const ModuleVersion& current,
                                               const StepOptions& options,
                                               std::vector<Contribution>& contributions,
                                               OptimizerState& state, ComputePool& compute) {
+  const DefaultArithmetic arithmetic;  // of the scalars; the kernels have their own
   const ModuleSchema& schema = *current.schema;
   double total_weight = 0;
   for (const Contribution& contribution : contributions) {

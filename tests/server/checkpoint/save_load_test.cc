@@ -2,6 +2,7 @@
 #include <random>
 
 #include "absl/strings/str_cat.h"
+#include "server/rules/rule_info.h"
 #include "tests/server/checkpoint/checkpoint_fixture.h"
 
 namespace modelstate {
@@ -73,6 +74,7 @@ class SaveLoadTest : public CheckpointFixture {
       const ParameterState& x = a.optimizer_state.parameters[of_a];
       const ParameterState& y = b.optimizer_state.parameters[i];
       EXPECT_EQ(x.step, y.step);
+      EXPECT_EQ(x.product, y.product);
       for (size_t slot = 0; slot < kMaxSlots; ++slot) {
         ASSERT_EQ(static_cast<bool>(x.slots[slot]), static_cast<bool>(y.slots[slot]));
         if (x.slots[slot]) {
@@ -95,6 +97,50 @@ TEST_F(SaveLoadTest, TrainingGoesOnBitEqualAfterSaveAndLoad) {
   ExpectSameTraining(DType::kF32, groups);
   ExpectSameTraining(DType::kF32, Sgd(0.1, 0.9));
   ExpectSameTraining(DType::kF32, Sgd(0.1));
+}
+
+TEST_F(SaveLoadTest, EveryAlgorithmGoesOnBitEqualAfterSaveAndLoad) {
+  for (Algorithm algorithm : AllAlgorithms()) {
+    SCOPED_TRACE(AlgorithmName(algorithm));
+    OptimizerConfig config;
+    config.algorithm = algorithm;
+    ExpectSameTraining(DType::kF32, config);
+    ExpectSameTraining(DType::kBF16, config);
+    config.master_weights = false;
+    config.no_default_group = true;
+    config.groups.push_back({"all", {}, {}});
+    config.groups[0].selection.globs = {"*"};
+    const RuleInfo& rule = GetRule(algorithm);
+    Hyperparameters& h = config.groups[0].hyperparameters;
+    // Every slot that the rule may keep.
+    if (rule.has(*FindHyperparameter("momentum"))) h.momentum = 0.8;
+    if (rule.has(*FindHyperparameter("amsgrad"))) h.amsgrad = true;
+    if (rule.has(*FindHyperparameter("centered"))) h.centered = true;
+    if (rule.has(*FindHyperparameter("initial_accumulator_value"))) {
+      h.initial_accumulator_value = 0.3;
+    }
+    if (rule.has(*FindHyperparameter("weight_decay"))) h.weight_decay = 0.1;
+    config.max_grad_value = 0.7;
+    ExpectSameTraining(DType::kBF16, config);
+    ExpectSameTraining(DType::kF32, config);
+  }
+}
+
+TEST_F(SaveLoadTest, RoundsComeBackAsTheyWereConfigured) {
+  OptimizerConfig config = Sgd();
+  config.rounds = {3, 2, absl::Milliseconds(1500)};
+  auto module = MakeModule(Specs());
+  ASSERT_TRUE(Configure(*module, config).ok());
+  ASSERT_TRUE(Save(*module, "rounds").ok());
+  auto loaded = MakeModule({});
+  ASSERT_TRUE(Load(*loaded, "rounds").ok());
+  const Rounds rounds = loaded->optimizer()->config().rounds;
+  EXPECT_EQ(rounds.quorum, 3u);
+  EXPECT_EQ(rounds.min_contributions, 2u);
+  EXPECT_EQ(rounds.round_timeout, absl::Milliseconds(1500));
+  EXPECT_GT(loaded->training_info().round_memory_bytes, 0u);
+  EXPECT_EQ(push_budget_->used(), loaded->training_info().round_memory_bytes +
+                                      module->training_info().round_memory_bytes);
 }
 
 TEST_F(SaveLoadTest, MasterCopiesOfNarrowParametersAreKept) {

@@ -84,23 +84,29 @@ class SteppedModule {
     return As<T>(state.parameters[*version.schema->Find(name)].slots[slot]->HostBytes());
   }
 
-  // Gradients (or, for buffers, values) by name, as bytes.
-  using Push = std::vector<std::pair<std::string, std::vector<uint8_t>>>;
+  // Gradients (or, for buffers, values) by name, as bytes, in the tensor's own dtype or another.
+  struct Pushed {
+    std::string name;
+    std::vector<uint8_t> bytes;
+    std::optional<DType> dtype = std::nullopt;
+  };
+  using Push = std::vector<Pushed>;
 
   absl::StatusOr<GradientSet> Stage(const Push& push) {
     std::vector<PushedTensor> table;
-    for (const auto& [name, bytes] : push) {
-      const TensorSpec& spec = version.schema->spec(*version.schema->Find(name));
+    for (const Pushed& pushed : push) {
+      const TensorSpec& spec = version.schema->spec(*version.schema->Find(pushed.name));
       table.push_back(
-          {name, spec.kind == TensorKind::kBuffer ? TensorKind::kBuffer : TensorKind::kGradient,
-           spec.dtype, spec.shape});
+          {pushed.name,
+           spec.kind == TensorKind::kBuffer ? TensorKind::kBuffer : TensorKind::kGradient,
+           pushed.dtype.value_or(spec.dtype), spec.shape});
     }
     MS_ASSIGN_OR_RETURN(GradientSet gradients,
                         StageGradients(version.schema, std::move(table), device_, *budget));
     for (size_t i = 0; i < push.size(); ++i) {
       const absl::Span<uint8_t> out = gradients.entries[i].storage->MutableHostBytes();
-      EXPECT_EQ(out.size(), push[i].second.size());
-      if (!out.empty()) std::memcpy(out.data(), push[i].second.data(), out.size());
+      EXPECT_EQ(out.size(), push[i].bytes.size());
+      if (!out.empty()) std::memcpy(out.data(), push[i].bytes.data(), out.size());
     }
     return gradients;
   }

@@ -1,0 +1,190 @@
+// The same bits for any number of threads, any instruction set, and whatever arithmetic a thread
+// was left in.
+#include <algorithm>
+#include <cfenv>
+#include <cmath>
+#include <random>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+#include "absl/strings/str_cat.h"
+#include "common/base/tensor_cast.h"
+#include "server/rules/rule_info.h"
+#include "tests/server/optim/step_fixture.h"
+
+namespace modelstate {
+namespace {
+
+using testing::Draw;
+using testing::DrawMany;
+using testing::SteppedModule;
+
+using AllBytes = std::vector<std::vector<uint8_t>>;
+
+AllBytes BytesOf(const SteppedModule& module) {
+  AllBytes all;
+  for (const StorageRef& storage : module.version.storages) {
+    all.emplace_back(storage->HostBytes().begin(), storage->HostBytes().end());
+  }
+  for (const ParameterState& parameter : module.state.parameters) {
+    for (const auto& slot : parameter.slots) {
+      if (slot) all.emplace_back(slot->HostBytes().begin(), slot->HostBytes().end());
+    }
+  }
+  return all;
+}
+
+std::vector<uint8_t> DrawAs(DType dtype, uint64_t stream, size_t count, double factor) {
+  std::vector<double> values(count);
+  for (size_t i = 0; i < count; ++i) values[i] = Draw(stream, i) * factor;
+  std::vector<uint8_t> bytes(count * DTypeSize(dtype));
+  CastElements(DType::kF64, reinterpret_cast<const uint8_t*>(values.data()), dtype, bytes.data(),
+               static_cast<int64_t>(count));
+  return bytes;
+}
+
+// Everything that can switch a variant of the rule on.
+Hyperparameters Everything(Algorithm algorithm) {
+  Hyperparameters h;
+  const RuleInfo& rule = GetRule(algorithm);
+  for (const HyperparameterField& field : HyperparameterFields()) {
+    if (!rule.has(field)) continue;
+    const std::string name = field.name;
+    if (field.flag != nullptr) h.*field.flag = name != "decoupled_weight_decay";
+    if (name == "weight_decay" || name == "lr_decay" || name == "initial_accumulator_value") {
+      h.*field.number = 0.1;
+    }
+    if (name == "momentum") h.momentum = 0.8;
+  }
+  return h;
+}
+
+struct Conditions {
+  size_t threads = 1;
+  InstructionSet instruction_set = InstructionSet::kBaseline;
+  bool backwards = false;  // the order of the push
+};
+
+// Three steps over tensors of many sizes.
+AllBytes StepThrice(const OptimizerConfig& config, const Conditions& given, double* norm) {
+  const std::vector<int64_t> sizes = {1, 15, 2047, 4095, 4096, 4097, 65536, 70001, 0, 3};
+  const DType dtypes[] = {DType::kF32, DType::kBF16, DType::kF64, DType::kF16};
+  CpuDevice device(uint64_t{1} << 30);
+  SteppedModule module(device);
+  module.compute = std::make_shared<ComputePool>(given.threads);
+  module.instruction_set = given.instruction_set;
+  std::vector<TensorSpec> specs;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    specs.push_back(SteppedModule::Parameter(absl::StrCat("p", i), {sizes[i]}, dtypes[i % 4]));
+  }
+  module.Create(specs, config);
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    module.Set(absl::StrCat("p", i), DrawAs(dtypes[i % 4], i, static_cast<size_t>(sizes[i]), 1));
+  }
+  for (uint64_t step = 1; step <= 3; ++step) {
+    SteppedModule::Push push;
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      // In the second step in another dtype than the parameter's.
+      const DType dtype = step == 2 ? DType::kBF16 : dtypes[i % 4];
+      push.push_back({absl::StrCat("p", i),
+                      DrawAs(dtype, step * 100 + i, static_cast<size_t>(sizes[i]), 3), dtype});
+    }
+    if (given.backwards) std::reverse(push.begin(), push.end());
+    absl::StatusOr<StepResult> result = module.Step(push, 3);
+    EXPECT_TRUE(result.ok()) << result.status();
+    *norm = result->grad_norm;
+  }
+  return BytesOf(module);
+}
+
+class StepDeterminism : public ::testing::TestWithParam<Algorithm> {};
+
+TEST_P(StepDeterminism, SameBitsForAnyThreadsAndInstructionSet) {
+  for (bool everything : {false, true}) {
+    OptimizerConfig config;
+    config.algorithm = GetParam();
+    config.max_grad_norm = 2;
+    config.master_weights = everything;
+    if (everything) config.hyperparameters = Everything(GetParam());
+    double norm = 0;
+    const AllBytes reference = StepThrice(config, Conditions(), &norm);
+    for (InstructionSet set : SupportedInstructionSets()) {
+      for (size_t threads : {1, 2, 5}) {
+        double other_norm = 0;
+        EXPECT_TRUE(StepThrice(config, {threads, set, threads == 2}, &other_norm) == reference)
+            << InstructionSetName(set) << ", " << threads << " threads";
+        EXPECT_EQ(other_norm, norm);
+      }
+    }
+  }
+}
+
+#if defined(__x86_64__)
+TEST_P(StepDeterminism, AThreadsOwnRoundingDoesNotShow) {
+  OptimizerConfig config;
+  config.algorithm = GetParam();
+  double norm = 0;
+  const AllBytes reference = StepThrice(config, Conditions(), &norm);
+  const unsigned before = _mm_getcsr();
+  // Flush to zero, subnormals are zero; then toward zero.
+  for (unsigned mode : {0x9FC0u, 0x7F80u}) {
+    _mm_setcsr(mode);
+    double other_norm = 0;
+    const AllBytes bytes = StepThrice(config, Conditions(), &other_norm);
+    EXPECT_EQ(_mm_getcsr() & ~0x3Fu, mode & ~0x3Fu) << "and is as it was, but for sticky flags";
+    _mm_setcsr(before);
+    EXPECT_TRUE(bytes == reference) << mode;
+  }
+}
+#endif
+
+INSTANTIATE_TEST_SUITE_P(Rules, StepDeterminism,
+                         ::testing::ValuesIn(AllAlgorithms().begin(), AllAlgorithms().end()),
+                         [](const auto& info) { return AlgorithmName(info.param); });
+
+// Subnormal gradients count: nothing flushes them on the way.
+TEST(StepArithmetic, SubnormalsAreKept) {
+  CpuDevice device(uint64_t{1} << 30);
+  SteppedModule module(device);
+  OptimizerConfig config;
+  config.algorithm = Algorithm::kSgd;
+  config.hyperparameters.lr = 1;
+  module.Create({SteppedModule::Parameter("w", {3})}, config);
+  const float tiny = std::ldexp(1.0F, -149);
+  for (InstructionSet set : SupportedInstructionSets()) {
+    module.instruction_set = set;
+    module.Set<float>("w", {0, 0, 0});
+    ASSERT_TRUE(module.Step({{"w", SteppedModule::Bytes<float>({tiny, -tiny, 0})}}).ok());
+    EXPECT_EQ(module.Get<float>("w"), (std::vector<float>{-tiny, tiny, 0}));
+  }
+}
+
+TEST(StepDeterminism, NormDoesNotDependOnTheOrderOfThePush) {
+  constexpr size_t kTensors = 50;
+  constexpr uint64_t kSeed = 7;
+  CpuDevice device(uint64_t{1} << 30);
+  SteppedModule module(device);
+  std::vector<TensorSpec> specs;
+  SteppedModule::Push push;
+  for (size_t i = 0; i < kTensors; ++i) {
+    specs.push_back(SteppedModule::Parameter(absl::StrCat("p", i), {3}));
+    // Of many magnitudes, so that every other order of addition rounds differently.
+    std::vector<float> values = DrawMany<float>(i, 3);
+    for (float& value : values) value = std::ldexp(value * 1.2345678f, static_cast<int>(i % 9));
+    push.push_back({absl::StrCat("p", i), SteppedModule::Bytes(values)});
+  }
+  OptimizerConfig config;
+  config.algorithm = Algorithm::kSgd;
+  module.Create(std::move(specs), config);
+  const double norm = module.Step(push)->grad_norm;
+  std::mt19937_64 random(kSeed);
+  for (int round = 0; round < 20; ++round) {
+    std::shuffle(push.begin(), push.end(), random);
+    EXPECT_EQ(module.Step(push)->grad_norm, norm) << "seed " << kSeed << " round " << round;
+  }
+}
+
+}  // namespace
+}  // namespace modelstate
