@@ -1,7 +1,10 @@
 #ifndef MODELSTATE_CLIENT_BACKOFF_H_
 #define MODELSTATE_CLIENT_BACKOFF_H_
 
+#include <limits>
+
 #include "absl/status/status.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "client/client.h"
 
@@ -11,19 +14,30 @@ namespace modelstate::client {
 class Backoff {
  public:
   explicit Backoff(const ClientOptions& options)
-      : options_(options), delay_(options.initial_backoff) {}
+      : initial_(options.initial_backoff),
+        max_(options.max_backoff),
+        max_attempts_(options.max_attempts),
+        delay_(initial_) {}
+  // As often as it takes, for so long.
+  Backoff(absl::Duration initial, absl::Duration max, absl::Duration patience)
+      : initial_(initial), max_(max), deadline_(absl::Now() + patience), delay_(initial) {}
 
   // After a failure: whether to try again, and if so waits first (returns early when cancelled).
   bool WaitBeforeRetry(const absl::Status& status, Cancellation* cancellation = nullptr);
+  // The same for a failure that the caller takes for transient.
+  bool Wait(const absl::Status& status, Cancellation* cancellation);
 
   // Progress was made: the count of attempts begins again.
   void Reset() {
     attempts_ = 1;
-    delay_ = options_.initial_backoff;
+    delay_ = initial_;
   }
 
  private:
-  const ClientOptions options_;
+  const absl::Duration initial_;
+  const absl::Duration max_;
+  const int max_attempts_ = std::numeric_limits<int>::max();
+  const absl::Time deadline_ = absl::InfiniteFuture();
   int attempts_ = 1;
   absl::Duration delay_;
 };

@@ -118,15 +118,17 @@ class Client {
                                   Cancellation* cancellation = nullptr) const;
 
   // One step. `tensors` are gradients (spec.kind kGradient) and buffer values to assign (kBuffer).
-  // With a worker and sequence it is retried and still applied once. Returns when gRPC has let go
-  // of every borrowed byte.
+  // With a worker and sequence it is retried and still applied once; a retry asks by the header
+  // alone before it sends the bytes again. Returns when gRPC has let go of every borrowed byte.
   absl::StatusOr<StepResult> ApplyStep(const std::string& module,
                                        absl::Span<const TensorRef> tensors,
                                        const StepOptions& options,
                                        Cancellation* cancellation = nullptr) const;
-  // The answer to a step that was sent before, by its name alone.
+  // The answer to a step that was sent before, by its name alone. `wait`: until the round that it
+  // is in closes. INVALID_FIELD when the server has not seen it.
   absl::StatusOr<StepResult> ReplayStep(const std::string& module, const std::string& worker,
-                                        uint64_t sequence) const;
+                                        uint64_t sequence, bool wait = false,
+                                        Cancellation* cancellation = nullptr) const;
 
   // load_state_dict from memory: all tensors, or with strict=false some. Not retried. For dry_run
   // the bytes of `tensors` are not needed.

@@ -42,13 +42,17 @@ bool IsTransient(const absl::Status& status) {
 }
 
 bool Backoff::WaitBeforeRetry(const absl::Status& status, Cancellation* cancellation) {
-  if (!IsTransient(status) || attempts_ >= options_.max_attempts) return false;
+  return IsTransient(status) && Wait(status, cancellation);
+}
+
+bool Backoff::Wait(const absl::Status& status, Cancellation* cancellation) {
+  if (attempts_ >= max_attempts_ || absl::Now() >= deadline_) return false;
   ++attempts_;
   absl::BitGen random;
   absl::Duration wait = delay_ * absl::Uniform(random, 0.5, 1.0);
   if (std::optional<absl::Duration> hint = GetRetryAfter(status)) wait = std::max(wait, *hint);
-  wait = std::min(wait, options_.max_backoff);
-  delay_ = std::min(delay_ * 2, options_.max_backoff);
+  wait = std::min(wait, max_);
+  delay_ = std::min(delay_ * 2, max_);
   const absl::Time end = absl::Now() + wait;
   while (absl::Now() < end) {
     if (cancellation != nullptr && cancellation->cancelled()) return false;

@@ -78,6 +78,8 @@ struct StepOptions {
   // How many pushes of this worker were accumulated before this one, for the server to check.
   std::optional<uint32_t> accumulated;
   bool digests = true;  // send XXH3 of each tensor, for the server to check
+  // It may have been sent before: ask by the header alone first.
+  bool resend = false;
 };
 
 enum class StepOutcome {

@@ -218,10 +218,21 @@ absl::StatusOr<StepResult> Client::ApplyStep(const std::string& module,
   header.set_tensor_count(upload->tensor_count());
   header.set_total_bytes(upload->total_bytes());
   const bool named = !options.worker.empty();
+  bool maybe_arrived = named && options.resend;
   Backoff backoff(connection_->options());
   while (true) {
     v1::ApplyStepResponse response;
-    absl::Status status = upload->Send(*connection_, "ApplyStep", part, &response, cancellation);
+    absl::Status status;
+    if (maybe_arrived) {
+      status = SendHeaderOnly(*connection_, "ApplyStep", part, &response, cancellation);
+      // The server has not seen it: then it needs all of it.
+      if (GetReason(status) == Reason::kInvalidField) maybe_arrived = false;
+    }
+    if (!maybe_arrived) {
+      response.Clear();
+      status = upload->Send(*connection_, "ApplyStep", part, &response, cancellation);
+      maybe_arrived = named;
+    }
     if (status.ok()) return FromProto(response);
     // A refusal with a hint came before anything was applied; other failures may hide a success.
     const bool safe = named || GetRetryAfter(status).has_value();
@@ -230,17 +241,19 @@ absl::StatusOr<StepResult> Client::ApplyStep(const std::string& module,
 }
 
 absl::StatusOr<StepResult> Client::ReplayStep(const std::string& module, const std::string& worker,
-                                              uint64_t sequence) const {
+                                              uint64_t sequence, bool wait,
+                                              Cancellation* cancellation) const {
   v1::StepPart part;
   part.mutable_header()->set_module(module);
   part.mutable_header()->set_worker(worker);
   part.mutable_header()->set_sequence(sequence);
+  part.mutable_header()->set_wait(wait);
   Backoff backoff(connection_->options());
   while (true) {
     v1::ApplyStepResponse response;
-    absl::Status status = SendHeaderOnly(*connection_, "ApplyStep", part, &response, nullptr);
+    absl::Status status = SendHeaderOnly(*connection_, "ApplyStep", part, &response, cancellation);
     if (status.ok()) return FromProto(response);
-    if (!backoff.WaitBeforeRetry(status)) return status;
+    if (!backoff.WaitBeforeRetry(status, cancellation)) return status;
   }
 }
 

@@ -206,6 +206,9 @@ absl::StatusOr<StepAnswer> ModuleInstance::PushOnStrand(StepRequest& request) {
 absl::StatusOr<StepAnswer> ModuleInstance::TakePush(
     StepRequest& request, WorkerTable::Worker* worker,
     const std::shared_ptr<const Optimizer>& optimizer) {
+  if (request.base) {
+    MS_RETURN_IF_ERROR(CheckBase(*request.base, *Current(), optimizer->config().max_staleness));
+  }
   const uint32_t accumulated = worker != nullptr ? worker->accumulated_count : 0;
   if (request.accumulated && *request.accumulated != accumulated) {
     return MakeError(Reason::kAccumulationLost,
@@ -220,9 +223,6 @@ absl::StatusOr<StepAnswer> ModuleInstance::TakePush(
   }
   {
     const VersionRef current = Current();
-    if (request.base) {
-      MS_RETURN_IF_ERROR(CheckBase(*request.base, *current, optimizer->config().max_staleness));
-    }
     MS_RETURN_IF_ERROR(CheckWeightAndScale(request.weight, request.grad_scale.value_or(1)));
     MS_RETURN_IF_ERROR(optimizer->Resolve(request.overrides).status());
     MS_RETURN_IF_ERROR(BringUpToDate(*current, *request.gradients));

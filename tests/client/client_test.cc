@@ -99,9 +99,16 @@ TEST_F(StepTest, NamedStepsAreSentAgain) {
   StepOptions options;
   options.worker = "w";
   options.sequence = 3;
-  ASSERT_TRUE(client_.ApplyStep("m", refs_, options).ok());
+  const absl::StatusOr<StepResult> result = client_.ApplyStep("m", refs_, options);
+  ASSERT_TRUE(result.ok()) << result.status();
   ASSERT_EQ(server_.step_headers.size(), 3u);
   EXPECT_EQ(server_.step_headers[2].sequence(), 3u);
+  EXPECT_TRUE(result->replayed) << "by the header alone";
+  EXPECT_EQ(server_.step_bytes, "");
+  // Where the server says that it has not seen the step, all of it goes out again.
+  server_.fail_steps = 1;
+  server_.forgets_steps = true;
+  ASSERT_TRUE(client_.ApplyStep("m", refs_, options).ok());
   EXPECT_EQ(server_.step_bytes, bytes_);
 }
 

@@ -86,6 +86,7 @@ class FakeServer final : public FakeModuleCalls {
 
   uint64_t max_chunk_bytes = uint64_t{2} << 20;
   int fail_steps = 0;  // the next so many ApplyStep calls end with UNAVAILABLE after the trailer
+  bool forgets_steps = false;  // a header alone is of a step that was never seen
   std::vector<v1::StepHeader> step_headers;
   std::string step_bytes;
   std::vector<std::string> step_names;
@@ -226,6 +227,9 @@ class FakeServer final : public FakeModuleCalls {
     if (fail_steps > 0) {
       --fail_steps;
       return grpc::Status(grpc::StatusCode::UNAVAILABLE, "the answer is lost");
+    }
+    if (forgets_steps && !trailer) {
+      return ToGrpcStatus(MakeError(Reason::kInvalidField, "the step was not seen"));
     }
     response->set_outcome(v1::APPLIED);
     response->set_replayed(!trailer);
