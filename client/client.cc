@@ -65,10 +65,11 @@ absl::StatusOr<TensorList> ListTensors(
 
 absl::StatusOr<SnapshotInfo> Pin(const Connection& connection, const std::string& module,
                                  const std::string& snapshot_id, absl::Duration lease,
-                                 Cancellation* cancellation) {
+                                 bool optimizer_state, Cancellation* cancellation) {
   v1::PinSnapshotRequest request;
   request.set_module(module);
   request.set_snapshot_id(snapshot_id);
+  request.set_optimizer_state(optimizer_state);
   if (lease > absl::ZeroDuration()) DurationToProto(lease, request.mutable_lease());
   // A new pin whose answer is lost ends with its lease, so it may be asked for again.
   MS_ASSIGN_OR_RETURN(const v1::Snapshot snapshot,
@@ -261,16 +262,16 @@ absl::Status Client::DeleteCheckpoint(const std::string& path) const {
       .status();
 }
 
-absl::StatusOr<SnapshotInfo> Client::PinSnapshot(const std::string& module,
-                                                 absl::Duration lease) const {
-  return Pin(*connection_, module, "", lease, nullptr);
+absl::StatusOr<SnapshotInfo> Client::PinSnapshot(const std::string& module, absl::Duration lease,
+                                                 bool optimizer_state) const {
+  return Pin(*connection_, module, "", lease, optimizer_state, nullptr);
 }
 
 absl::StatusOr<SnapshotInfo> Client::RenewSnapshot(const std::string& module,
                                                    const std::string& snapshot_id,
                                                    absl::Duration lease,
                                                    Cancellation* cancellation) const {
-  return Pin(*connection_, module, snapshot_id, lease, cancellation);
+  return Pin(*connection_, module, snapshot_id, lease, /*optimizer_state=*/false, cancellation);
 }
 
 absl::Status Client::ReleaseSnapshot(const std::string& snapshot_id) const {

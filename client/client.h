@@ -112,6 +112,16 @@ class Client {
                                                    bool reset_state = false) const;
   absl::StatusOr<OptimizerInfo> GetOptimizer(const std::string& module) const;
 
+  // torch's Optimizer.load_state_dict: replaces all optimizer state, and the configuration where
+  // options.optimizer has one; whole or not at all. `tensors` have spec.kind kOptimizerState, the
+  // name of the parameter and a slot: of each parameter that is in it "step" (0-dim, at least 1)
+  // and every slot that its group keeps ("exp_avg", "momentum_buffer", ...); "master" may be left
+  // out. Any floating-point dtype. Retried only where the server refused it with a hint.
+  absl::StatusOr<OptimizerInfo> LoadOptimizerState(const std::string& module,
+                                                   absl::Span<const TensorRef> tensors,
+                                                   const LoadOptimizerStateOptions& options = {},
+                                                   Cancellation* cancellation = nullptr) const;
+
   // A snapshot into memory. A transfer that breaks starts again, from the then newest version.
   // DATA_LOSS DIGEST_MISMATCH when a tensor did not arrive as it was sent.
   absl::StatusOr<StateDict> Fetch(const std::string& module, const FetchOptions& options = {},
@@ -151,9 +161,10 @@ class Client {
                                                               bool verify = false) const;
   absl::Status DeleteCheckpoint(const std::string& path) const;
 
-  // lease 0: the server's default.
+  // lease 0: the server's default. `optimizer_state`: hold that too, for a Fetch with it.
   absl::StatusOr<SnapshotInfo> PinSnapshot(const std::string& module,
-                                           absl::Duration lease = absl::ZeroDuration()) const;
+                                           absl::Duration lease = absl::ZeroDuration(),
+                                           bool optimizer_state = false) const;
   absl::StatusOr<SnapshotInfo> RenewSnapshot(const std::string& module,
                                              const std::string& snapshot_id,
                                              absl::Duration lease = absl::ZeroDuration(),

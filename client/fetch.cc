@@ -68,8 +68,11 @@ class StateDictBuilder final : public TensorDestination {
       if (tensor.values) {
         return absl::InternalError("the server sent elements in the table of a state_dict");
       }
-      result_.index_of_name_.emplace(tensor.spec.name, result_.specs_.size());
       result_.specs_.push_back(tensor.spec);
+    }
+    for (size_t i = 0; i < result_.specs_.size(); ++i) {
+      const TensorSpec& spec = result_.specs_[i];
+      result_.index_of_name_.try_emplace({spec.name, spec.slot}, i);
     }
     const StateLayout layout(result_.specs_);
     for (size_t i = 0; i < tensors.size(); ++i) {
@@ -105,8 +108,8 @@ class StateDictBuilder final : public TensorDestination {
   Progress progress_;
 };
 
-std::optional<size_t> StateDict::Find(absl::string_view name) const {
-  const auto it = index_of_name_.find(name);
+std::optional<size_t> StateDict::Find(absl::string_view name, absl::string_view slot) const {
+  const auto it = index_of_name_.find({name, slot});
   if (it == index_of_name_.end()) return std::nullopt;
   return it->second;
 }
@@ -123,6 +126,7 @@ absl::StatusOr<StateDict> Client::Fetch(const std::string& module, const FetchOp
   }
   request.set_chunk_bytes(options.chunk_bytes);
   request.set_skip_digests(!options.digests);
+  request.set_optimizer_state(options.optimizer_state);
   Backoff backoff(connection_->options());
   while (true) {
     StateDictBuilder builder(options);

@@ -75,6 +75,7 @@ absl::StatusOr<TensorInfo> FromProto(const v1::TensorInfo& proto) {
   if (!proto.xxh3().empty()) value.xxh3 = DigestFromHex(proto.xxh3());
   if (proto.has_statistics()) value.statistics = FromProto(proto.statistics());
   value.slot = proto.slot();
+  if (proto.has_group()) value.group = proto.group();
   return value;
 }
 
@@ -198,6 +199,7 @@ SnapshotInfo FromProto(const v1::Snapshot& proto) {
   value.layout_digest = proto.layout_digest();
   value.total_bytes = proto.total_bytes();
   value.expire_time = TimeFromProto(proto.expire_time());
+  value.optimizer_state = proto.optimizer_state();
   return value;
 }
 

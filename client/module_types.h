@@ -122,7 +122,8 @@ struct TensorInfo {
   uint64_t changed_version = 0;
   std::optional<uint64_t> xxh3;
   std::optional<TensorStatistics> statistics;
-  std::string slot;  // of optimizer state: "exp_avg"
+  std::string slot;  // spec.slot
+  std::optional<uint32_t> group;  // of a parameter: in OptimizerInfo::groups; unset: none
 };
 
 // Which of a module's names a listing shows.
@@ -195,6 +196,7 @@ struct SnapshotInfo {
   std::string layout_digest;
   uint64_t total_bytes = 0;
   absl::Time expire_time;
+  bool optimizer_state = false;  // it holds that too
 };
 
 struct WatchEvent {

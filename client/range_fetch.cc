@@ -47,6 +47,7 @@ RangeResult FetchRanges(const Client& client, const RangeRequest& request, Range
   if (!request.snapshot_id.empty()) proto.set_snapshot_id(request.snapshot_id);
   for (const ByteRange& range : request.ranges) ByteRangeToProto(range, proto.add_ranges());
   proto.set_layout_digest(request.layout_digest);
+  proto.set_optimizer_state(request.optimizer_state);
   proto.set_chunk_bytes(request.chunk_bytes);
 
   Adapter adapter(sink);

@@ -17,6 +17,7 @@ struct RangeRequest {
   std::string module;
   Selection selection;
   std::string snapshot_id;
+  bool optimizer_state = false;
   uint64_t version = 0;           // where there is no snapshot_id; 0: the newest
   std::vector<ByteRange> ranges;  // ascending and disjoint; empty: all
   std::string layout_digest;      // not empty: LAYOUT_MISMATCH when the layout is another

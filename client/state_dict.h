@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -15,8 +16,9 @@
 namespace modelstate::client {
 
 // One version of a module's state_dict, or of a selection of it, in memory: tensors in state_dict
-// order over one contiguous buffer, laid out as the data region of a safetensors file. Move-only;
-// thread-compatible. Spans stay valid as long as the object that it was moved to last.
+// order, then optimizer state where it was asked for, over one contiguous buffer, laid out as the
+// data region of a safetensors file. Move-only; thread-compatible. Spans stay valid as long as the
+// object that it was moved to last.
 class StateDict {
  public:
   StateDict() = default;
@@ -29,7 +31,8 @@ class StateDict {
   absl::Span<const uint8_t> bytes(size_t index) const {
     return absl::MakeConstSpan(data_.get() + offsets_[index], specs_[index].nbytes());
   }
-  std::optional<size_t> Find(absl::string_view name) const;
+  // `slot`: of optimizer state, which a fetch brings where it was asked for.
+  std::optional<size_t> Find(absl::string_view name, absl::string_view slot = "") const;
 
   // The whole data region.
   absl::Span<const uint8_t> data() const { return absl::MakeConstSpan(data_.get(), total_bytes_); }
@@ -48,7 +51,8 @@ class StateDict {
 
   std::vector<TensorSpec> specs_;
   std::vector<uint64_t> offsets_;
-  absl::flat_hash_map<std::string, size_t> index_of_name_;
+  // By name and slot, which are views into specs_.
+  absl::flat_hash_map<std::pair<absl::string_view, absl::string_view>, size_t> index_of_name_;
   std::unique_ptr<uint8_t[]> data_;
   uint64_t total_bytes_ = 0;
   std::string module_;

@@ -55,8 +55,9 @@ struct OptimizerInfo {
   uint64_t worker_count = 0;
 };
 
-// A tensor to send. `bytes` are its elements, contiguous, row-major and little-endian, and
-// borrowed: unchanged and valid until the call that takes it returns. For an alias they are empty.
+// A tensor to send; of optimizer state with spec.slot, and the parameter's name. `bytes` are its
+// elements, contiguous, row-major and little-endian, and borrowed: unchanged and valid until the
+// call that takes it returns. For an alias they are empty.
 struct TensorRef {
   TensorSpec spec;
   absl::Span<const uint8_t> bytes;
@@ -134,6 +135,14 @@ struct LoadResult {
   uint64_t size_mismatch_count = 0;
 };
 
+// All of an optimizer's state: LoadOptimizerState in proto/modelstate/v1/step.proto.
+struct LoadOptimizerStateOptions {
+  std::optional<OptimizerConfig> optimizer;  // configured together with the state
+  std::optional<Version> base;
+  std::optional<uint64_t> step;  // of the module
+  bool digests = true;           // send XXH3 of each tensor, for the server to check
+};
+
 struct Progress {
   std::string phase;
   uint64_t done_bytes = 0;
@@ -187,6 +196,8 @@ struct FetchOptions {
   std::string snapshot_id;
   // When this is the current version, nothing is sent and `not_modified` is set.
   std::optional<Version> if_newer_than;
+  // The optimizer state of the selected parameters follows the state_dict, with spec.slot.
+  bool optimizer_state = false;
   uint32_t chunk_bytes = 0;  // 0: the server chooses
   bool digests = true;       // verify the XXH3 of every tensor
   ProgressCallback progress;

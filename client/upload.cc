@@ -105,7 +105,7 @@ bool Upload::SendTable(const Write& write) const {
     TensorSpecToProto(tensors_[i].spec, info);
     if (!tensors_[i].spec.is_alias()) info->set_offset(offsets_[i]);
   });
-  // Table and trailer have the same field numbers in LoadPart and StepPart.
+  // Table and trailer have the same field numbers in LoadPart, StepPart and OptimizerStatePart.
   v1::LoadPart part;
   while (splitter.Next(part.mutable_tensors())) {
     if (!write(SerializeMessage(part))) return false;
@@ -254,6 +254,30 @@ absl::StatusOr<StepResult> Client::ReplayStep(const std::string& module, const s
     absl::Status status = SendHeaderOnly(*connection_, "ApplyStep", part, &response, cancellation);
     if (status.ok()) return FromProto(response);
     if (!backoff.WaitBeforeRetry(status, cancellation)) return status;
+  }
+}
+
+absl::StatusOr<OptimizerInfo> Client::LoadOptimizerState(const std::string& module,
+                                                         absl::Span<const TensorRef> tensors,
+                                                         const LoadOptimizerStateOptions& options,
+                                                         Cancellation* cancellation) const {
+  MS_ASSIGN_OR_RETURN(std::unique_ptr<Upload> upload, Upload::Create(tensors, options.digests));
+  v1::OptimizerStatePart part;
+  v1::OptimizerStateHeader& header = *part.mutable_header();
+  header.set_module(module);
+  if (options.optimizer) OptimizerConfigToProto(*options.optimizer, header.mutable_optimizer());
+  if (options.base) VersionToProto(*options.base, header.mutable_base());
+  if (options.step) header.set_step(*options.step);
+  header.set_tensor_count(upload->tensor_count());
+  header.set_total_bytes(upload->total_bytes());
+  Backoff backoff(connection_->options());
+  while (true) {
+    v1::Optimizer response;
+    const absl::Status status =
+        upload->Send(*connection_, "LoadOptimizerState", part, &response, cancellation);
+    if (status.ok()) return FromProto(response);
+    // A refusal with a hint changed nothing; other failures may hide a success.
+    if (!GetRetryAfter(status) || !backoff.WaitBeforeRetry(status, cancellation)) return status;
   }
 }
 

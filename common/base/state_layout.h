@@ -21,24 +21,26 @@ struct ByteRange {
 };
 
 // Where the bytes of each tensor of a list lie in one contiguous data region: that of a safetensors
-// file. Tensors are placed by element width descending, then by name, without gaps, so each starts
-// at a multiple of its element size; an alias has its owner's place and no bytes of its own, or
-// (when the owner is not in the list) takes a place like any tensor.
+// file. Tensors are placed by element width descending, then by name, then by slot, without gaps,
+// so each starts at a multiple of its element size; an alias has its owner's place and no bytes of
+// its own, or (when the owner is not in the list) takes a place like any tensor.
 //
 // The digest names the layout: equal digests mean equal names, dtypes, shapes and offsets in the
-// same order, so bytes fetched under one may be joined with bytes fetched under the other.
+// same order, slots included, so bytes fetched under one may be joined with bytes fetched under the
+// other.
 //
 // Immutable; shared freely between threads.
 class StateLayout {
  public:
-  // `specs` in state_dict order, names unique; borrowed during the call only.
+  // `specs` in state_dict order, name and slot together unique; borrowed during the call only.
   // The sum of the sizes must fit in int64: callers have checked it against a memory budget.
   explicit StateLayout(absl::Span<const TensorSpec> specs);
   StateLayout() : StateLayout(absl::Span<const TensorSpec>()) {}
 
   size_t size() const { return offsets_.size(); }
   uint64_t total_bytes() const { return total_bytes_; }
-  // 32 hex digits: XXH3-128 over each tensor's name, dtype, shape and offset.
+  // 32 hex digits: XXH3-128 over each tensor's name, dtype, shape and offset, and its slot where
+  // it has one.
   const std::string& digest() const { return digest_; }
 
   // Place of the tensor at `index` of the list.

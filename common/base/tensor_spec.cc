@@ -16,4 +16,8 @@ const char* TensorKindName(TensorKind kind) {
   return "tensor";
 }
 
+std::string DisplayName(const TensorSpec& spec) {
+  return spec.slot.empty() ? spec.name : spec.slot + "/" + spec.name;
+}
+
 }  // namespace modelstate

@@ -57,6 +57,26 @@ std::string Quoted(absl::string_view name) {
                       name.size() > kShown ? "..." : "", "\"");
 }
 
+absl::Status CheckSlot(const TensorSpec& spec) {
+  const std::string what = Quoted(spec.name);
+  if (spec.kind != TensorKind::kOptimizerState) {
+    return FieldError(what, "slot names a piece of optimizer state; give that kind, or no slot");
+  }
+  if (spec.slot.size() > kMaxSlotBytes) {
+    return FieldError(what, absl::StrCat("its slot has ", spec.slot.size(), " bytes; at most ",
+                                         kMaxSlotBytes, " are allowed"));
+  }
+  if (spec.slot.find('\0') != std::string::npos || !IsValidUtf8(spec.slot)) {
+    return FieldError(what, "its slot is not valid UTF-8 without NUL");
+  }
+  if (spec.is_alias()) {
+    return FieldError(what,
+                      "the optimizer state of a tied parameter comes once, under one of its "
+                      "names; leave alias_of out");
+  }
+  return absl::OkStatus();
+}
+
 // Fills in what a tied tensor leaves out, or checks what it says against its owner.
 absl::Status ResolveAlias(const v1::TensorInfo& info, const TensorSpec& owner, TensorSpec* spec) {
   const std::string what = Quoted(spec->name);
@@ -164,6 +184,10 @@ absl::StatusOr<TensorSpec> TensorSpecFromProto(const v1::TensorInfo& info,
     }
     spec.alias_of = info.alias_of();
   }
+  if (!info.slot().empty()) {
+    spec.slot = info.slot();
+    MS_RETURN_IF_ERROR(CheckSlot(spec));
+  }
   if (info.nbytes() != 0 && info.nbytes() != spec.nbytes()) {
     return FieldError(what,
                       absl::StrCat("nbytes is ", info.nbytes(), ", but ", DTypeName(spec.dtype),
@@ -215,6 +239,7 @@ void TensorSpecToProto(const TensorSpec& spec, v1::TensorInfo* info) {
   // Of a parameter only where it is wrong, so that whoever checks it sees that.
   if (spec.kind == TensorKind::kBuffer || !spec.persistent) info->set_persistent(spec.persistent);
   if (spec.is_alias()) info->set_alias_of(spec.alias_of);
+  if (!spec.slot.empty()) info->set_slot(spec.slot);
   info->set_nbytes(spec.nbytes());
 }
 

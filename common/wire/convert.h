@@ -38,9 +38,10 @@ v1::TensorKind TensorKindToProto(TensorKind kind);
 // Not empty, valid UTF-8, no NUL, at most kMaxTensorNameBytes.
 absl::Status ValidateTensorName(absl::string_view name);
 
-// Name, kind, dtype, shape, requires_grad, persistent and alias_of of `info`; its places, digests
-// and values are the caller's. `default_kind` stands for a kind that is not set; without one that
-// is an error. requires_grad and persistent default to true. nbytes, where set, must be right.
+// Name, kind, dtype, shape, requires_grad, persistent, alias_of and slot of `info`; its places,
+// digests and values are the caller's. `default_kind` stands for a kind that is not set; without
+// one that is an error. requires_grad and persistent default to true. nbytes, where set, must be
+// right.
 absl::StatusOr<TensorSpec> TensorSpecFromProto(const v1::TensorInfo& info,
                                                std::optional<TensorKind> default_kind);
 

@@ -154,11 +154,11 @@ absl::Status TensorReceiver::AddTable(const v1::TensorTable& part) {
       tensor.initializer = info.initializer();
       tensor.owns_bytes = false;
     }
-    const auto index = static_cast<uint32_t>(tensors_.size());
-    if (!index_of_name_.emplace(tensor.spec.name, index).second) {
-      return MakeError(Reason::kInvalidField,
-                       absl::StrCat("tensor \"", tensor.spec.name, "\" comes twice in the table"),
-                       {{"tensor", tensor.spec.name}});
+    if (!names_.emplace(tensor.spec.name, tensor.spec.slot).second) {
+      return MakeError(
+          Reason::kInvalidField,
+          absl::StrCat("tensor \"", DisplayName(tensor.spec), "\" comes twice in the table"),
+          {{"tensor", tensor.spec.name}});
     }
     tensors_.push_back(std::move(tensor));
   }
@@ -187,11 +187,12 @@ absl::Status TensorReceiver::CompleteTable() {
 
 absl::Status TensorReceiver::PlaceTensors() {
   // Tied names share the place of the first of them that is in the table.
-  absl::flat_hash_map<absl::string_view, uint32_t> first_of_owner;
+  absl::flat_hash_map<std::pair<absl::string_view, absl::string_view>, uint32_t> first_of_owner;
   for (uint32_t i = 0; i < tensors_.size(); ++i) {
     ReceivedTensor& tensor = tensors_[i];
     const std::string& owner = tensor.spec.is_alias() ? tensor.spec.alias_of : tensor.spec.name;
-    auto [it, inserted] = first_of_owner.emplace(owner, i);
+    const std::pair<absl::string_view, absl::string_view> key(owner, tensor.spec.slot);
+    auto [it, inserted] = first_of_owner.emplace(key, i);
     if (!inserted) {
       const TensorSpec& other = tensors_[it->second].spec;
       if (other.dtype != tensor.spec.dtype || other.shape != tensor.spec.shape) {
@@ -212,7 +213,7 @@ absl::Status TensorReceiver::PlaceTensors() {
       specs.push_back(tensor.spec);
       if (!tensor.owns_bytes) continue;
       if (tensor.spec.nbytes() > options_.total_bytes - sum) {
-        return OrderError(absl::StrCat("tensor \"", tensor.spec.name,
+        return OrderError(absl::StrCat("tensor \"", DisplayName(tensor.spec),
                                        "\" ends beyond the header's total_bytes of ",
                                        options_.total_bytes));
       }
@@ -242,13 +243,15 @@ absl::Status TensorReceiver::PlaceTensors() {
   for (uint32_t i : by_offset_) {
     const ReceivedTensor& tensor = tensors_[i];
     if (tensor.offset != end) {
-      return OrderError(absl::StrCat("tensor \"", tensor.spec.name, "\" has offset ", tensor.offset,
-                                     ", where ", end, " is due: the tensors with chunks fill [0, ",
+      return OrderError(absl::StrCat("tensor \"", DisplayName(tensor.spec), "\" has offset ",
+                                     tensor.offset, ", where ", end,
+                                     " is due: the tensors with chunks fill [0, ",
                                      options_.total_bytes, ") without gap or overlap"));
     }
     if (tensor.spec.nbytes() > options_.total_bytes - end) {
-      return OrderError(absl::StrCat("tensor \"", tensor.spec.name, "\" ends beyond the header's ",
-                                     "total_bytes of ", options_.total_bytes));
+      return OrderError(absl::StrCat("tensor \"", DisplayName(tensor.spec),
+                                     "\" ends beyond the header's total_bytes of ",
+                                     options_.total_bytes));
     }
     end += tensor.spec.nbytes();
   }
@@ -304,7 +307,7 @@ absl::Status TensorReceiver::OnChunk(uint64_t offset, uint64_t length) {
     return OrderError(
         absl::StrCat("a chunk at offset ", offset, " came after all ", expected_bytes_, " bytes"));
   }
-  const std::string& where = name(by_offset_[position_]);
+  const std::string where = name(by_offset_[position_]);
   if (offset != next_offset_) {
     return OrderError(absl::StrCat("a chunk has offset ", offset, ", where ", next_offset_,
                                    " is due (in tensor \"", where,

@@ -7,9 +7,11 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -125,13 +127,13 @@ class TensorReceiver final : private ChunkSink {
   absl::Status EnterRange();
   absl::Status FinishTensor(size_t index, uint64_t digest);
   void MarkVerified(size_t index);
-  const std::string& name(size_t index) const { return tensors_[index].spec.name; }
+  std::string name(size_t index) const { return DisplayName(tensors_[index].spec); }
 
   TensorDestination* const destination_;
   Options options_;
   State state_ = State::kStart;
   std::vector<ReceivedTensor> tensors_;
-  absl::flat_hash_map<std::string, uint32_t> index_of_name_;
+  absl::flat_hash_set<std::pair<std::string, std::string>> names_;  // with slots
   uint64_t table_bytes_ = 0;
   uint64_t inline_bytes_ = 0;
 
