@@ -15,6 +15,11 @@ grpc::ServerUnaryReactor* ModelStateService::PinSnapshot(Context*,
                                                          const v1::PinSnapshotRequest* request,
                                                          v1::Snapshot* response) {
   return UnaryHandler::AnswerNow(runtime_, [&]() -> absl::Status {
+    if (request->optimizer_state()) {
+      return MakeError(Reason::kNotImplemented,
+                       "optimizer_state is not built yet: leave it out; ListOptimizerState shows "
+                       "it, and SaveCheckpoint keeps it");
+    }
     absl::Duration lease = std::min(kDefaultLease, runtime_.pins->max_lease());
     if (request->has_lease()) {
       MS_ASSIGN_OR_RETURN(lease, DurationFromProto(request->lease(), "lease"));

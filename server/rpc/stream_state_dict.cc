@@ -57,6 +57,11 @@ absl::StatusOr<StateStream::Options> OptionsOf(const Runtime& runtime,
         Reason::kNotImplemented,
         "changed_since is not built yet; leave it out to get every tensor, or use if_newer_than");
   }
+  if (request.optimizer_state()) {
+    return MakeError(Reason::kNotImplemented,
+                     "optimizer_state is not built yet: leave it out; ListOptimizerState shows it, "
+                     "and SaveCheckpoint keeps it");
+  }
   StateStream::Options options;
   options.module = request.module();
   options.skip_digests = request.skip_digests();

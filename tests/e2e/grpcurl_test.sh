@@ -340,6 +340,8 @@ case_TensorsAreListedInPages() {
 case_WhatIsNotBuiltNamesItself() {
   create_tiny || return
   refused StreamStateDict "{\"module\": \"tiny\", \"changed_since\": $(ok GetModule '{"module": "tiny"}' '.version')}" UNIMPLEMENTED NOT_IMPLEMENTED changed_since
+  refused StreamStateDict '{"module": "tiny", "optimizer_state": true}' UNIMPLEMENTED NOT_IMPLEMENTED optimizer_state
+  refused PinSnapshot '{"module": "tiny", "optimizer_state": true}' UNIMPLEMENTED NOT_IMPLEMENTED optimizer_state
   refused LoadOptimizerState '{"header": {"module": "tiny"}}' UNIMPLEMENTED '' ''
 }
 
