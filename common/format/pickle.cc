@@ -378,10 +378,10 @@ class PickleParser {
       }
       case '\x8a':
         return Long();
-      case 'G':
-        // A hyper-parameter, which nothing here reads.
-        MS_RETURN_IF_ERROR(Unsigned(8).status());
-        return Push(Kind::kFloat);
+      case 'G': {  // big-endian, unlike the rest
+        MS_ASSIGN_OR_RETURN(const uint64_t bits, Unsigned(8));
+        return Push(Kind::kFloat, static_cast<int64_t>(__builtin_bswap64(bits)));
+      }
       case 'X':
         return Text(Kind::kString, 4);
       case 'U':

@@ -1,6 +1,7 @@
 #ifndef MODELSTATE_COMMON_FORMAT_PICKLE_H_
 #define MODELSTATE_COMMON_FORMAT_PICKLE_H_
 
+#include <bit>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -73,6 +74,7 @@ class PickleTree {
 
   bool bool_value(Id id) const { return nodes_[id].number != 0; }
   int64_t int_value(Id id) const { return nodes_[id].number; }
+  double float_value(Id id) const { return std::bit_cast<double>(nodes_[id].number); }
   absl::string_view string_value(Id id) const {
     return absl::string_view(pickle_).substr(static_cast<size_t>(nodes_[id].number), nodes_[id].a);
   }
@@ -100,8 +102,8 @@ class PickleTree {
     uint16_t depth = 0;  // of nesting below this node
     uint32_t a = 0;      // text: length; tuple: item count; list, dict: place in lists_;
                          // call: arguments; global: row of the table
-    int64_t number = 0;  // value; text: offset in pickle_; tuple: offset in items_;
-                         // dict: 1 + the node of its attributes, or 0
+    int64_t number = 0;  // value, of a float its bits; text: offset in pickle_; tuple: offset in
+                         // items_; dict: 1 + the node of its attributes, or 0
   };
 
   std::string pickle_;

@@ -37,38 +37,12 @@ constexpr size_t kMaxModuleMetadata = 16;
 
 constexpr char kSaveTensors[] = "; save only the tensors: torch.save(module.state_dict(), path)";
 
-bool IsTensor(const PickleTree& tree, Id id) {
-  if (tree.kind(id) != Kind::kCall) return false;
-  switch (tree.global(id)) {
-    case G::kRebuildTensor:
-    case G::kRebuildTensorV2:
-    case G::kRebuildTensorV3:
-    case G::kRebuildParameter:
-    case G::kRebuildParameterWithState:
-      return true;
-    default:
-      return false;
-  }
-}
-
-// The value of a string key, the last one as in Python; nullopt when there is none.
-std::optional<Id> Lookup(const PickleTree& tree, Id dict, absl::string_view key) {
-  if (tree.kind(dict) != Kind::kDict) return std::nullopt;
-  const absl::Span<const Id> items = tree.items(dict);
-  for (size_t i = items.size(); i >= 2; i -= 2) {
-    if (tree.kind(items[i - 2]) == Kind::kString && tree.string_value(items[i - 2]) == key) {
-      return items[i - 1];
-    }
-  }
-  return std::nullopt;
-}
-
 std::pair<size_t, size_t> CountTensors(const PickleTree& tree, Id dict) {
   size_t tensors = 0;
   size_t others = 0;
   if (tree.kind(dict) != Kind::kDict) return {0, 0};
   const absl::Span<const Id> items = tree.items(dict);
-  for (size_t i = 1; i < items.size(); i += 2) ++(IsTensor(tree, items[i]) ? tensors : others);
+  for (size_t i = 1; i < items.size(); i += 2) ++(IsTorchTensor(tree, items[i]) ? tensors : others);
   return {tensors, others};
 }
 
@@ -87,7 +61,7 @@ absl::StatusOr<Id> FindStateDict(const PickleTree& tree, absl::string_view path)
   if (!path.empty()) {
     std::string walked;
     for (absl::string_view part : absl::StrSplit(path, '.')) {
-      const std::optional<Id> next = Lookup(tree, at, part);
+      const std::optional<Id> next = LookupKey(tree, at, part);
       if (!next) {
         return MakeError(
             Reason::kCheckpointUnsupported,
@@ -117,7 +91,7 @@ absl::StatusOr<Id> FindStateDict(const PickleTree& tree, absl::string_view path)
   if (others == 0) return at;
   // A training checkpoint may have a tensor or two at its top level, such as the best loss.
   for (const char* key : kUsualKeys) {
-    const std::optional<Id> inner = Lookup(tree, at, key);
+    const std::optional<Id> inner = LookupKey(tree, at, key);
     if (inner && CountTensors(tree, *inner).first > 0) return *inner;
   }
   if (tensors > 0) return at;
@@ -137,7 +111,7 @@ class TensorBuilder {
     const G function = tree_.global(id);
     if (function == G::kRebuildParameter || function == G::kRebuildParameterWithState) {
       const absl::Span<const Id> args = tree_.arguments(id);
-      if (args.size() < 3 || !IsTensor(tree_, args[0]) || tree_.kind(args[1]) != Kind::kBool) {
+      if (args.size() < 3 || !IsTorchTensor(tree_, args[0]) || tree_.kind(args[1]) != Kind::kBool) {
         return Malformed("its Parameter is not (tensor, requires_grad, hooks)");
       }
       out_.tensor.kind = TensorKind::kParameter;
@@ -316,7 +290,61 @@ std::string ViewIdentity(const TorchTensor& torch) {
                       torch.view.negate);
 }
 
-absl::Status CheckTotals(absl::Span<const TorchTensor> tensors) {
+// {"bn1": {"version": 2}} of the attribute `_metadata`. What is shared in the pickle must not cost
+// more than its own size for each mention: a module comes once, and large dicts are passed over.
+std::map<std::string, int64_t> ModuleVersions(const PickleTree& tree, Id state_dict) {
+  std::map<std::string, int64_t> versions;
+  const std::optional<Id> attributes = tree.attributes(state_dict);
+  const std::optional<Id> metadata =
+      attributes ? LookupKey(tree, *attributes, "_metadata") : std::nullopt;
+  if (!metadata || tree.kind(*metadata) != Kind::kDict) return versions;
+  const absl::Span<const Id> items = tree.items(*metadata);
+  absl::flat_hash_set<absl::string_view> modules;
+  for (size_t i = 0; i + 1 < items.size(); i += 2) {
+    if (tree.kind(items[i]) != Kind::kString || tree.kind(items[i + 1]) != Kind::kDict) continue;
+    const absl::string_view module = tree.string_value(items[i]);
+    if (!modules.insert(module).second) break;  // PyTorch does not write that
+    if (tree.items(items[i + 1]).size() > 2 * kMaxModuleMetadata) continue;
+    const std::optional<Id> version = LookupKey(tree, items[i + 1], "version");
+    if (version && tree.kind(*version) == Kind::kInt) {
+      versions[std::string(module)] = tree.int_value(*version);
+    }
+  }
+  return versions;
+}
+
+}  // namespace
+
+bool IsTorchTensor(const PickleTree& tree, Id id) {
+  if (tree.kind(id) != Kind::kCall) return false;
+  switch (tree.global(id)) {
+    case G::kRebuildTensor:
+    case G::kRebuildTensorV2:
+    case G::kRebuildTensorV3:
+    case G::kRebuildParameter:
+    case G::kRebuildParameterWithState:
+      return true;
+    default:
+      return false;
+  }
+}
+
+std::optional<Id> LookupKey(const PickleTree& tree, Id dict, absl::string_view key) {
+  if (tree.kind(dict) != Kind::kDict) return std::nullopt;
+  const absl::Span<const Id> items = tree.items(dict);
+  for (size_t i = items.size(); i >= 2; i -= 2) {
+    if (tree.kind(items[i - 2]) == Kind::kString && tree.string_value(items[i - 2]) == key) {
+      return items[i - 1];
+    }
+  }
+  return std::nullopt;
+}
+
+absl::StatusOr<TorchTensor> ExtractTensor(const PickleTree& tree, Id id, std::string name) {
+  return TensorBuilder(tree, std::move(name)).Build(id);
+}
+
+absl::Status CheckTensorTotals(absl::Span<const TorchTensor> tensors) {
   uint64_t total = 0;
   uint64_t stored = 0;
   absl::flat_hash_set<absl::string_view> storages;
@@ -337,31 +365,6 @@ absl::Status CheckTotals(absl::Span<const TorchTensor> tensors) {
   }
   return absl::OkStatus();
 }
-
-// {"bn1": {"version": 2}} of the attribute `_metadata`. What is shared in the pickle must not cost
-// more than its own size for each mention: a module comes once, and large dicts are passed over.
-std::map<std::string, int64_t> ModuleVersions(const PickleTree& tree, Id state_dict) {
-  std::map<std::string, int64_t> versions;
-  const std::optional<Id> attributes = tree.attributes(state_dict);
-  const std::optional<Id> metadata =
-      attributes ? Lookup(tree, *attributes, "_metadata") : std::nullopt;
-  if (!metadata || tree.kind(*metadata) != Kind::kDict) return versions;
-  const absl::Span<const Id> items = tree.items(*metadata);
-  absl::flat_hash_set<absl::string_view> modules;
-  for (size_t i = 0; i + 1 < items.size(); i += 2) {
-    if (tree.kind(items[i]) != Kind::kString || tree.kind(items[i + 1]) != Kind::kDict) continue;
-    const absl::string_view module = tree.string_value(items[i]);
-    if (!modules.insert(module).second) break;  // PyTorch does not write that
-    if (tree.items(items[i + 1]).size() > 2 * kMaxModuleMetadata) continue;
-    const std::optional<Id> version = Lookup(tree, items[i + 1], "version");
-    if (version && tree.kind(*version) == Kind::kInt) {
-      versions[std::string(module)] = tree.int_value(*version);
-    }
-  }
-  return versions;
-}
-
-}  // namespace
 
 absl::StatusOr<TorchStateDict> ExtractStateDict(const PickleTree& tree,
                                                 absl::string_view state_dict_key) {
@@ -384,14 +387,13 @@ absl::StatusOr<TorchStateDict> ExtractStateDict(const PickleTree& tree,
     if (!names.insert(name).second) {
       return Corrupt(absl::StrCat("the state_dict has the name ", ShowName(name), " twice"));
     }
-    if (!IsTensor(tree, items[i + 1])) {
+    if (!IsTorchTensor(tree, items[i + 1])) {
       return Unsupported(absl::StrCat("the state_dict entry ", ShowName(name), " is ",
                                       tree.KindName(items[i + 1]),
                                       ", not a tensor; remove it, or "
                                       "name the state_dict's place by state_dict_key"));
     }
-    MS_ASSIGN_OR_RETURN(TorchTensor torch,
-                        TensorBuilder(tree, std::string(name)).Build(items[i + 1]));
+    MS_ASSIGN_OR_RETURN(TorchTensor torch, ExtractTensor(tree, items[i + 1], std::string(name)));
     const auto [owner, first] = views.emplace(ViewIdentity(torch), tensors.size());
     if (!first) {
       StoredTensor& owning = tensors[owner->second].tensor;
@@ -406,7 +408,7 @@ absl::StatusOr<TorchStateDict> ExtractStateDict(const PickleTree& tree,
     }
     tensors.push_back(std::move(torch));
   }
-  MS_RETURN_IF_ERROR(CheckTotals(tensors));
+  MS_RETURN_IF_ERROR(CheckTensorTotals(tensors));
   return TorchStateDict{std::move(tensors), ModuleVersions(tree, dict)};
 }
 

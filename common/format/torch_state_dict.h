@@ -3,12 +3,14 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/container/inlined_vector.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "common/format/checkpoint_reader.h"
 #include "common/format/pickle.h"
 
@@ -42,6 +44,19 @@ struct TorchStateDict {
 // far as it is what PyTorch writes; anything else in it is passed over.
 absl::StatusOr<TorchStateDict> ExtractStateDict(const PickleTree& tree,
                                                 absl::string_view state_dict_key);
+
+// The parts of it, for tensors that lie elsewhere.
+//
+// Whether a node is a call that makes a tensor.
+bool IsTorchTensor(const PickleTree& tree, PickleTree::Id id);
+// REQUIRES: IsTorchTensor. Its view is checked; `name` is what messages call it.
+absl::StatusOr<TorchTensor> ExtractTensor(const PickleTree& tree, PickleTree::Id id,
+                                          std::string name);
+// The limit on what expanded views take together.
+absl::Status CheckTensorTotals(absl::Span<const TorchTensor> tensors);
+// The value of a string key of a dict, the last one as in Python; nullopt when there is none.
+std::optional<PickleTree::Id> LookupKey(const PickleTree& tree, PickleTree::Id dict,
+                                        absl::string_view key);
 
 }  // namespace modelstate
 

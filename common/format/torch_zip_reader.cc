@@ -83,6 +83,12 @@ bool IsContiguous(const Shape& shape, const TensorView& view) {
 
 absl::StatusOr<std::unique_ptr<TorchZipReader>> TorchZipReader::Open(File file,
                                                                      const OpenOptions& options) {
+  return Open(std::move(file), [&options](const PickleTree& tree) {
+    return ExtractStateDict(tree, options.state_dict_key);
+  });
+}
+
+absl::StatusOr<std::unique_ptr<TorchZipReader>> TorchZipReader::Open(File file, Extract extract) {
   MS_ASSIGN_OR_RETURN(const ZipDirectory directory, ZipDirectory::Open(file));
   MS_RETURN_IF_ERROR(CheckIsStateDictArchive(directory));
   std::unique_ptr<TorchZipReader> reader(new TorchZipReader(std::move(file)));
@@ -104,7 +110,7 @@ absl::StatusOr<std::unique_ptr<TorchZipReader>> TorchZipReader::Open(File file,
   MS_ASSIGN_OR_RETURN(std::string pickle,
                       ReadText(reader->file_, directory, "data.pkl", uint64_t{256} << 20));
   MS_ASSIGN_OR_RETURN(const PickleTree tree, PickleTree::Parse(std::move(pickle)));
-  MS_ASSIGN_OR_RETURN(TorchStateDict state_dict, ExtractStateDict(tree, options.state_dict_key));
+  MS_ASSIGN_OR_RETURN(TorchStateDict state_dict, extract(tree));
   reader->module_versions_ = std::move(state_dict.module_versions);
   MS_RETURN_IF_ERROR(reader->AddTensors(std::move(state_dict.tensors), directory));
   return reader;

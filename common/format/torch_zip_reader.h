@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
@@ -27,6 +28,10 @@ class TorchZipReader : public CheckpointReader {
  public:
   static absl::StatusOr<std::unique_ptr<TorchZipReader>> Open(File file,
                                                               const OpenOptions& options);
+
+  // The same for tensors that lie elsewhere in the pickle than a state_dict has them.
+  using Extract = absl::FunctionRef<absl::StatusOr<TorchStateDict>(const PickleTree&)>;
+  static absl::StatusOr<std::unique_ptr<TorchZipReader>> Open(File file, Extract extract);
 
   CheckpointFormat format() const override { return CheckpointFormat::kTorchZip; }
   absl::Status ReadGated(size_t index, absl::Span<uint8_t> out, Gate gate) const override;
