@@ -22,15 +22,26 @@ using testing::DrawMany;
 using testing::SplitMix64;
 using testing::SteppedModule;
 
-// torch contracts to fused multiply-adds where the processor has them; these rules never do. So
-// each step may differ by a rounding, relative to the terms of its sums: values drift by some units
-// in the last place of the tensor's largest element (of 1/16 at least: a single element may pass
-// close to zero, and its terms are no smaller for that). A 16-bit parameter is a rounding of what
-// has drifted: it is the same, or where that lies close to the middle between two, its neighbour.
-constexpr double kMaxUlp = 16;
-constexpr double kFloor = 0x1p-4;
-constexpr double kMaxNarrowUlp = 1;
-// The sign of Lion's update may flip where the moment all but cancels; none of these inputs does.
+// torch 2.15 with kernels that round each product and each sum computes the same bits as the
+// server, with two exceptions: its square roots are MKL's, of which some are not the nearest
+// number, and it adds squares for the norm in F32. Its AVX2 kernels also fuse multiplies and adds.
+// In torch 1.13 the moving averages are b * m + (1 - b) * g, not an interpolation. Each makes a
+// step differ by some roundings. They weigh most in centered RMSprop, which takes a difference for
+// a variance.
+//
+// So these are the largest distances that were measured, in units in the last place of F32 or F64:
+// of a parameter, of the largest of 1 and its tensor's elements (all begin in [-2, 2), so terms of
+// that size went into small ones too); of state, of the tensor's largest element.
+//
+// A 16-bit parameter is a rounding of what differs by so little, and is equal in every element.
+struct Bounds {
+  double parameter, contracted, state;
+  int equal;  // configurations in which all kept is the same bits as of the plain kernels
+};
+Bounds BoundsOf(const std::string& version) {
+  if (version == "2.15.0") return {.parameter = 2, .contracted = 4, .state = 3, .equal = 91};
+  return {.parameter = 7, .contracted = 4, .state = 12, .equal = 38};
+}
 
 const std::vector<std::vector<int64_t>> kShapes = {{}, {0}, {19}, {3, 4}};
 constexpr int kSteps = 40;
@@ -157,32 +168,37 @@ std::optional<std::vector<double>> Gradient(int step, size_t p, double factor, b
 
 class OptimizerGolden : public ::testing::TestWithParam<const char*> {
  protected:
-  // The largest distance of a parameter, and of what else is kept.
+  // The largest distances.
   struct Worst {
     double parameter = 0;
+    double contracted = 0;  // of a parameter from what torch's AVX2 kernels make of it
     double state = 0;
   };
 
-  static void Compare(SteppedModule& module, const nlohmann::json& kept, DType dtype,
-                      Worst* worst) {
+  static void CompareParameters(const SteppedModule& module, const nlohmann::json& torchs,
+                                DType dtype, double* worst) {
     for (size_t p = 0; p < kShapes.size(); ++p) {
-      const nlohmann::json& torchs = kept[p];
-      worst->parameter = std::max(
-          worst->parameter,
-          Distance(module.version.storages[p]->HostBytes(), torchs["value"], dtype, kFloor));
+      const double distance =
+          Distance(module.version.storages[p]->HostBytes(), torchs[p], dtype, 1);
+      *worst = std::max(*worst, distance);
+    }
+  }
+
+  static void CompareState(const SteppedModule& module, const nlohmann::json& torchs, DType dtype,
+                           double* worst) {
+    for (size_t p = 0; p < kShapes.size(); ++p) {
       const ParameterState& state = module.state.parameters[p];
-      if (state.step == 0) continue;  // torch makes Adagrad's state before any step
-      EXPECT_EQ(static_cast<double>(state.step), torchs.value("step", double(state.step)));
-      if (torchs.contains("mu_product")) {
-        EXPECT_NEAR(state.product, torchs["mu_product"].get<double>(), 1e-6 * state.product);
+      EXPECT_EQ(static_cast<double>(state.step), torchs[p].value("step", double(state.step)));
+      if (torchs[p].contains("mu_product")) {
+        EXPECT_EQ(state.product, torchs[p]["mu_product"].get<float>());
       }
       for (const SlotInfo& slot : AllSlots(module.optimizer->algorithm(), dtype)) {
         if (slot.place == kMasterPlace) continue;
-        ASSERT_EQ(torchs.contains(slot.name), static_cast<bool>(state.slots[slot.place]))
+        ASSERT_EQ(torchs[p].contains(slot.name), static_cast<bool>(state.slots[slot.place]))
             << slot.name;
         if (!state.slots[slot.place]) continue;
-        worst->state = std::max(worst->state, Distance(state.slots[slot.place]->HostBytes(),
-                                                       torchs[slot.name], slot.dtype));
+        *worst = std::max(*worst, Distance(state.slots[slot.place]->HostBytes(),
+                                           torchs[p][slot.name], slot.dtype));
       }
     }
   }
@@ -216,27 +232,42 @@ class OptimizerGolden : public ::testing::TestWithParam<const char*> {
       ASSERT_TRUE(result.ok()) << result.status();
       EXPECT_EQ(result->applied, !(inf && step == kInfStep));
       const auto kept = golden["steps"].find(std::to_string(step));
-      if (kept != golden["steps"].end()) Compare(module, *kept, dtype, worst);
+      if (kept != golden["steps"].end()) {
+        CompareParameters(module, *kept, dtype, &worst->parameter);
+      }
     }
+    CompareParameters(module, golden["contracted"], dtype, &worst->contracted);
+    CompareState(module, golden["state"], dtype, &worst->state);
     EXPECT_EQ(module.Get<float>("running_mean"), (std::vector<float>{1.5F, -2, 3}));
   }
 };
 
+bool HasRoots(const nlohmann::json& golden) {
+  return (golden["algorithm"] != "sgd" && golden["algorithm"] != "lion") ||
+         golden["extra"].contains("max_grad_norm");
+}
+
 TEST_P(OptimizerGolden, FortyStepsFollowTorch) {
   const nlohmann::json goldens = Goldens(GetParam());
   std::set<std::string> algorithms;
+  int equal = 0;
   for (const nlohmann::json& golden : goldens["configurations"]) {
     const std::string name = golden["name"];
     SCOPED_TRACE(name);
     algorithms.insert(golden["algorithm"]);
     Worst worst;
     Replay(golden, &worst);
-    std::printf("torch %s %-26s parameters %4.1f ulp, state %4.1f ulp\n", GetParam(), name.c_str(),
-                worst.parameter, worst.state);
-    const bool narrow = DTypeSize(DTypeOf(golden["dtype"])) == 2;
-    EXPECT_LE(worst.parameter, narrow ? kMaxNarrowUlp : kMaxUlp);
-    EXPECT_LE(worst.state, kMaxUlp);
+    std::printf("torch %s %-26s parameters %5.2f ulp, state %5.2f ulp, contracted %5.2f ulp\n",
+                GetParam(), name.c_str(), worst.parameter, worst.state, worst.contracted);
+    Bounds bounds = BoundsOf(GetParam());
+    if (DTypeSize(DTypeOf(golden["dtype"])) == 2) bounds.parameter = bounds.contracted = 0;
+    if (!HasRoots(golden)) bounds.parameter = bounds.state = 0;
+    equal += worst.parameter == 0 && worst.state == 0;
+    EXPECT_LE(worst.parameter, bounds.parameter);
+    EXPECT_LE(worst.contracted, bounds.contracted);
+    EXPECT_LE(worst.state, bounds.state);
   }
+  EXPECT_GE(equal, BoundsOf(GetParam()).equal);
   // NAdam of 1.13 is left out: see the script.
   const size_t missing = std::string(GetParam()) == "1.13.1" ? 1 : 0;
   EXPECT_EQ(algorithms.size() + missing, AllAlgorithms().size()) << "every rule";
