@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# The C++ example as processes of their own: a coordinator, three workers, one of which is killed in
+# the middle and started again.
+# Usage: example_test.sh CASE
+. "$(dirname "$(readlink -f "$0")")/lib.sh"
+
+DATA=$MODELSTATE_SOURCE/client/examples/linear_regression/iris.csv
+WORKERS=3
+STEPS=200
+
+# worker INDEX FILE: in the background; its pid is in $!.
+worker() {
+  "$MODELSTATE_BIN/linear_regression_worker" "$ADDRESS" "$DATA" "$1" "$WORKERS" "$STEPS" >"$2" 2>&1 &
+}
+
+case_LinearRegressionSurvivesTheKillOfAWorker() {
+  local pids=() coordinator line killed
+  mkfifo "$WORK/coordinator" "$WORK/worker"
+  "$MODELSTATE_BIN/linear_regression_coordinator" "$ADDRESS" "$DATA" "$WORKERS" "$STEPS" >"$WORK/coordinator" 2>&1 &
+  coordinator=$!
+  exec {said}<"$WORK/coordinator"
+  read -r -t 60 -u "$said" line
+  expect ready "$line" 'the first line of the coordinator'
+  worker 0 "$WORK/worker0"; pids+=($!)
+  worker 1 "$WORK/worker1"; pids+=($!)
+  worker 2 "$WORK/worker"
+  killed=$!
+  exec {steps}<"$WORK/worker"
+  while read -r -t 60 -u "$steps" line; do
+    [[ $line != 'step 60 '* ]] || break
+  done
+  [[ $line == 'step 60 '* ]] || fail "the worker ended before it was killed: $line"
+  kill -KILL "$killed"
+  wait "$killed" 2>/dev/null
+  worker 2 "$WORK/worker2"; pids+=($!)
+
+  wait "$coordinator" || fail "the coordinator: exit code $?"
+  for pid in "${pids[@]}"; do wait "$pid" || fail "a worker: exit code $?"; done
+  cat <&"$said" >"$WORK/result"
+  cat "$WORK/result" "$WORK"/worker[0-9]
+  grep -qx "steps $STEPS" "$WORK/result" || fail 'the count of steps'
+  # The least squares solution has 0.035869.
+  awk '$1 == "loss" && NF == 2 { found = 1; exit !($2 < 0.0359) } END { if (!found) exit 1 }' "$WORK/result" ||
+    fail 'the loss is not what least squares reaches'
+  check GetModule '{"module": "iris"}' .step "\"$STEPS\""
+  check ListCheckpoints '{}' '[.checkpoints[] | .path, .step]' "[\"iris\",\"$STEPS\"]"
+}
+
+run_case "$1"
