@@ -172,11 +172,6 @@ void Run(const std::string& server_binary) {
 
 int main(int argc, char** argv) {
   absl::ParseCommandLine(argc, argv);
-  std::string server = absl::GetFlag(FLAGS_server);
-  if (server.empty()) {
-    const std::string self = argv[0];
-    server = absl::StrCat(self.substr(0, self.rfind('/') + 1), "modelstate-server");
-  }
-  modelstate::Run(server);
+  modelstate::Run(modelstate::ServerBinary(absl::GetFlag(FLAGS_server), argv[0]));
   return 0;
 }

@@ -1,152 +1,282 @@
-// AdamW over float32 against the memory bandwidth of the same machine in the same run.
+// What a step costs from a complete push to its result, against the loop that a person would write
+// to step in place, on the same threads and interleaved in the same run.
 //
-// Rates are in bytes per second: of the step 32 per parameter (28 of AdamW: read p, g, m, v, write
-// p, m, v; and the norm reads the gradients first); of the triad a[i] = b[i] + s * c[i] 12. The
-// last lines print ratios to the triad with the same number of threads, the only numbers that mean
-// something on a machine whose speed drifts.
-
-#include <benchmark/benchmark.h>
+//   build/release/bin/optimizer_bench [--sections=adamw,sets,adam,sgd,tensors,bf16,round]
+//       [--elements=100000000] [--rounds=15] [--threads=0]
+//
+// Rates are bytes per second that must move: of AdamW 28 an element (read p, g, m, v; write p, m,
+// v), of SGD with momentum 20, and of a step 4 more, as it reads the gradients first: nothing may
+// be written before all of them are known to be finite. `ratio` compares rates with the section's
+// first row: the median over the rounds of the ratio within a round, and the ratio of the best of
+// each.
 
 #include <algorithm>
 #include <cstdio>
-#include <map>
+#include <cstring>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "bench/plain_optimizers.h"
+#include "bench/support.h"
+#include "common/base/tensor_cast.h"
 #include "server/device/cpu/cpu_device.h"
 #include "server/optim/step.h"
+
+ABSL_FLAG(std::vector<std::string>, sections,
+          (std::vector<std::string>{"adamw", "sets", "adam", "sgd", "tensors", "bf16", "round"}),
+          "what to measure");
+ABSL_FLAG(int64_t, elements, 100000000, "parameters of each module");
+ABSL_FLAG(int, rounds, 15, "rounds, each measuring every row once");
+ABSL_FLAG(int, threads, 0, "threads of the step and of the loop; 0: one per core");
 
 namespace modelstate {
 namespace {
 
-constexpr int64_t kElements = int64_t{1} << 25;
-constexpr size_t kBlock = 65536;
+struct Machine {
+  CpuDevice device{uint64_t{1} << 40};
+  ComputePool compute{static_cast<size_t>(absl::GetFlag(FLAGS_threads))};
+  std::shared_ptr<MemoryBudget> budget =
+      std::make_shared<MemoryBudget>(Reason::kPushMemory, "memory for pushes", "", ~0ull);
+};
 
-void Triad(benchmark::State& state) {
-  CpuDevice device(uint64_t{4} << 30);
-  ComputePool compute(static_cast<size_t>(state.range(0)));
-  std::vector<DeviceBuffer> buffers;
-  for (int i = 0; i < 3; ++i) {
-    buffers.push_back(*device.pool()->Allocate(kElements * sizeof(float)));
-    if (!device.FillZero(buffers.back()).ok()) return state.SkipWithError("no memory");
-  }
-  float* __restrict__ a = reinterpret_cast<float*>(buffers[0].data());
-  const float* __restrict__ b = reinterpret_cast<const float*>(buffers[1].data());
-  const float* __restrict__ c = reinterpret_cast<const float*>(buffers[2].data());
-  for (auto _ : state) {
-    compute.ParallelFor(kElements / kBlock, [&](size_t block) {
-      const size_t begin = block * kBlock;
-      for (size_t i = begin; i < begin + kBlock; ++i) a[i] = b[i] + 3.0f * c[i];
-    });
-    benchmark::ClobberMemory();
-  }
-  state.SetBytesProcessed(state.iterations() * kElements * 12);
+size_t Elements() { return static_cast<size_t>(absl::GetFlag(FLAGS_elements)); }
+
+// Gradients of many magnitudes with a norm that is to be clipped. Runs on all threads, as whoever
+// receives a push has touched it all shortly before the step.
+void FillGradients(Machine& machine, DType dtype, absl::Span<uint8_t> bytes) {
+  constexpr size_t kBlock = size_t{1} << 16;
+  std::vector<float> values(kBlock);
+  for (size_t i = 0; i < kBlock; ++i) values[i] = 1e-3F * static_cast<float>(i % 1000) - 0.3F;
+  std::vector<uint8_t> block(kBlock * DTypeSize(dtype));
+  CastElements(DType::kF32, reinterpret_cast<const uint8_t*>(values.data()), dtype, block.data(),
+               kBlock);
+  machine.compute.ParallelFor((bytes.size() + block.size() - 1) / block.size(), [&](size_t i) {
+    const size_t begin = i * block.size();
+    std::memcpy(bytes.data() + begin, block.data(), std::min(block.size(), bytes.size() - begin));
+  });
 }
 
-// The whole of ApplyOptimizerStep: norm, finite check, update. Filling the next gradients, which
-// the receiver of a push does, is not timed.
-void AdamWStep(benchmark::State& state) {
-  const int64_t tensors = state.range(1);
-  CpuDevice device(uint64_t{4} << 30);
-  ComputePool compute(static_cast<size_t>(state.range(0)));
-  auto budget = std::make_shared<MemoryBudget>(Reason::kPushMemory, "memory for pushes", "", ~0ull);
-  std::vector<TensorSpec> specs(static_cast<size_t>(tensors));
-  std::vector<PushedTensor> table;
-  for (size_t i = 0; i < specs.size(); ++i) {
-    specs[i].name = absl::StrCat("p", i);
-    specs[i].shape = *Shape::Create({kElements / tensors});
-    table.push_back({specs[i].name, TensorKind::kGradient, DType::kF32, specs[i].shape});
-  }
-  ModuleVersion version;
-  version.device = &device;
-  version.schema = *ModuleSchema::Create(std::move(specs), 1);
-  for (const TensorSpec& spec : version.schema->specs()) {
-    RefPtr<TensorStorage> storage = *TensorStorage::Allocate(device, spec.nbytes());
-    if (!device.FillZero(storage->MutableBuffer()).ok()) return state.SkipWithError("no memory");
-    version.storages.push_back(std::move(storage));
-  }
-  OptimizerConfig config;
-  config.algorithm = Algorithm::kAdamW;
-  std::shared_ptr<const Optimizer> optimizer = *Optimizer::Create(config, *version.schema);
-  OptimizerState optimizer_state;
-  optimizer_state.parameters.resize(version.schema->size());
-  StepOptions options;
-  options.hyperparameters = *optimizer->Resolve({});
-
-  auto step = [&](bool timed) {
-    GradientSet gradients = *StageGradients(version.schema, table, device, *budget);
-    for (GradientSet::Entry& entry : gradients.entries) {
-      const absl::Span<uint8_t> bytes = entry.storage->MutableHostBytes();
-      float* g = reinterpret_cast<float*>(bytes.data());
-      for (size_t i = 0; i < bytes.size() / sizeof(float); ++i) g[i] = 1e-3f * (i % 1000);
-    }
-    std::vector<Contribution> contributions(1);
-    contributions[0].parts.push_back({std::move(gradients)});
-    if (timed) state.ResumeTiming();
-    absl::StatusOr<StepResult> result =
-        ApplyOptimizerStep(version, *optimizer, options, contributions, optimizer_state, compute);
-    if (timed) state.PauseTiming();
-    for (size_t i = 0; i < version.storages.size(); ++i) version.storages[i] = result->storages[i];
-  };
-  step(false);  // makes the moments, warms the pool
-  for (auto _ : state) {
-    state.PauseTiming();
-    step(true);
-    state.ResumeTiming();
-  }
-  state.SetBytesProcessed(state.iterations() * kElements * 32);
-}
-
-// Prints the usual table and keeps the best rate of each benchmark.
-class RatioReporter : public benchmark::ConsoleReporter {
+// The plain loops, over gradients in the same kind of memory as a server's.
+class Plain {
  public:
-  void ReportRuns(const std::vector<Run>& runs) override {
-    ConsoleReporter::ReportRuns(runs);
-    for (const Run& run : runs) {
-      auto rate = run.counters.find("bytes_per_second");
-      if (run.run_type != Run::RT_Iteration || rate == run.counters.end()) continue;
-      double& best = best_[run.benchmark_name()];
-      best = std::max(best, rate->second.value);
-    }
-  }
-  void PrintRatios() const {
-    for (const auto& [name, rate] : best_) {
-      const size_t slash = name.find('/');
-      const std::string threads = name.substr(slash + 1, name.find('/', slash + 1) - slash - 1);
-      for (const auto& [other, triad] : best_) {
-        const std::string prefix = absl::StrCat("Triad/", threads, "/");
-        if (other.compare(0, prefix.size(), prefix) != 0) continue;
-        std::printf("%-40s %6.1f GB/s  %.2f x triad (%.1f GB/s)\n", name.c_str(), rate / 1e9,
-                    rate / triad, triad / 1e9);
-      }
-    }
+  explicit Plain(Machine& machine)
+      : machine_(machine),
+        gradients_(OrDie(machine.device.pool()->Allocate(Elements() * sizeof(float)))) {}
+
+  // Seconds of one step.
+  double Run(PlainLoop loop) {
+    FillGradients(machine_, DType::kF32, {gradients_.data(), gradients_.size()});
+    const double begin = Now();
+    model_.Step(loop, reinterpret_cast<const float*>(gradients_.data()), machine_.compute);
+    return Now() - begin;
   }
 
  private:
-  std::map<std::string, double> best_;
+  Machine& machine_;
+  PlainModel model_{Elements()};
+  DeviceBuffer gradients_;
 };
 
-BENCHMARK(Triad)->Arg(1)->Arg(2)->UseRealTime()->Unit(benchmark::kMillisecond)->Repetitions(3);
-BENCHMARK(AdamWStep)
-    ->ArgNames({"", "tensors"})
-    ->Args({1, 1})
-    ->Args({2, 1})
-    ->Args({2, 32768})
-    ->UseRealTime()
-    ->Unit(benchmark::kMillisecond)
-    ->Repetitions(3);
+struct StepSpec {
+  Algorithm algorithm = Algorithm::kAdamW;
+  size_t tensors = 1;
+  DType dtype = DType::kF32;
+  int contributions = 1;
+};
+
+// A module that is stepped as a module instance does it.
+class SteppedModule {
+ public:
+  SteppedModule(Machine& machine, const StepSpec& spec) : machine_(machine), spec_(spec) {
+    std::vector<TensorSpec> specs(spec.tensors);
+    for (size_t i = 0; i < specs.size(); ++i) {
+      specs[i].name = absl::StrCat("p", i);
+      specs[i].dtype = spec.dtype;
+      specs[i].shape = OrDie(Shape::Create({static_cast<int64_t>(Elements() / spec.tensors)}));
+      table_.push_back({specs[i].name, TensorKind::kGradient, spec.dtype, specs[i].shape});
+    }
+    version_.device = &machine.device;
+    version_.schema = OrDie(ModuleSchema::Create(std::move(specs), 1));
+    for (const TensorSpec& tensor : version_.schema->specs()) {
+      RefPtr<TensorStorage> storage =
+          OrDie(TensorStorage::Allocate(machine.device, tensor.nbytes()));
+      if (!machine.device.FillZero(storage->MutableBuffer()).ok()) std::exit(1);
+      version_.storages.push_back(std::move(storage));
+    }
+    state_.parameters.resize(version_.schema->size());
+  }
+
+  // Seconds of one step.
+  double Run(bool clip, std::optional<InstructionSet> set = std::nullopt) {
+    OptimizerConfig config;
+    config.algorithm = spec_.algorithm;
+    if (spec_.algorithm == Algorithm::kSgd) config.hyperparameters.momentum = 0.9;
+    if (clip) config.max_grad_norm = 1;
+    const auto optimizer = OrDie(Optimizer::Create(config, *version_.schema));
+    StepOptions options;
+    options.hyperparameters = OrDie(optimizer->Resolve({}));
+    options.instruction_set = set;
+    std::vector<Contribution> contributions(static_cast<size_t>(spec_.contributions));
+    for (Contribution& contribution : contributions) {
+      GradientSet gradients =
+          OrDie(StageGradients(version_.schema, table_, machine_.device, *machine_.budget));
+      if (spec_.tensors == 1) {
+        FillGradients(machine_, spec_.dtype, gradients.entries[0].storage->MutableHostBytes());
+      } else {
+        for (GradientSet::Entry& entry : gradients.entries) {
+          const absl::Span<uint8_t> bytes = entry.storage->MutableHostBytes();
+          std::fill_n(reinterpret_cast<float*>(bytes.data()), bytes.size() / sizeof(float), 0.1F);
+        }
+      }
+      contribution.parts.push_back({std::move(gradients)});
+    }
+    const double begin = Now();
+    StepResult result = OrDie(
+        ApplyOptimizerStep(version_, *optimizer, options, contributions, state_, machine_.compute));
+    version_.storages = std::move(result.storages);
+    const double seconds = Now() - begin;
+    if (!result.applied || (clip && result.clip_coef == 1)) std::exit(1);
+    return seconds;
+  }
+
+ private:
+  Machine& machine_;
+  const StepSpec spec_;
+  std::vector<PushedTensor> table_;
+  ModuleVersion version_;
+  OptimizerState state_;
+};
+
+struct Row {
+  std::string name;
+  double bytes;  // an element
+  std::function<double()> run;
+  std::vector<double> seconds = {};
+};
+
+void Measure(const std::string& title, std::vector<Row> rows) {
+  for (int round = -1; round < absl::GetFlag(FLAGS_rounds); ++round) {
+    for (Row& row : rows) {
+      const double seconds = row.run();
+      if (round >= 0) row.seconds.push_back(seconds);  // the one before warms up pools and pages
+    }
+  }
+  std::printf("\n%-34s %6s %8s %8s %8s %8s %8s\n", title.c_str(), "bytes", "ms", "best ms", "GB/s",
+              "ratio", "of best");
+  const Row& base = rows.front();
+  const auto best = [](const Row& row) {
+    return *std::min_element(row.seconds.begin(), row.seconds.end());
+  };
+  for (const Row& row : rows) {
+    const double scale = row.bytes / base.bytes;
+    std::vector<double> ratios;
+    for (size_t i = 0; i < row.seconds.size(); ++i) {
+      ratios.push_back(scale * base.seconds[i] / row.seconds[i]);
+    }
+    const double median = Median(row.seconds);
+    std::printf("%-34s %6.0f %8.1f %8.1f %8.1f %8.2f %8.2f\n", row.name.c_str(), row.bytes,
+                1e3 * median, 1e3 * best(row),
+                row.bytes * static_cast<double>(Elements()) / median / 1e9, Median(ratios),
+                scale * best(base) / best(row));
+  }
+  std::fflush(stdout);
+}
+
+void AdamWSection(Machine& machine) {
+  Plain plain(machine);
+  SteppedModule module(machine, {});
+  Measure("AdamW", {{"plain loop", 28, [&] { return plain.Run(PlainAdamW); }},
+                    {"step", 32, [&] { return module.Run(false); }},
+                    {"step, clipped", 32, [&] { return module.Run(true); }},
+                    {"triad", 12, [&] { return plain.Run(PlainTriad); }}});
+}
+
+void SetsSection(Machine& machine) {
+  Plain plain(machine);
+  SteppedModule module(machine, {});
+  std::vector<Row> rows = {{"plain loop", 28, [&] { return plain.Run(PlainAdamW); }}};
+  for (InstructionSet set : SupportedInstructionSets()) {
+    rows.push_back({absl::StrCat("step, clipped, ", InstructionSetName(set)), 32,
+                    [&module, set] { return module.Run(true, set); }});
+  }
+  Measure("AdamW by instruction set", std::move(rows));
+}
+
+void OneRule(Machine& machine, const std::string& title, Algorithm algorithm, PlainLoop loop,
+             double bytes) {
+  Plain plain(machine);
+  SteppedModule module(machine, {.algorithm = algorithm});
+  Measure(title, {{"plain loop", bytes, [&] { return plain.Run(loop); }},
+                  {"step", bytes + 4, [&] { return module.Run(false); }},
+                  {"step, clipped", bytes + 4, [&] { return module.Run(true); }}});
+}
+
+void TensorsSection(Machine& machine) {
+  SteppedModule one(machine, {});
+  SteppedModule many(machine, {.tensors = Elements() / 1000});
+  Measure("AdamW, many tensors",
+          {{"1 tensor", 32, [&] { return one.Run(true); }},
+           {"tensors of 1,000 elements", 32, [&] { return many.Run(true); }}});
+}
+
+void BFloat16Section(Machine& machine) {
+  Plain plain(machine);
+  SteppedModule module(machine, {.dtype = DType::kBF16});
+  // Read g twice (2), master, m, v; write p (2), master, m, v.
+  Measure("AdamW, BF16 with F32 masters",
+          {{"plain loop in F32", 28, [&] { return plain.Run(PlainAdamW); }},
+           {"step, clipped", 30, [&] { return module.Run(true); }}});
+}
+
+void RoundSection(Machine& machine) {
+  Plain plain(machine);
+  SteppedModule module(machine, {.contributions = 4});
+  // Read four gradients twice, p, m, v; write p, m, v.
+  Measure("AdamW, round of 4",
+          {{"plain loop, one gradient", 28, [&] { return plain.Run(PlainAdamW); }},
+           {"step, clipped", 56, [&] { return module.Run(true); }}});
+}
+
+void Run() {
+  Machine machine;
+  std::printf("%zu parameters, %zu threads, %d rounds\n", Elements(), machine.compute.threads(),
+              absl::GetFlag(FLAGS_rounds));
+  for (const std::string& section : absl::GetFlag(FLAGS_sections)) {
+    if (section == "adamw") {
+      AdamWSection(machine);
+    } else if (section == "sets") {
+      SetsSection(machine);
+    } else if (section == "adam") {
+      OneRule(machine, "Adam", Algorithm::kAdam, PlainAdam, 28);
+    } else if (section == "sgd") {
+      OneRule(machine, "SGD with momentum", Algorithm::kSgd, PlainSgdMomentum, 20);
+    } else if (section == "tensors") {
+      TensorsSection(machine);
+    } else if (section == "bf16") {
+      BFloat16Section(machine);
+    } else if (section == "round") {
+      RoundSection(machine);
+    } else {
+      std::fprintf(stderr, "--sections: there is no %s\n", section.c_str());
+      std::exit(1);
+    }
+  }
+}
 
 }  // namespace
 }  // namespace modelstate
 
 int main(int argc, char** argv) {
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-  modelstate::RatioReporter reporter;
-  benchmark::RunSpecifiedBenchmarks(&reporter);
-  reporter.PrintRatios();
+  absl::ParseCommandLine(argc, argv);
+  modelstate::TuneMalloc();
+  modelstate::Run();
   return 0;
 }

@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -10,7 +11,8 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <vector>
+#include <cstring>
+#include <utility>
 
 namespace modelstate {
 namespace {
@@ -59,14 +61,20 @@ void Tune(int fd) {
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
 }
 
-[[noreturn]] void Serve(int fd, size_t bytes) {
-  std::vector<uint8_t> memory(bytes, 1);
+[[noreturn]] void Serve(int fd, size_t bytes, const std::function<void(const uint8_t*)>& received) {
+  constexpr size_t kHugePage = size_t{2} << 20;
+  const size_t size = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  auto* memory = static_cast<uint8_t*>(std::aligned_alloc(kHugePage, size));
+  Check(memory != nullptr, "aligned_alloc");
+  madvise(memory, size, MADV_HUGEPAGE);  // as the server's; a wish
+  std::memset(memory, 1, size);
   uint8_t command = 0;
   while (ReceiveAll(fd, &command, 1)) {
     if (command == kAskForBytes) {
-      SendAll(fd, memory.data(), bytes);
+      SendAll(fd, memory, bytes);
     } else {
-      ReceiveAll(fd, memory.data(), bytes);
+      ReceiveAll(fd, memory, bytes);
+      if (received) received(memory);
       SendAll(fd, &command, 1);
     }
   }
@@ -75,7 +83,7 @@ void Tune(int fd) {
 
 }  // namespace
 
-RawTcp::RawTcp(size_t bytes) : bytes_(bytes) {
+RawTcp::RawTcp(size_t bytes, std::function<void(const uint8_t*)> received) : bytes_(bytes) {
   const int listener = socket(AF_INET, SOCK_STREAM, 0);
   Check(listener >= 0, "socket");
   sockaddr_in address{};
@@ -92,7 +100,7 @@ RawTcp::RawTcp(size_t bytes) : bytes_(bytes) {
     Check(fd >= 0, "accept");
     close(listener);
     Tune(fd);
-    Serve(fd, bytes);
+    Serve(fd, bytes, received);
   }
   close(listener);
   socket_ = socket(AF_INET, SOCK_STREAM, 0);

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 
 namespace modelstate {
 
@@ -15,14 +16,15 @@ namespace modelstate {
 class RawTcp {
  public:
   // Forks the other process, which holds `bytes` of touched memory. Call before starting threads.
-  explicit RawTcp(size_t bytes);
+  // `received` is called there, on a push, before the word that it has all.
+  explicit RawTcp(size_t bytes, std::function<void(const uint8_t*)> received = nullptr);
   ~RawTcp();
   RawTcp(const RawTcp&) = delete;
   RawTcp& operator=(const RawTcp&) = delete;
 
   // Seconds from asking for the bytes to having all of them in `destination` (`bytes` long).
   double Fetch(uint8_t* destination);
-  // Seconds from the first write to the other side's word that it has all.
+  // Seconds from the first write to the other side's word that it has all (and is done with it).
   double Push(const uint8_t* source);
 
  private:

@@ -1,6 +1,7 @@
 #ifndef MODELSTATE_BENCH_SUPPORT_H_
 #define MODELSTATE_BENCH_SUPPORT_H_
 
+#include <malloc.h>
 #include <signal.h>
 #include <sys/types.h>
 #include <sys/wait.h>
@@ -37,6 +38,21 @@ inline double Median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
+// As the server and the command-line tool do, so that freed memory is not given back and faulted in
+// again.
+inline void TuneMalloc() {
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, 2000000000);
+  mallopt(M_TOP_PAD, 64 << 20);
+  mallopt(M_ARENA_MAX, 1);
+}
+
+// The path of modelstate-server: `given`, or beside the program `self`.
+inline std::string ServerBinary(const std::string& given, const std::string& self) {
+  if (!given.empty()) return given;
+  return absl::StrCat(self.substr(0, self.rfind('/') + 1), "modelstate-server");
+}
+
 // A server on a free loopback port with an empty checkpoint root; ends with the object.
 class ServerProcess {
  public:
@@ -69,6 +85,7 @@ class ServerProcess {
     rmdir(root_);
   }
   const std::string& target() const { return target_; }
+  pid_t pid() const { return pid_; }
 
  private:
   char root_[64];

@@ -3,8 +3,6 @@
 //
 //   build/release/bin/transfer_bench [--mib=256] [--rounds=7] [--server=PATH]
 
-#include <malloc.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -111,16 +109,7 @@ void Run(const std::string& server_binary) {
 
 int main(int argc, char** argv) {
   absl::ParseCommandLine(argc, argv);
-  // As the command-line tool does, so that freed receive buffers are not given back and refaulted.
-  mallopt(M_MMAP_THRESHOLD, 1 << 30);
-  mallopt(M_TRIM_THRESHOLD, 2000000000);
-  mallopt(M_TOP_PAD, 64 << 20);
-  mallopt(M_ARENA_MAX, 1);
-  std::string server = absl::GetFlag(FLAGS_server);
-  if (server.empty()) {
-    const std::string self = argv[0];
-    server = self.substr(0, self.rfind('/') + 1) + "modelstate-server";
-  }
-  modelstate::Run(server);
+  modelstate::TuneMalloc();
+  modelstate::Run(modelstate::ServerBinary(absl::GetFlag(FLAGS_server), argv[0]));
   return 0;
 }

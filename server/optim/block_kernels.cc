@@ -62,11 +62,6 @@ template <typename Codec, typename T>
   for (size_t i = 0; i < n; ++i) to[i] = static_cast<T>(Codec::Load(stored[i]));
 }
 
-template <typename T>
-void Load(DType dtype, const void* from, uint64_t begin, size_t n, T* to) {
-  WithCodec(dtype, [&](auto codec) { LoadLoop<decltype(codec), T>(from, begin, n, to); });
-}
-
 template <typename Codec, typename T>
 [[gnu::flatten]] void StoreLoop(const T* __restrict__ from, uint64_t begin, size_t n, void* to) {
   auto* stored = static_cast<typename Codec::Stored*>(to) + begin;
@@ -76,70 +71,76 @@ template <typename Codec, typename T>
 }
 
 template <typename T>
-void Store(DType dtype, const T* from, uint64_t begin, size_t n, void* to) {
-  WithCodec(dtype, [&](auto codec) { StoreLoop<decltype(codec), T>(from, begin, n, to); });
+struct PartScalars {
+  T inverse_scale;
+  T coefficient;
+};
+
+// Sets `to` to one part's share of the mean, or adds it.
+template <typename Codec, typename T, bool kAdd>
+[[gnu::flatten]] void ShareLoop(const void* from, uint64_t begin, size_t n,
+                                const PartScalars<T>& scalars, T* __restrict__ to) {
+  const auto* stored = static_cast<const typename Codec::Stored*>(from) + begin;
+  const PartScalars<T> s = scalars;
+  for (size_t i = 0; i < n; ++i) {
+    const T share = static_cast<T>(Codec::Load(stored[i])) * s.inverse_scale * s.coefficient;
+    to[i] = kAdd ? to[i] + share : share;
+  }
 }
 
-template <typename T>
-[[gnu::flatten]] void Scale(T* __restrict__ values, size_t n, T factor) {
-  for (size_t i = 0; i < n; ++i) values[i] = values[i] * factor;
+template <typename T, bool kAdd>
+void Share(const GradientPart& part, uint64_t begin, size_t n, T* to) {
+  const PartScalars<T> scalars = {static_cast<T>(part.inverse_scale),
+                                  static_cast<T>(part.coefficient)};
+  WithCodec(part.dtype, [&](auto codec) {
+    ShareLoop<decltype(codec), T, kAdd>(part.data, begin, n, scalars, to);
+  });
 }
 
-template <typename T>
-[[gnu::flatten]] void AddScaled(const T* __restrict__ from, size_t n, T factor,
-                                T* __restrict__ to) {
-  for (size_t i = 0; i < n; ++i) to[i] = to[i] + from[i] * factor;
-}
-
-template <typename T>
-void LoadPart(const GradientPart& part, uint64_t begin, size_t n, T* to) {
-  Load(part.dtype, part.data, begin, n, to);
-  if (part.inverse_scale != 1) Scale(to, n, static_cast<T>(part.inverse_scale));
-}
-
-// The mean of the parts, at most kChunk elements.
+// The mean of the parts.
 template <typename T>
 void LoadGradient(const StepPlan& plan, const TensorStep& tensor, uint64_t begin, size_t n, T* to) {
-  T other[kChunk];
-  for (uint32_t k = 0; k < tensor.part_count; ++k) {
-    const GradientPart& part = plan.parts[tensor.first_part + k];
-    const T coefficient = static_cast<T>(part.coefficient);
-    if (k == 0) {
-      LoadPart(part, begin, n, to);
-      if (coefficient != 1) Scale(to, n, coefficient);
-    } else {
-      LoadPart(part, begin, n, other);
-      AddScaled(other, n, coefficient, to);
-    }
+  Share<T, false>(plan.parts[tensor.first_part], begin, n, to);
+  for (uint32_t k = 1; k < tensor.part_count; ++k) {
+    Share<T, true>(plan.parts[tensor.first_part + k], begin, n, to);
   }
 }
 
+// x - x is 0 for finite x only.
+template <typename T>
+[[gnu::flatten]] bool AllFinite(const T* g, size_t n) {
+  for (size_t i = 0; i < n; ++i) {
+    if (g[i] - g[i] != 0) return false;
+  }
+  return true;
+}
+
+// Reads in four places at once: one alone does not keep the memory busy.
 template <typename T>
 [[gnu::flatten]] BlockNorm SumOfSquares(const T* g, size_t n) {
+  constexpr size_t kPlaces = 4;
   constexpr size_t kLanes = 16;
-  double sums[kLanes] = {};
-  // x - x is 0 for finite x only; a difference that is not survives every later addition.
-  T residue[kLanes] = {};
-  const size_t whole = n / kLanes * kLanes;
-  for (size_t i = 0; i < whole; i += kLanes) {
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      const T x = g[i + lane];
-      residue[lane] += x - x;
-      sums[lane] += static_cast<double>(x) * static_cast<double>(x);
+  double sums[kPlaces * kLanes] = {};
+  const size_t stride = n / (kPlaces * kLanes) * kLanes;
+  for (size_t i = 0; i < stride; i += kLanes) {
+    for (size_t place = 0; place < kPlaces; ++place) {
+      for (size_t lane = 0; lane < kLanes; ++lane) {
+        const double x = static_cast<double>(g[place * stride + i + lane]);
+        sums[place * kLanes + lane] += x * x;
+      }
     }
   }
-  for (size_t lane = 0; whole + lane < n; ++lane) {
-    const T x = g[whole + lane];
-    residue[lane] += x - x;
-    sums[lane] += static_cast<double>(x) * static_cast<double>(x);
+  const T* rest = g + kPlaces * stride;
+  for (size_t i = 0; i < n - kPlaces * stride; ++i) {
+    const double x = static_cast<double>(rest[i]);
+    sums[i] += x * x;
   }
-  for (size_t width = kLanes / 2; width > 0; width /= 2) {
-    for (size_t lane = 0; lane < width; ++lane) {
-      sums[lane] += sums[lane + width];
-      residue[lane] += residue[lane + width];
-    }
+  for (size_t width = kPlaces * kLanes / 2; width > 0; width /= 2) {
+    for (size_t lane = 0; lane < width; ++lane) sums[lane] += sums[lane + width];
   }
-  return {sums[0], residue[0] == 0};
+  // What is not finite shows in the sum; but squares of large doubles overflow too.
+  const double sum = sums[0];
+  return {sum, sum - sum == 0 || AllFinite(g, n)};
 }
 
 template <typename T>
@@ -148,10 +149,7 @@ BlockNorm NormOf(const StepPlan& plan, const TensorStep& tensor, uint64_t begin,
     return SumOfSquares(reinterpret_cast<const T*>(tensor.output) + begin, end - begin);
   }
   T values[kBlockElements];
-  for (uint64_t at = begin; at < end; at += kChunk) {
-    const size_t n = end - at < kChunk ? end - at : kChunk;
-    LoadGradient(plan, tensor, at, n, values + (at - begin));
-  }
+  LoadGradient(plan, tensor, begin, end - begin, values);
   return SumOfSquares(values, end - begin);
 }
 
@@ -190,9 +188,9 @@ typename Rule::template Scalars<T> RoundScalars(const RuleScalars& values) {
   return scalars;
 }
 
-// `g` the prepared gradient, which becomes the new parameter.
+// The gradient is g * factor; `g` becomes the new parameter.
 template <typename Rule, typename T, int kVariant>
-[[gnu::flatten]] void RuleLoop(const typename Rule::template Scalars<T>& scalars,
+[[gnu::flatten]] void RuleLoop(const typename Rule::template Scalars<T>& scalars, T factor,
                                const T* __restrict__ p, T* __restrict__ g, T* const* slots,
                                size_t n) {
   const typename Rule::template Scalars<T> s = scalars;
@@ -208,7 +206,7 @@ template <typename Rule, typename T, int kVariant>
     if constexpr (kUses0) x[0] = slot0[i];
     if constexpr (kUses1) x[1] = slot1[i];
     if constexpr (kUses2) x[2] = slot2[i];
-    g[i] = Rule::template Update<T, kVariant>(s, p[i], g[i], x);
+    g[i] = Rule::template Update<T, kVariant>(s, p[i], g[i] * factor, x);
     if constexpr (kUses0) slot0[i] = x[0];
     if constexpr (kUses1) slot1[i] = x[1];
     if constexpr (kUses2) slot2[i] = x[2];
@@ -217,15 +215,16 @@ template <typename Rule, typename T, int kVariant>
 
 template <typename Rule, typename T, int... kVariants>
 void RunVariant(int variant, std::integer_sequence<int, kVariants...>, const RuleScalars& values,
-                const T* p, T* g, T* const* slots, size_t n) {
+                T factor, const T* p, T* g, T* const* slots, size_t n) {
   const auto scalars = RoundScalars<Rule, T>(values);
-  (void)((kVariants == variant && (RuleLoop<Rule, T, kVariants>(scalars, p, g, slots, n), true)) ||
+  (void)((kVariants == variant &&
+          (RuleLoop<Rule, T, kVariants>(scalars, factor, p, g, slots, n), true)) ||
          ...);
 }
 
 template <typename T>
-void RunRule(const StepPlan& plan, const TensorStep& tensor, const Hyperparameters& h, const T* p,
-             T* g, uint64_t begin, size_t n) {
+void RunRule(const StepPlan& plan, const TensorStep& tensor, const Hyperparameters& h, T factor,
+             const T* p, T* g, uint64_t begin, size_t n) {
   T* slots[kMaxRuleSlots];
   for (size_t i = 0; i < kMaxRuleSlots; ++i) {
     slots[i] = BringSlot<T>(tensor.slots[kMasterPlace + 1 + i], begin, n);
@@ -236,7 +235,7 @@ void RunRule(const StepPlan& plan, const TensorStep& tensor, const Hyperparamete
     using Rule = decltype(rule);
     RunVariant<Rule, T>(Rule::Variant(h, begins),
                         std::make_integer_sequence<int, Rule::kVariants>(),
-                        plan.scalars[tensor.scalars], p, g, slots, n);
+                        plan.scalars[tensor.scalars], factor, p, g, slots, n);
   });
 }
 
@@ -247,7 +246,9 @@ void UpdateOf(const StepPlan& plan, const TensorStep& tensor, uint64_t begin, ui
   const Hyperparameters& h = plan.options->hyperparameters[tensor.group];
   const GradientScalars<T> prepare = {static_cast<T>(plan.clip_coef),
                                       static_cast<T>(plan.clip_value), *h.maximize ? T(-1) : T(1)};
-  const bool prepared = prepare.clip_coef == 1 && prepare.clip_value == 0 && prepare.sign == 1;
+  // Without a limit for elements, preparing is a multiplication: exact for 1 and for -1.
+  const bool limited = prepare.clip_value > 0;
+  const T factor = limited ? T(1) : prepare.sign * prepare.clip_coef;
   T values[kChunk];
   T rounded[kNarrow ? kChunk : 1];
   for (uint64_t at = begin; at < end; at += kChunk) {
@@ -258,7 +259,7 @@ void UpdateOf(const StepPlan& plan, const TensorStep& tensor, uint64_t begin, ui
     } else {
       LoadGradient(plan, tensor, at, n, g);
     }
-    if (!prepared) Prepare(prepare, n, g);
+    if (limited) Prepare(prepare, n, g);
     const T* p = nullptr;
     T* master = nullptr;
     if constexpr (kNarrow) {
@@ -273,7 +274,7 @@ void UpdateOf(const StepPlan& plan, const TensorStep& tensor, uint64_t begin, ui
     } else {
       p = reinterpret_cast<const T*>(tensor.parameter) + at;
     }
-    RunRule(plan, tensor, h, p, g, at, n);
+    RunRule(plan, tensor, h, factor, p, g, at, n);
     if (master != nullptr) std::memcpy(master, g, n * sizeof(T));
     if (!tensor.in_place) StoreLoop<Codec, T>(g, at, n, tensor.output);
   }
@@ -281,15 +282,12 @@ void UpdateOf(const StepPlan& plan, const TensorStep& tensor, uint64_t begin, ui
 
 template <typename T>
 void AccumulateOf(const GradientPart& from, T* to, bool add, uint64_t begin, uint64_t end) {
+  if (add) return Share<T, true>(from, begin, end - begin, to + begin);
   T values[kChunk];
   for (uint64_t at = begin; at < end; at += kChunk) {
     const size_t n = end - at < kChunk ? end - at : kChunk;
-    LoadPart(from, at, n, values);
-    if (add) {
-      AddScaled(values, n, T(1), to + at);
-    } else {
-      std::memcpy(to + at, values, n * sizeof(T));
-    }
+    Share<T, false>(from, at, n, values);
+    std::memcpy(to + at, values, n * sizeof(T));
   }
 }
 

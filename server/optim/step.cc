@@ -13,8 +13,6 @@
 namespace modelstate {
 namespace {
 
-// Enough work to be worth a hand-over, small enough to balance.
-constexpr uint64_t kElementsPerItem = 16 * kBlockElements;
 constexpr size_t kNamesShown = 10;
 
 struct Norm {
@@ -32,17 +30,25 @@ double TreeSum(absl::Span<double> values) {  // overwrites them
   return values[0];
 }
 
-Norm ComputeNorm(const StepPlan& plan, const ModuleSchema& schema, const BlockKernels& kernels,
-                 ComputePool& compute) {
+// Calls run(item) for each.
+template <typename Run>
+void ForEachItem(const WorkList& work, ComputePool& compute, Run run) {
+  compute.ParallelFor(work.batch_ends.size(), [&](size_t batch) {
+    for (size_t i = batch == 0 ? 0 : work.batch_ends[batch - 1]; i < work.batch_ends[batch]; ++i) {
+      run(work.items[i]);
+    }
+  });
+}
+
+Norm ComputeNorm(const StepPlan& plan, const WorkList& work, const ModuleSchema& schema,
+                 const BlockKernels& kernels, ComputePool& compute) {
   std::vector<size_t> first_block(plan.tensors.size() + 1, 0);
   for (size_t t = 0; t < plan.tensors.size(); ++t) {
     first_block[t + 1] =
         first_block[t] + (plan.tensors[t].elements + kBlockElements - 1) / kBlockElements;
   }
   std::vector<BlockNorm> blocks(first_block.back());
-  const std::vector<WorkItem> work = MakeWorkList(plan, kElementsPerItem);
-  compute.ParallelFor(work.size(), [&](size_t w) {
-    const WorkItem& item = work[w];
+  ForEachItem(work, compute, [&](const WorkItem& item) {
     for (uint64_t begin = item.begin; begin < item.end; begin += kBlockElements) {
       blocks[first_block[item.tensor] + begin / kBlockElements] = kernels.norm(
           plan, plan.tensors[item.tensor], begin, std::min(item.end, begin + kBlockElements));
@@ -125,7 +131,8 @@ absl::StatusOr<StepResult> ApplyOptimizerStep(const ModuleVersion& current,
       GetBlockKernels(options.instruction_set.value_or(SupportedInstructionSets().back()));
 
   StepResult result;
-  Norm norm = ComputeNorm(plan, schema, kernels, compute);
+  const WorkList work = MakeWorkList(plan);
+  Norm norm = ComputeNorm(plan, work, schema, kernels, compute);
   result.grad_norm = norm.total;
   result.nonfinite = std::move(norm.nonfinite);
   if (!result.nonfinite.empty()) return result;
@@ -136,13 +143,12 @@ absl::StatusOr<StepResult> ApplyOptimizerStep(const ModuleVersion& current,
 
   result.storages.resize(schema.size());
   MS_RETURN_IF_ERROR(AllocateSlots(optimizer, state, *current.device, &plan));
-  const std::vector<WorkItem> work = MakeWorkList(plan, kElementsPerItem);
   result.updated = plan.tensors.size();
   result.skipped = TrainableParameters(schema, optimizer) - result.updated;
 
   // From here on nothing fails.
-  compute.ParallelFor(work.size(), [&](size_t w) {
-    kernels.update(plan, plan.tensors[work[w].tensor], work[w].begin, work[w].end);
+  ForEachItem(work, compute, [&](const WorkItem& item) {
+    kernels.update(plan, plan.tensors[item.tensor], item.begin, item.end);
   });
   for (TensorStep& tensor : plan.tensors) {
     ParameterState& parameter = state.parameters[tensor.index];

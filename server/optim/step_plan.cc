@@ -10,6 +10,12 @@
 namespace modelstate {
 namespace {
 
+// Enough to be worth a hand-over, small enough to balance.
+constexpr uint64_t kElementsPerBatch = 16 * kBlockElements;
+
+// Of many small tensors each object is a cache miss; so they are asked for this many tensors ahead.
+constexpr size_t kAhead = 16;
+
 // One gradient of one part of a contribution.
 struct Found {
   uint32_t index;  // in the schema
@@ -66,6 +72,12 @@ RefPtr<TensorStorage> FindOutput(const TensorSpec& spec, absl::Span<const Found>
   return nullptr;
 }
 
+void AskForStorages(const ModuleVersion& current, absl::Span<const Found> ahead) {
+  if (ahead.empty()) return;
+  __builtin_prefetch(current.storages[ahead.front().index].get());
+  __builtin_prefetch(ahead.front().entry->storage.get(), 1);
+}
+
 // Calls visit(parts of one parameter) for each, in schema order, until one returns an error.
 template <typename Visitor>
 absl::Status ForEachParameter(absl::Span<const Found> found, Visitor visit) {
@@ -115,6 +127,9 @@ absl::StatusOr<StepPlan> MakeStepPlan(const ModuleVersion& current, const Optimi
   plan.parts.reserve(found.size());
   plan.tensors.reserve(found.size());
   MS_RETURN_IF_ERROR(ForEachParameter(found, [&](absl::Span<const Found> parts) -> absl::Status {
+    const size_t done = static_cast<size_t>(parts.data() - found.data());
+    AskForStorages(current,
+                   absl::MakeConstSpan(found).subspan(std::min(done + kAhead, found.size())));
     const uint32_t index = parts.front().index;
     const TensorSpec& spec = schema.spec(index);
     const StorageRef& parameter = current.storages[index];
@@ -201,9 +216,20 @@ absl::Status CheckGroups(const Optimizer& optimizer, const GradientSet& gradient
 absl::Status AllocateSlots(const Optimizer& optimizer, OptimizerState& state, Device& device,
                            StepPlan* plan) {
   const std::span<const SlotRule> rules = GetRule(plan->algorithm).slots;
-  for (TensorStep& tensor : plan->tensors) {
+  SlotList kept;
+  for (size_t t = 0; t < plan->tensors.size(); ++t) {
+    if (t + kAhead < plan->tensors.size()) {
+      for (const auto& slot : state.parameters[plan->tensors[t + kAhead].index].slots) {
+        __builtin_prefetch(slot.get(), 1);
+      }
+    }
+    TensorStep& tensor = plan->tensors[t];
     const Hyperparameters& h = plan->options->hyperparameters[tensor.group];
-    for (const SlotInfo& info : KeptSlots(optimizer.config(), h, tensor.dtype)) {
+    if (t == 0 || tensor.group != plan->tensors[t - 1].group ||
+        tensor.dtype != plan->tensors[t - 1].dtype) {
+      kept = KeptSlots(optimizer.config(), h, tensor.dtype);
+    }
+    for (const SlotInfo& info : kept) {
       const uint64_t bytes = tensor.elements * DTypeSize(info.dtype);
       RefPtr<TensorStorage>& held = state.parameters[tensor.index].slots[info.place];
       if (held && held->size() != bytes) {
@@ -227,15 +253,24 @@ absl::Status AllocateSlots(const Optimizer& optimizer, OptimizerState& state, De
   return absl::OkStatus();
 }
 
-std::vector<WorkItem> MakeWorkList(const StepPlan& plan, uint64_t elements_per_item) {
-  std::vector<WorkItem> work;
-  work.reserve(plan.tensors.size());
+WorkList MakeWorkList(const StepPlan& plan) {
+  WorkList work;
+  work.items.reserve(plan.tensors.size());
+  uint64_t in_batch = 0;
   for (uint32_t t = 0; t < plan.tensors.size(); ++t) {
     const uint64_t elements = plan.tensors[t].elements;
-    for (uint64_t begin = 0; begin < elements; begin += elements_per_item) {
-      work.push_back({t, begin, std::min(elements, begin + elements_per_item)});
+    for (uint64_t begin = 0; begin < elements;) {
+      const uint64_t end = std::min(elements, begin + kElementsPerBatch);
+      work.items.push_back({t, begin, end});
+      in_batch += end - begin;
+      if (in_batch >= kElementsPerBatch) {
+        work.batch_ends.push_back(work.items.size());
+        in_batch = 0;
+      }
+      begin = end;
     }
   }
+  if (in_batch > 0) work.batch_ends.push_back(work.items.size());
   return work;
 }
 

@@ -76,13 +76,20 @@ absl::StatusOr<StepPlan> MakeStepPlan(const ModuleVersion& current, const Optimi
 absl::Status AllocateSlots(const Optimizer& optimizer, OptimizerState& state, Device& device,
                            StepPlan* plan);
 
-// A flat list of work: what one call of a task computes.
+// What one call of a kernel computes.
 struct WorkItem {
   uint32_t tensor = 0;  // index in StepPlan::tensors
   uint64_t begin = 0;   // elements, multiples of kBlockElements
   uint64_t end = 0;
 };
-std::vector<WorkItem> MakeWorkList(const StepPlan& plan, uint64_t elements_per_item);
+
+// A flat list of work, cut into batches that are worth a hand-over to another thread: part of a
+// large tensor, or many small ones.
+struct WorkList {
+  std::vector<WorkItem> items;
+  std::vector<size_t> batch_ends;  // in `items`
+};
+WorkList MakeWorkList(const StepPlan& plan);
 
 }  // namespace modelstate
 

@@ -193,6 +193,30 @@ TEST_F(StepTest, NonfiniteGradientChangesNothing) {
   }
 }
 
+TEST_F(StepTest, OneNonfiniteElementIsFoundWhereverItIs) {
+  constexpr size_t kSize = 4096 + 101;  // a block and what is left of one
+  module_.Create({SteppedModule::Parameter("w", {kSize})}, AdamW());
+  for (float bad : {std::numeric_limits<float>::infinity(), std::nanf("")}) {
+    for (size_t at = 0; at < kSize; at += at < 4096 ? 127 : 1) {
+      std::vector<float> gradient(kSize, 1);
+      gradient[at] = bad;
+      absl::StatusOr<StepResult> result = module_.Step({{"w", SteppedModule::Bytes(gradient)}});
+      ASSERT_TRUE(result.ok()) << result.status();
+      EXPECT_FALSE(result->applied) << at;
+    }
+  }
+}
+
+TEST_F(StepTest, ElementsWhoseSquaresOverflowAreFinite) {
+  module_.Create({SteppedModule::Parameter("w", {3}, DType::kF64)}, Sgd(1));
+  absl::StatusOr<StepResult> result =
+      module_.Step({{"w", SteppedModule::Bytes<double>({1e200, 1, -1e300})}});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_TRUE(result->applied);
+  EXPECT_EQ(result->grad_norm, std::numeric_limits<double>::infinity());
+  EXPECT_EQ(module_.Get<double>("w"), (std::vector<double>{-1e200, -1, 1e300}));
+}
+
 TEST_F(StepTest, OverflowOfUnscalingIsNonfinite) {
   module_.Create({SteppedModule::Parameter("w", {1})}, Sgd(1));
   absl::StatusOr<StepResult> result =
