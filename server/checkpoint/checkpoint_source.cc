@@ -11,6 +11,7 @@
 #include "common/base/tensor_cast.h"
 #include "server/checkpoint/job_progress.h"
 #include "server/checkpoint/manifest.h"
+#include "server/rules/rule_info.h"
 
 namespace modelstate {
 namespace {
@@ -255,6 +256,7 @@ absl::StatusOr<std::vector<ReadItem>> CheckpointSource::Impl::MatchOptimizer(
     }
   }
   std::vector<ReadItem> items;
+  const RuleInfo& rule = GetRule(optimizer.algorithm());
   for (const Manifest::ParameterEntry& entry : manifest->optimizer_state) {
     const auto corrupt = [this, &entry](absl::string_view text) {
       return Corrupt(path,
@@ -274,22 +276,15 @@ absl::StatusOr<std::vector<ReadItem>> CheckpointSource::Impl::MatchOptimizer(
     }
     parameter.step = entry.step;
     parameter.product = entry.product;
-    const SlotList kept = KeptSlots(
-        optimizer.config(),
-        optimizer
-            .groups()[std::min<size_t>(optimizer.group_of(*index), optimizer.groups().size() - 1)]
-            .hyperparameters,
-        spec.dtype);
     for (const SlotInfo& info : AllSlots(optimizer.algorithm(), spec.dtype)) {
       const absl::string_view slot = info.name;
       if (std::find(entry.slots.begin(), entry.slots.end(), slot) == entry.slots.end()) {
-        // The next step begins these: a master of a module of another dtype than the checkpoint's,
-        // a momentum that a step had switched off, what only an override keeps.
-        const bool needed = std::any_of(kept.begin(), kept.end(), [&](const SlotInfo& other) {
-          return other.place == info.place;
-        });
-        if (!needed || slot == "master" || slot == "momentum_buffer") continue;
-        return corrupt(absl::StrCat("it lacks ", slot));
+        // The next step begins it, as it would have without the save: a master of a module of
+        // another dtype, what another configuration or override has only switched on.
+        const bool always =
+            info.place != kMasterPlace && rule.slots[info.place - kMasterPlace - 1].kept == nullptr;
+        if (always) return corrupt(absl::StrCat("it lacks ", slot));
+        continue;
       }
       const auto it = by_name.find(absl::StrCat(slot, "/", entry.parameter));
       if (it == by_name.end()) return corrupt(absl::StrCat(kOptimizerFile, " lacks its ", slot));

@@ -241,6 +241,12 @@ void ModuleInstance::Capture(bool with_optimizer, Done<CapturedState> done) {
   });
 }
 
+void ModuleInstance::HoldWithOptimizer(Selection selection, Done<CapturedState> done) {
+  Post([selection = std::move(selection), done = std::move(done)](ModuleInstance& self) mutable {
+    done(self.HoldWithOptimizerOnStrand(selection));
+  });
+}
+
 void ModuleInstance::Delete(absl::AnyInvocable<void()> done) {
   Post([done = std::move(done)](ModuleInstance& self) mutable {
     self.DeleteOnStrand();
@@ -307,6 +313,15 @@ void ModuleInstance::CommitLoad(StagedLoad load, std::optional<Version> base,
     absl::StatusOr<VersionRef> version = self.CommitOnStrand(load, base, restored);
     load = StagedLoad();
     restored.reset();
+    done(std::move(version));
+  });
+}
+
+void ModuleInstance::ReplaceOptimizerState(StagedOptimizerState load, std::optional<Version> base,
+                                           Done<VersionRef> done) {
+  Post([load = std::move(load), base, done = std::move(done)](ModuleInstance& self) mutable {
+    absl::StatusOr<VersionRef> version = self.ReplaceOnStrand(load, base);
+    load = StagedOptimizerState();
     done(std::move(version));
   });
 }

@@ -156,9 +156,18 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   void CommitLoad(StagedLoad load, std::optional<Version> base,
                   std::optional<RestoredState> restored, Done<VersionRef> done);
 
+  // Publishes optimizer state in place of the module's own, with an optimizer where it has one; a
+  // round that is open goes on. ABORTED STALE_BASE as above, and when the module was configured
+  // since; RESOURCE_EXHAUSTED PUSH_MEMORY (rounds).
+  void ReplaceOptimizerState(StagedOptimizerState load, std::optional<Version> base,
+                             Done<VersionRef> done);
+
   // One consistent moment for a save. Without `with_optimizer` it holds no more than a reader does,
   // and has no optimizer, optimizer state nor workers.
   void Capture(bool with_optimizer, Done<CapturedState> done);
+  // The same for a reader: no workers, and the state of those that SelectStateful selects. Held and
+  // refused as Hold does; also TENSOR_NOT_FOUND, NO_OPTIMIZER.
+  void HoldWithOptimizer(Selection selection, Done<CapturedState> done);
 
   // The last versions with a number below `before` (0: all), the newest first, at most `limit`.
   std::vector<VersionRecord> History(uint64_t before, size_t limit) const;
@@ -233,14 +242,20 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   absl::StatusOr<VersionRef> CommitOnStrand(StagedLoad& load, const std::optional<Version>& base,
                                             std::optional<RestoredState>& restored);
   absl::StatusOr<CapturedState> CaptureOnStrand(bool with_optimizer);
+  absl::StatusOr<CapturedState> HoldWithOptimizerOnStrand(const Selection& selection);
+  absl::StatusOr<VersionRef> ReplaceOnStrand(StagedOptimizerState& load,
+                                             const std::optional<Version>& base);
   // What the next steps take, with optimizer_state_ as it is.
   StepDemand DemandOfSteps(const ModuleVersion& version,
                            const std::shared_ptr<const Optimizer>& optimizer);
   absl::StatusOr<VersionRef> MoveOnStrand(Device* device, std::optional<DType> dtype);
   // Copies what was staged before a move to where the module is now.
   absl::Status BringGradients(Device& device, GradientSet& gradients) const;
-  absl::Status CheckStagedFor(const ModuleVersion& current, const StagedLoad& load,
-                              const std::optional<RestoredState>& restored) const;
+  absl::Status CheckStagedFor(const ModuleVersion& current, absl::Span<const StorageRef> storages,
+                              const OptimizerState* state) const;
+  absl::Status CheckIsCurrent(const std::optional<Version>& base,
+                              const ModuleVersion& current) const;
+  absl::Status NoOptimizerError() const;
 
   const std::string name_;
   const ModuleEnvironment environment_;

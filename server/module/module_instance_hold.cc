@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "server/module/module_instance.h"
+#include "server/state/optimizer_tensors.h"
 
 namespace modelstate {
 
@@ -43,6 +44,25 @@ absl::StatusOr<CapturedState> ModuleInstance::CaptureOnStrand(bool with_optimize
   MS_ASSIGN_OR_RETURN(Snapshot snapshot, ledger_->HoldWith(optimizer_state_));
   return CapturedState{name_, std::move(snapshot), optimizer(), optimizer_state_,
                        workers_.Durable()};
+}
+
+absl::StatusOr<CapturedState> ModuleInstance::HoldWithOptimizerOnStrand(
+    const Selection& selection) {
+  MS_RETURN_IF_ERROR(CheckNotDeleted());
+  if (state() == ModuleState::kEmpty) return EmptyError();
+  CapturedState held{name_, Snapshot(), optimizer(), {}, {}};
+  if (held.optimizer == nullptr) return NoOptimizerError();
+  const std::shared_ptr<const ModuleSchema> schema = Current()->schema;
+  absl::StatusOr<ModuleSchema::Listing> selected = SelectStateful(*schema, selection);
+  if (!selected.ok()) {
+    return Annotate(selected.status(), absl::StrCat("module \"", name_, "\""));
+  }
+  held.optimizer_state.parameters.resize(schema->size());
+  for (uint32_t index : **selected) {
+    held.optimizer_state.parameters[index] = optimizer_state_.parameters[index];
+  }
+  MS_ASSIGN_OR_RETURN(held.snapshot, ledger_->HoldWith(held.optimizer_state));
+  return held;
 }
 
 StepDemand ModuleInstance::DemandOfSteps(const ModuleVersion& version,

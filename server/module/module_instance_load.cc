@@ -1,4 +1,4 @@
-// The mutation of ModuleInstance that takes elements from elsewhere: a load.
+// The mutations of ModuleInstance that take elements from elsewhere: loads.
 #include <utility>
 #include <vector>
 
@@ -38,6 +38,21 @@ OptimizerState CarryOver(const OptimizerState& state, const LoadPlan& plan,
 
 }  // namespace
 
+absl::Status ModuleInstance::CheckIsCurrent(const std::optional<Version>& base,
+                                            const ModuleVersion& current) const {
+  if (!base || *base == current.version) return absl::OkStatus();
+  if (base->incarnation != current.version.incarnation) {
+    return CheckBase(*base, current, std::nullopt);
+  }
+  return MakeError(Reason::kStaleBase,
+                   absl::StrCat("module \"", name_, "\" is at version ", current.version.number,
+                                ", not at the base of this load, ", base->number,
+                                ": look at what changed and load again"),
+                   {{"module", name_},
+                    {"base", absl::StrCat(base->number)},
+                    {"current", absl::StrCat(current.version.number)}});
+}
+
 absl::StatusOr<VersionRef> ModuleInstance::CommitOnStrand(StagedLoad& load,
                                                           const std::optional<Version>& base,
                                                           std::optional<RestoredState>& restored) {
@@ -46,20 +61,7 @@ absl::StatusOr<VersionRef> ModuleInstance::CommitOnStrand(StagedLoad& load,
   std::shared_ptr<ModuleVersion> next = NextVersion(MutationKind::kLoad);
   {
     const VersionRef current = Current();
-    if (base) {
-      if (base->incarnation != current->version.incarnation) {
-        return CheckBase(*base, *current, std::nullopt);
-      }
-      if (*base != current->version) {
-        return MakeError(Reason::kStaleBase,
-                         absl::StrCat("module \"", name_, "\" is at version ",
-                                      current->version.number, ", not at the base of this load, ",
-                                      base->number, ": look at what changed and load again"),
-                         {{"module", name_},
-                          {"base", absl::StrCat(base->number)},
-                          {"current", absl::StrCat(current->version.number)}});
-      }
-    }
+    MS_RETURN_IF_ERROR(CheckIsCurrent(base, *current));
     if (load.plan.base != current->schema) {
       return MakeError(
           Reason::kStaleBase,
@@ -67,7 +69,8 @@ absl::StatusOr<VersionRef> ModuleInstance::CommitOnStrand(StagedLoad& load,
                        "\" changed (a load or a freeze) while this load ran: load again"),
           {{"module", name_}, {"current", absl::StrCat(current->version.number)}});
     }
-    MS_RETURN_IF_ERROR(CheckStagedFor(*current, load, restored));
+    MS_RETURN_IF_ERROR(
+        CheckStagedFor(*current, load.storages, restored ? &restored->optimizer_state : nullptr));
   }
 
   std::shared_ptr<const Optimizer> optimizer = this->optimizer();
@@ -140,6 +143,42 @@ absl::StatusOr<VersionRef> ModuleInstance::CommitOnStrand(StagedLoad& load,
   next->parameter_changes = parameter_changes_.total();
   VersionRef published = next;
   Publish(std::move(next), std::move(optimizer), std::move(change));
+  return published;
+}
+
+absl::StatusOr<VersionRef> ModuleInstance::ReplaceOnStrand(StagedOptimizerState& load,
+                                                           const std::optional<Version>& base) {
+  MS_RETURN_IF_ERROR(CheckNotDeleted());
+  const VersionRef current = Current();
+  MS_RETURN_IF_ERROR(CheckIsCurrent(base, *current));
+  if (load.schema != current->schema || (!load.configures && load.optimizer != optimizer())) {
+    return MakeError(
+        Reason::kStaleBase,
+        absl::StrCat("the tensors or the optimizer of module \"", name_,
+                     "\" changed while this optimizer state was loaded: load it again"),
+        {{"module", name_}, {"current", absl::StrCat(current->version.number)}});
+  }
+  MS_RETURN_IF_ERROR(CheckStagedFor(*current, {}, &load.state));
+  MS_RETURN_IF_ERROR(SetMemoryAside(load.optimizer.get(), *load.schema));
+
+  // Nothing fails from here on.
+  uint64_t count = 0;
+  for (const ParameterState& parameter : load.state.parameters) count += parameter.step > 0;
+  VersionChange change;
+  std::string detail =
+      absl::StrCat("optimizer state of ", count, count == 1 ? " parameter" : " parameters");
+  if (load.configures) {
+    absl::StrAppend(&detail, ", for ", AlgorithmName(load.optimizer->algorithm()));
+  }
+  change.set_detail(std::move(detail));
+  std::shared_ptr<ModuleVersion> next = NextVersion(MutationKind::kLoad);
+  if (load.step) next->step = *load.step;
+  optimizer_state_ = std::move(load.state);
+  VersionRef published = next;
+  Publish(std::move(next), std::move(load.optimizer), std::move(change));
+  // As after ConfigureOptimizer.
+  CloseRoundIfComplete().IgnoreError();
+  ShowTraining();
   return published;
 }
 

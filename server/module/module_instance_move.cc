@@ -103,14 +103,15 @@ absl::Status ModuleInstance::BringGradients(Device& device, GradientSet& gradien
   return absl::OkStatus();
 }
 
-absl::Status ModuleInstance::CheckStagedFor(const ModuleVersion& current, const StagedLoad& load,
-                                            const std::optional<RestoredState>& restored) const {
+absl::Status ModuleInstance::CheckStagedFor(const ModuleVersion& current,
+                                            absl::Span<const StorageRef> storages,
+                                            const OptimizerState* state) const {
   bool here = true;
-  for (const StorageRef& storage : load.storages) {
+  for (const StorageRef& storage : storages) {
     here = here && (!storage || &storage->device() == current.device);
   }
-  if (restored) {
-    for (const ParameterState& parameter : restored->optimizer_state.parameters) {
+  if (state != nullptr) {
+    for (const ParameterState& parameter : state->parameters) {
       for (const RefPtr<TensorStorage>& slot : parameter.slots) {
         here = here && (!slot || &slot->device() == current.device);
       }

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "server/module/module_instance.h"
+#include "server/rules/rule_info.h"
 
 namespace modelstate {
 namespace {
@@ -72,6 +73,13 @@ absl::StatusOr<ModuleInstance::ConfigureResult> ModuleInstance::ConfigureOnStran
   return result;
 }
 
+absl::Status ModuleInstance::NoOptimizerError() const {
+  return MakeError(
+      Reason::kNoOptimizer,
+      absl::StrCat("module \"", name_, "\" has no optimizer: call ConfigureOptimizer first"),
+      {{"module", name_}});
+}
+
 void ModuleInstance::ReadOptimizerState(OptimizerStateQuery query, Done<OptimizerStatePart> done) {
   asio::post(strand_,
              [self = shared_from_this(), query = std::move(query),
@@ -91,10 +99,7 @@ absl::StatusOr<OptimizerStatePart> ModuleInstance::OptimizerStateOnStrand(
   }
   part.optimizer = optimizer();
   if (part.optimizer == nullptr) {
-    return MakeError(
-        Reason::kNoOptimizer,
-        absl::StrCat("module \"", name_, "\" has no optimizer: call ConfigureOptimizer first"),
-        {{"module", name_}});
+    return NoOptimizerError();
   }
   if (part.schema != query.schema) {
     return MakeError(Reason::kStaleBase,
@@ -103,8 +108,9 @@ absl::StatusOr<OptimizerStatePart> ModuleInstance::OptimizerStateOnStrand(
                      {{"module", name_}});
   }
   const std::vector<uint32_t>& parameters = *query.parameters;
-  const auto slots_of = [](const ParameterState& state) {
-    uint64_t slots = 0;
+  const bool has_product = GetRule(part.optimizer->algorithm()).product != nullptr;
+  const auto slots_of = [has_product](const ParameterState& state) {
+    uint64_t slots = has_product ? 1 : 0;
     for (const RefPtr<TensorStorage>& slot : state.slots) slots += slot ? 1 : 0;
     return slots;
   };
@@ -120,9 +126,11 @@ absl::StatusOr<OptimizerStatePart> ModuleInstance::OptimizerStateOnStrand(
   for (; it != parameters.end() && !part.next; ++it) {
     const ParameterState& state = optimizer_state_.parameters[*it];
     if (state.step == 0) continue;
-    for (uint32_t slot = *it == query.from.parameter ? query.from.slot : 0; slot <= kMaxSlots;
+    for (uint32_t slot = *it == query.from.parameter ? query.from.slot : 0; slot <= kProductPlace;
          ++slot) {
-      const RefPtr<TensorStorage>* storage = slot == 0 ? nullptr : &state.slots[slot - 1];
+      if (slot == kProductPlace && !has_product) continue;
+      const bool scalar = slot == 0 || slot == kProductPlace;
+      const RefPtr<TensorStorage>* storage = scalar ? nullptr : &state.slots[slot - 1];
       if (storage != nullptr && !*storage) continue;
       const bool full = query.max_referenced_bytes > 0 && referenced >= query.max_referenced_bytes;
       if (part.entries.size() >= query.max_entries || full) {
@@ -131,7 +139,7 @@ absl::StatusOr<OptimizerStatePart> ModuleInstance::OptimizerStateOnStrand(
       }
       OptimizerStatePart::Entry& entry = part.entries.emplace_back();
       entry.place = {*it, slot};
-      entry.step = state.step;
+      entry.scalar = slot == 0 ? static_cast<float>(state.step) : state.product;
       if (storage == nullptr || query.max_referenced_bytes == 0) continue;
       entry.storage = *storage;
       storages.push_back(*storage);

@@ -210,16 +210,19 @@ absl::StatusOr<StepAnswer> ModuleInstance::TakePush(
     MS_RETURN_IF_ERROR(CheckBase(*request.base, *Current(), optimizer->config().max_staleness));
   }
   const uint32_t accumulated = worker != nullptr ? worker->accumulated_count : 0;
-  if (request.accumulated && *request.accumulated != accumulated) {
-    return MakeError(Reason::kAccumulationLost,
-                     absl::StrCat("worker \"", request.worker, "\" has accumulated ",
-                                  *request.accumulated, " pushes, module \"", name_, "\" has ",
-                                  accumulated, " of them (a restart, a load or ",
-                                  absl::FormatDuration(workers_.limits().expiry),
-                                  " of silence drop them): push all gradients of this step again"),
-                     {{"module", name_},
-                      {"worker", request.worker},
-                      {"accumulated", absl::StrCat(accumulated)}});
+  const bool anew = request.accumulated == 0u;
+  if (request.accumulated && !anew && *request.accumulated != accumulated) {
+    return MakeError(
+        Reason::kAccumulationLost,
+        absl::StrCat("worker \"", request.worker, "\" has accumulated ", *request.accumulated,
+                     " pushes, module \"", name_, "\" has ", accumulated,
+                     " of them (a restart, a load or ",
+                     absl::FormatDuration(workers_.limits().expiry),
+                     " of silence drop them): push all gradients of this step again, the "
+                     "first with `accumulated` 0"),
+        {{"module", name_},
+         {"worker", request.worker},
+         {"accumulated", absl::StrCat(accumulated)}});
   }
   {
     const VersionRef current = Current();
@@ -227,6 +230,10 @@ absl::StatusOr<StepAnswer> ModuleInstance::TakePush(
     MS_RETURN_IF_ERROR(optimizer->Resolve(request.overrides).status());
     MS_RETURN_IF_ERROR(BringUpToDate(*current, *request.gradients));
     MS_RETURN_IF_ERROR(CheckGroups(*optimizer, *request.gradients));
+  }
+  if (anew && worker != nullptr) {
+    worker->accumulated.reset();
+    worker->accumulated_count = 0;
   }
   if (request.accumulate) return Accumulate(request, *worker);
 

@@ -14,6 +14,9 @@
 
 namespace modelstate {
 
+// OptimizerStatePlace::slot of ParameterState::product, where the rule has one.
+inline constexpr uint32_t kProductPlace = 1 + kMaxSlots;
+
 // A place in a module's optimizer state: slot 0 of a parameter is its step count, slot 1 + i is
 // ParameterState::slots[i].
 struct OptimizerStatePlace {
@@ -37,8 +40,8 @@ struct OptimizerStateQuery {
 struct OptimizerStatePart {
   struct Entry {
     OptimizerStatePlace place;
-    uint64_t step = 0;   // of the parameter
-    StorageRef storage;  // null for a step count, and where none was asked for
+    float scalar = 0;    // a step count or product
+    StorageRef storage;  // null for a scalar, and where none was asked for
   };
   Version version;
   uint64_t step = 0;  // of the module

@@ -32,13 +32,21 @@ absl::Status NoSuchPin(absl::string_view id) {
 }  // namespace
 
 absl::StatusOr<PinTable::Pin> PinTable::Create(const std::shared_ptr<ModuleInstance>& module,
-                                               absl::Duration lease) {
+                                               absl::Duration lease,
+                                               std::optional<CapturedState> optimizer) {
   ExpireDue();
   MS_RETURN_IF_ERROR(CheckLease(lease, max_lease_));
-  MS_ASSIGN_OR_RETURN(Snapshot snapshot, module->Hold());
+  Pin pin;
+  if (optimizer) {
+    pin.snapshot = optimizer->snapshot;
+    pin.optimizer = std::make_shared<const CapturedState>(*std::move(optimizer));
+  } else {
+    MS_ASSIGN_OR_RETURN(pin.snapshot, module->Hold());
+  }
   const absl::Time now = clock_();
-  Pin pin{absl::StrCat(DigestToHex(RandomUint64()), DigestToHex(RandomUint64())), module,
-          std::move(snapshot), now + lease};
+  pin.id = absl::StrCat(DigestToHex(RandomUint64()), DigestToHex(RandomUint64()));
+  pin.module = module;
+  pin.expire_time = now + lease;
   {
     absl::MutexLock lock(&mutex_);
     MS_RETURN_IF_ERROR(CheckRoom(now));

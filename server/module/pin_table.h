@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -26,6 +27,7 @@ class PinTable {
     std::string id;  // 32 hex digits, not to be guessed
     std::shared_ptr<ModuleInstance> module;
     Snapshot snapshot;
+    std::shared_ptr<const CapturedState> optimizer;  // held with it; null: pinned without
     absl::Time expire_time;
   };
 
@@ -35,8 +37,10 @@ class PinTable {
       : clock_(std::move(clock)), max_lease_(max_lease) {}
 
   // INVALID_FIELD for a lease that is not in (0, max_lease]; SNAPSHOT_LIMIT beyond kMaxPins, to
-  // retry when the first lease ends; else the errors of ModuleInstance::Hold.
-  absl::StatusOr<Pin> Create(const std::shared_ptr<ModuleInstance>& module, absl::Duration lease);
+  // retry when the first lease ends; else the errors of ModuleInstance::Hold. `optimizer`: what was
+  // held with HoldWithOptimizer, instead of the current version.
+  absl::StatusOr<Pin> Create(const std::shared_ptr<ModuleInstance>& module, absl::Duration lease,
+                             std::optional<CapturedState> optimizer = std::nullopt);
   // From now; never earlier than it would end anyway. SNAPSHOT_NOT_FOUND.
   absl::StatusOr<Pin> Renew(absl::string_view id, absl::Duration lease);
   absl::StatusOr<Pin> Find(absl::string_view id);

@@ -14,6 +14,8 @@
 #include "server/rpc/service.h"
 #include "server/rpc/tensor_statistics.h"
 #include "server/rpc/unary_handler.h"
+#include "server/rules/rule_info.h"
+#include "server/state/optimizer_tensors.h"
 
 namespace modelstate {
 namespace {
@@ -46,27 +48,9 @@ struct Listing {
   Position position;
 };
 
-// The parameters themselves: an alias stands for its owner.
-absl::StatusOr<ModuleSchema::Listing> SelectParameters(const ModuleSchema& schema,
-                                                       Selection selection) {
-  const auto state =
-      std::find(selection.kinds.begin(), selection.kinds.end(), TensorKind::kOptimizerState);
-  if (state != selection.kinds.end()) selection.kinds.clear();  // of parameters all the same
-  MS_ASSIGN_OR_RETURN(ModuleSchema::Listing named,
-                      schema.List(TensorKind::kParameter, ListView::kNamed, selection));
-  MS_ASSIGN_OR_RETURN(ModuleSchema::Listing all,
-                      schema.List(TensorKind::kParameter, ListView::kAll, selection));
-  if (all->size() == named->size()) return named;
-  std::vector<uint32_t> owners;
-  for (uint32_t index : *all) owners.push_back(schema.owner(index));
-  std::sort(owners.begin(), owners.end());
-  owners.erase(std::unique(owners.begin(), owners.end()), owners.end());
-  return ModuleSchema::Listing(std::make_shared<const std::vector<uint32_t>>(std::move(owners)));
-}
-
-absl::Status DescribeStep(const Listing& listing, uint64_t step, v1::TensorInfo* info) {
-  const auto value = static_cast<float>(step);
-  info->set_slot("step");
+absl::Status DescribeScalar(const Listing& listing, const char* slot, float value,
+                            v1::TensorInfo* info) {
+  info->set_slot(slot);
   info->set_dtype(v1::F32);
   info->set_nbytes(sizeof(value));
   info->mutable_values()->mutable_doubles()->add_values(value);
@@ -88,7 +72,11 @@ absl::Status DescribeEntry(const Listing& listing, const OptimizerStatePart& par
   const TensorSpec& spec = part.schema->spec(entry.place.parameter);
   info->set_name(spec.name);
   info->set_kind(v1::OPTIMIZER_STATE);
-  if (entry.place.slot == 0) return DescribeStep(listing, entry.step, info);
+  if (entry.place.slot == 0) return DescribeScalar(listing, kStepSlot, entry.scalar, info);
+  if (entry.place.slot == kProductPlace) {
+    const char* product = GetRule(part.optimizer->algorithm()).product;
+    return DescribeScalar(listing, product, entry.scalar, info);
+  }
   const SlotList slots = AllSlots(part.optimizer->algorithm(), spec.dtype);
   const auto found = std::find_if(slots.begin(), slots.end(), [&](const SlotInfo& info) {
     return info.place + 1 == entry.place.slot;
@@ -145,7 +133,7 @@ grpc::ServerUnaryReactor* ModelStateService::ListOptimizerState(
     OptimizerStateQuery query;
     query.schema = version->schema;
     absl::StatusOr<ModuleSchema::Listing> parameters =
-        SelectParameters(*version->schema, listing.wanted.selection);
+        SelectStateful(*version->schema, listing.wanted.selection);
     if (!parameters.ok()) {
       return Annotate(parameters.status(), absl::StrCat("module \"", module->name(), "\""));
     }

@@ -11,8 +11,8 @@ namespace modelstate {
 
 namespace service_internal {
 
-using Push = v1::ModelState::WithRawMethod_ApplyStep<
-    v1::ModelState::WithRawMethod_LoadStateDict<v1::ModelState::Service>>;
+using Push = v1::ModelState::WithRawMethod_ApplyStep<v1::ModelState::WithRawMethod_LoadStateDict<
+    v1::ModelState::WithRawMethod_LoadOptimizerState<v1::ModelState::Service>>>;
 using Streams = v1::ModelState::WithRawCallbackMethod_StreamStateDict<
     v1::ModelState::WithCallbackMethod_LoadCheckpoint<
         v1::ModelState::WithCallbackMethod_SaveCheckpoint<
@@ -46,7 +46,7 @@ class ModelStateService final : public service_internal::All {
   // `runtime` outlives the service.
   explicit ModelStateService(Runtime* runtime) : runtime_(*runtime) {}
 
-  // ApplyStep and LoadStateDict, for PushQueues.
+  // ApplyStep, LoadStateDict and LoadOptimizerState, for PushQueues.
   std::vector<PushCall::Method> push_methods();
 
  private:

@@ -12,25 +12,27 @@ namespace modelstate {
 namespace {
 
 grpc::ByteBuffer MakeHeader(const std::string& module, const ModuleVersion& version,
-                            const StateView& view, bool not_modified) {
+                            const StateView* view, bool not_modified) {
   v1::StatePart part;
   v1::Header* header = part.mutable_header();
   header->set_module(module);
   VersionToProto(version.version, header->mutable_version());
   header->set_step(version.step);
   header->set_schema_revision(version.schema->revision());
-  header->set_layout_digest(view.layout.digest());
-  header->set_tensor_count(view.specs.size());
-  header->set_total_bytes(view.layout.total_bytes());
+  if (view != nullptr) {
+    header->set_layout_digest(view->layout.digest());
+    header->set_tensor_count(view->specs.size());
+    header->set_total_bytes(view->layout.total_bytes());
+  }
   header->set_not_modified(not_modified);
   return SerializeMessage(part);
 }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<StateStream>> StateStream::Create(
-    Snapshot snapshot, std::shared_ptr<const StateView> view, Options options) {
-  const uint64_t total = view->layout.total_bytes();
+absl::StatusOr<std::unique_ptr<StateStream>> StateStream::Create(Contents contents,
+                                                                 Options options) {
+  const uint64_t total = contents.view->layout.total_bytes();
   for (const ByteRange& range : options.ranges) {
     if (range.end <= total) continue;
     return MakeError(Reason::kRangeOutsideLayout,
@@ -42,13 +44,12 @@ absl::StatusOr<std::unique_ptr<StateStream>> StateStream::Create(
                       {"total_bytes", absl::StrCat(total)}});
   }
   if (options.ranges.empty() && total > 0) options.ranges.push_back({0, total});
-  return std::unique_ptr<StateStream>(
-      new StateStream(std::move(snapshot), std::move(view), std::move(options)));
+  return std::unique_ptr<StateStream>(new StateStream(std::move(contents), std::move(options)));
 }
 
-StateStream::StateStream(Snapshot snapshot, std::shared_ptr<const StateView> view, Options options)
-    : snapshot_(std::move(snapshot)),
-      view_(std::move(view)),
+StateStream::StateStream(Contents contents, Options options)
+    : contents_(std::move(contents)),
+      view_(contents_.view.get()),
       options_(std::move(options)),
       table_(view_->specs.size(),
              [this](size_t index, v1::TensorInfo* info) { FillTableEntry(index, info); }) {
@@ -60,18 +61,33 @@ StateStream::StateStream(Snapshot snapshot, std::shared_ptr<const StateView> vie
 
 std::unique_ptr<StateStream> StateStream::NotModified(const std::string& module,
                                                       const ModuleVersion& version,
-                                                      const StateView& view) {
+                                                      const StateView* view) {
   return std::unique_ptr<StateStream>(
       new StateStream(MakeHeader(module, version, view, /*not_modified=*/true)));
 }
 
 StateStream::StateStream(grpc::ByteBuffer header)
-    : header_alone_(std::move(header)), table_(0, [](size_t, v1::TensorInfo*) {}) {}
+    : header_alone_(std::move(header)), view_(nullptr), table_(0, [](size_t, v1::TensorInfo*) {}) {}
 
 void StateStream::FillTableEntry(size_t index, v1::TensorInfo* info) const {
   TensorSpecToProto(view_->specs[index], info);
   info->set_offset(view_->layout.range(index).begin);
-  info->set_changed_version(snapshot_->changed_version[view_->indices[index]]);
+  if (const std::optional<uint32_t> tensor = schema_index(index)) {
+    info->set_changed_version(contents_.snapshot->changed_version[*tensor]);
+  }
+}
+
+std::optional<uint32_t> StateStream::schema_index(uint32_t index) const {
+  if (index >= view_->indices.size()) return std::nullopt;
+  return view_->indices[index];
+}
+
+const TensorStorage* StateStream::source(uint32_t index) const {
+  const std::optional<uint32_t> tensor = schema_index(index);
+  if (!tensor) return contents_.optimizer[index - view_->indices.size()].storage.get();
+  const ModuleVersion& version = *contents_.snapshot;
+  const bool cast = view_->specs[index].dtype != version.schema->spec(*tensor).dtype;
+  return cast ? nullptr : version.storages[*tensor].get();
 }
 
 std::optional<grpc::ByteBuffer> StateStream::Next() {
@@ -79,7 +95,7 @@ std::optional<grpc::ByteBuffer> StateStream::Next() {
     case Phase::kHeader:
       phase_ = header_alone_ ? Phase::kDone : Phase::kTable;
       if (header_alone_) return std::move(header_alone_);
-      return MakeHeader(options_.module, *snapshot_, *view_, /*not_modified=*/false);
+      return MakeHeader(options_.module, *contents_.snapshot, view_, /*not_modified=*/false);
     case Phase::kTable: {
       v1::StatePart part;
       if (table_.Next(part.mutable_tensors())) return SerializeMessage(part);
@@ -118,24 +134,37 @@ grpc::ByteBuffer StateStream::NextChunk() {
 }
 
 void StateStream::AddPiece(uint32_t index, uint64_t begin, uint64_t end) {
-  const StorageRef& source = storage(index);
-  if (!is_cast(index)) {
-    const absl::Span<const uint8_t> bytes = source->HostBytes().subspan(begin, end - begin);
+  const uint64_t size = end - begin;
+  if (const TensorStorage* storage = source(index)) {
+    const absl::Span<const uint8_t> bytes = storage->HostBytes().subspan(begin, size);
     Digest(index, begin, bytes);
-    source->Ref();
+    storage->Ref();
     encoder_.AddBorrowed(
         bytes, [](void* storage) { static_cast<const TensorStorage*>(storage)->Unref(); },
-        const_cast<TensorStorage*>(source.get()));
-    return;
+        const_cast<TensorStorage*>(storage));
+  } else if (schema_index(index)) {
+    AddCast(index, begin, end);
+  } else {
+    const float& scalar = contents_.optimizer[index - view_->indices.size()].scalar;
+    const auto bytes =
+        absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(&scalar), sizeof(scalar))
+            .subspan(begin, size);
+    Digest(index, begin, bytes);
+    encoder_.AddCopied(bytes);
   }
+}
+
+void StateStream::AddCast(uint32_t index, uint64_t begin, uint64_t end) {
   // A range may begin or end inside an element: cast the elements that it touches.
-  const DType from = snapshot_->schema->spec(view_->indices[index]).dtype;
+  const uint32_t tensor = view_->indices[index];
+  const DType from = contents_.snapshot->schema->spec(tensor).dtype;
   const DType to = view_->specs[index].dtype;
   const uint64_t width = DTypeSize(to);
   const uint64_t first = begin / width;
   const uint64_t last = (end + width - 1) / width;
   auto* cast = new std::vector<uint8_t>((last - first) * width);
-  CastElements(from, source->HostBytes().data() + first * DTypeSize(from), to, cast->data(),
+  const uint8_t* elements = contents_.snapshot->storages[tensor]->HostBytes().data();
+  CastElements(from, elements + first * DTypeSize(from), to, cast->data(),
                static_cast<int64_t>(last - first));
   const auto bytes = absl::MakeConstSpan(*cast).subspan(begin - first * width, end - begin);
   Digest(index, begin, bytes);
@@ -147,7 +176,8 @@ void StateStream::Digest(uint32_t index, uint64_t begin, absl::Span<const uint8_
   if (options_.skip_digests) return;
   if (begin == 0) {
     contiguous_ = 0;
-    known_digest_ = is_cast(index) ? std::nullopt : storage(index)->CachedDigest();
+    const TensorStorage* storage = source(index);
+    known_digest_ = storage == nullptr ? std::nullopt : storage->CachedDigest();
     hash_.Reset();
   } else if (begin != contiguous_ || contiguous_ == 0) {
     contiguous_ = 0;  // not from its first byte on: it will have no digest
@@ -159,7 +189,7 @@ void StateStream::Digest(uint32_t index, uint64_t begin, absl::Span<const uint8_
   contiguous_ = 0;
   if (!known_digest_) {
     known_digest_ = hash_.Digest();
-    if (!is_cast(index)) storage(index)->CacheDigest(*known_digest_);
+    if (const TensorStorage* storage = source(index)) storage->CacheDigest(*known_digest_);
   }
   v1::Trailer* trailer = trailer_.mutable_trailer();
   if (static_cast<size_t>(trailer->digests_size()) >= kMaxDigests) return;

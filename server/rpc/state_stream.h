@@ -16,6 +16,7 @@
 #include "common/wire/part_codec.h"
 #include "common/wire/table_splitter.h"
 #include "modelstate/v1/state.pb.h"
+#include "server/state/optimizer_tensors.h"
 #include "server/state/snapshot.h"
 
 namespace modelstate {
@@ -24,8 +25,9 @@ namespace modelstate {
 // only a header that says not_modified.
 //
 // Chunks borrow the tensors' storages (a reference each, until gRPC has sent the bytes); what is
-// cast to another dtype is copied. A tensor whose digest is not known yet is hashed as its bytes
-// pass, and the digest is kept with the storage: once per version, not per reader.
+// cast to another dtype is copied, and so are the single numbers of optimizer state. A tensor whose
+// digest is not known yet is hashed as its bytes pass, and the digest is kept with the storage:
+// once per version, not per reader.
 //
 // REQUIRES: storages that the host can see. Thread-compatible.
 class StateStream {
@@ -43,15 +45,21 @@ class StateStream {
     bool skip_digests = false;
   };
 
+  struct Contents {
+    Snapshot snapshot;  // what the storages are held by
+    std::shared_ptr<const StateView> view;
+    // Of the optimizer state in `view`: of its specs from indices.size() on.
+    std::vector<OptimizerTensors::Value> optimizer;
+  };
+
   // OUT_OF_RANGE RANGE_OUTSIDE_LAYOUT.
-  static absl::StatusOr<std::unique_ptr<StateStream>> Create(Snapshot snapshot,
-                                                             std::shared_ptr<const StateView> view,
-                                                             Options options);
+  static absl::StatusOr<std::unique_ptr<StateStream>> Create(Contents contents, Options options);
 
   // Only a header, which says that `version` is not newer than what the caller has. Holds nothing.
+  // `view` null: it is not known, and its layout is left out.
   static std::unique_ptr<StateStream> NotModified(const std::string& module,
                                                   const ModuleVersion& version,
-                                                  const StateView& view);
+                                                  const StateView* view);
 
   // The next message; nullopt after the last.
   std::optional<grpc::ByteBuffer> Next();
@@ -59,7 +67,7 @@ class StateStream {
  private:
   enum class Phase { kHeader, kTable, kChunks, kDone };
 
-  StateStream(Snapshot snapshot, std::shared_ptr<const StateView> view, Options options);
+  StateStream(Contents contents, Options options);
   explicit StateStream(grpc::ByteBuffer header);  // and nothing else
 
   void FillTableEntry(size_t index, v1::TensorInfo* info) const;
@@ -67,16 +75,15 @@ class StateStream {
   // Bytes [begin, end) of the tensor at `index` of the view.
   void AddPiece(uint32_t index, uint64_t begin, uint64_t end);
   void Digest(uint32_t index, uint64_t begin, absl::Span<const uint8_t> bytes);
-  const StorageRef& storage(uint32_t index) const {
-    return snapshot_->storages[view_->indices[index]];
-  }
-  bool is_cast(uint32_t index) const {
-    return view_->specs[index].dtype != snapshot_->schema->spec(view_->indices[index]).dtype;
-  }
+  // The module's tensor; nullopt: optimizer state.
+  std::optional<uint32_t> schema_index(uint32_t index) const;
+  // The storage whose bytes are sent as they are; null: they are made for this stream.
+  const TensorStorage* source(uint32_t index) const;
+  void AddCast(uint32_t index, uint64_t begin, uint64_t end);
 
   std::optional<grpc::ByteBuffer> header_alone_;
-  const Snapshot snapshot_;
-  const std::shared_ptr<const StateView> view_;
+  const Contents contents_;
+  const StateView* const view_;  // contents_.view
   const Options options_;
   Phase phase_ = Phase::kHeader;
   TableSplitter table_;

@@ -1,6 +1,8 @@
 #include <google/protobuf/io/zero_copy_stream.h>
 #include <grpcpp/support/proto_buffer_reader.h>
 
+#include <algorithm>
+#include <atomic>
 #include <optional>
 #include <string>
 #include <utility>
@@ -11,17 +13,21 @@
 #include "server/rpc/server_stream_handler.h"
 #include "server/rpc/service.h"
 #include "server/rpc/state_stream.h"
+#include "server/state/optimizer_tensors.h"
 
 namespace modelstate {
 namespace {
 
 constexpr uint64_t kMinChunkBytes = 1024;
 
-absl::Status WrongModule(const PinTable::Pin& pin, const std::string& module) {
+absl::StatusOr<PinTable::Pin> FindPin(Runtime& runtime, const v1::StreamStateDictRequest& request,
+                                      const ModuleInstance& module) {
+  MS_ASSIGN_OR_RETURN(PinTable::Pin pin, runtime.pins->Find(request.snapshot_id()));
+  if (pin.module.get() == &module) return pin;
   return MakeError(Reason::kSnapshotNotFound,
                    absl::StrCat("snapshot_id is of module \"", pin.module->name(), "\", not of \"",
-                                module, "\""),
-                   {{"snapshot_id", pin.id}, {"module", module}});
+                                module.name(), "\""),
+                   {{"snapshot_id", pin.id}, {"module", module.name()}});
 }
 
 absl::StatusOr<Snapshot> TakeSnapshot(Runtime& runtime, const v1::StreamStateDictRequest& request,
@@ -30,8 +36,7 @@ absl::StatusOr<Snapshot> TakeSnapshot(Runtime& runtime, const v1::StreamStateDic
     case v1::StreamStateDictRequest::kVersion:
       return module.HoldNumber(request.version());
     case v1::StreamStateDictRequest::kSnapshotId: {
-      MS_ASSIGN_OR_RETURN(PinTable::Pin pin, runtime.pins->Find(request.snapshot_id()));
-      if (pin.module.get() != &module) return WrongModule(pin, module.name());
+      MS_ASSIGN_OR_RETURN(const PinTable::Pin pin, FindPin(runtime, request, module));
       return pin.snapshot;
     }
     default:
@@ -56,11 +61,6 @@ absl::StatusOr<StateStream::Options> OptionsOf(const Runtime& runtime,
     return MakeError(
         Reason::kNotImplemented,
         "changed_since is not built yet; leave it out to get every tensor, or use if_newer_than");
-  }
-  if (request.optimizer_state()) {
-    return MakeError(Reason::kNotImplemented,
-                     "optimizer_state is not built yet: leave it out; ListOptimizerState shows it, "
-                     "and SaveCheckpoint keeps it");
   }
   StateStream::Options options;
   options.module = request.module();
@@ -87,49 +87,43 @@ absl::StatusOr<StateStream::Options> OptionsOf(const Runtime& runtime,
   return options;
 }
 
-absl::StatusOr<std::shared_ptr<const StateView>> ViewOf(const v1::StreamStateDictRequest& request,
-                                                        const Selection& selection,
-                                                        const ModuleVersion& version) {
-  MS_ASSIGN_OR_RETURN(std::shared_ptr<const StateView> view, version.schema->View(selection));
-  if (!request.layout_digest().empty() && request.layout_digest() != view->layout.digest()) {
-    return MakeError(
-        Reason::kLayoutMismatch,
-        absl::StrCat("layout_digest is ", request.layout_digest(), ", but this selection of \"",
-                     request.module(), "\" has layout ", view->layout.digest(),
-                     ": names, dtypes or shapes differ; begin anew without it"),
-        {{"requested", request.layout_digest()}, {"layout_digest", view->layout.digest()}});
+absl::Status CheckLayout(const v1::StreamStateDictRequest& request, const StateView& view) {
+  if (request.layout_digest().empty() || request.layout_digest() == view.layout.digest()) {
+    return absl::OkStatus();
   }
-  return view;
+  return MakeError(
+      Reason::kLayoutMismatch,
+      absl::StrCat("layout_digest is ", request.layout_digest(), ", but this selection of \"",
+                   request.module(), "\" has layout ", view.layout.digest(),
+                   ": names, dtypes or shapes differ; begin anew without it"),
+      {{"requested", request.layout_digest()}, {"layout_digest", view.layout.digest()}});
 }
 
-absl::StatusOr<std::unique_ptr<StateStream>> OpenStream(Runtime& runtime,
-                                                        const v1::StreamStateDictRequest& request) {
-  MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module, runtime.FindModule(request.module()));
-  MS_ASSIGN_OR_RETURN(StateStream::Options options, OptionsOf(runtime, request));
-  MS_ASSIGN_OR_RETURN(const Selection selection, SelectionFromProto(request.selection()));
-  const auto not_modified =
-      [&](const ModuleVersion& version) -> absl::StatusOr<std::unique_ptr<StateStream>> {
-    MS_ASSIGN_OR_RETURN(const bool current, IsNotModified(request.if_newer_than(), version));
-    if (!current) return nullptr;
-    MS_ASSIGN_OR_RETURN(std::shared_ptr<const StateView> view, ViewOf(request, selection, version));
-    return StateStream::NotModified(request.module(), version, *view);
-  };
-  if (request.has_if_newer_than() && !request.has_snapshot_id()) {
-    // Looked at before it is held: who is up to date needs no memory, so is not refused for it.
-    const VersionRef current = module->Current();
-    const bool asked = !request.has_version() || request.version() == current->version.number;
-    if (asked && !current->schema->empty()) {
-      MS_ASSIGN_OR_RETURN(std::unique_ptr<StateStream> stream, not_modified(*current));
-      if (stream != nullptr) return stream;
-    }
+// The optimizer state is of the newest version: of an older one there is none any more.
+absl::Status CheckNewest(const v1::StreamStateDictRequest& request, const ModuleVersion& version) {
+  if (!request.has_version() || request.version() == version.version.number) {
+    return absl::OkStatus();
   }
-  MS_ASSIGN_OR_RETURN(Snapshot snapshot, TakeSnapshot(runtime, request, *module));
-  if (request.has_if_newer_than()) {
-    MS_ASSIGN_OR_RETURN(std::unique_ptr<StateStream> stream, not_modified(*snapshot));
-    if (stream != nullptr) return stream;
-  }
-  MS_ASSIGN_OR_RETURN(std::shared_ptr<const StateView> view, ViewOf(request, selection, *snapshot));
-  return StateStream::Create(std::move(snapshot), std::move(view), std::move(options));
+  return MakeError(
+      Reason::kInvalidField,
+      absl::StrCat("version is ", request.version(), ", but version ", version.version.number,
+                   " is current, and optimizer state is kept of no other one: leave the version "
+                   "out, or pin it with optimizer_state (PinSnapshot) and give its snapshot_id"),
+      {{"field", "version"}});
+}
+
+absl::StatusOr<StateStream::Contents> WithOptimizerState(const CapturedState& held,
+                                                         const Selection& selection) {
+  StateStream::Contents contents;
+  contents.snapshot = held.snapshot;
+  const ModuleSchema& schema = *held.snapshot->schema;
+  MS_ASSIGN_OR_RETURN(const std::shared_ptr<const StateView> view, schema.View(selection));
+  MS_ASSIGN_OR_RETURN(const ModuleSchema::Listing parameters, SelectStateful(schema, selection));
+  OptimizerTensors tensors =
+      ListOptimizerTensors(schema, *held.optimizer, *parameters, held.optimizer_state);
+  contents.view = ExtendView(*view, std::move(tensors.specs));
+  contents.optimizer = std::move(tensors.values);
+  return contents;
 }
 
 class StreamStateDictHandler final : public ServerStreamHandler<grpc::ByteBuffer> {
@@ -152,14 +146,10 @@ class StreamStateDictHandler final : public ServerStreamHandler<grpc::ByteBuffer
       *status = GoneStatus();
       return Turn::kEnd;
     }
-    if (stream_ == nullptr && status_.ok()) {
-      absl::StatusOr<std::unique_ptr<StateStream>> stream = OpenStream(runtime_, request_);
-      if (stream.ok()) {
-        stream_ = *std::move(stream);
-        next_ = stream_->Next();
-      } else {
-        status_ = stream.status();
-      }
+    if (status_.ok() && stream_ == nullptr) {
+      status_ = Open();
+      if (status_.ok() && stream_ == nullptr) return Turn::kWait;
+      if (stream_ != nullptr) next_ = stream_->Next();
     }
     if (!status_.ok() || !next_) {
       *status = status_;
@@ -172,8 +162,90 @@ class StreamStateDictHandler final : public ServerStreamHandler<grpc::ByteBuffer
   // Two chunks at most: the one on its way, and this.
   void Prefetch() override { next_ = stream_->Next(); }
 
+  // Makes the stream, or leaves it null while the optimizer state is being held.
+  absl::Status Open() {
+    if (holding_) {
+      if (!held_.load(std::memory_order_acquire)) return absl::OkStatus();
+      MS_RETURN_IF_ERROR(with_optimizer_.status());
+      return OpenHeld(*std::exchange(with_optimizer_, absl::CancelledError()));
+    }
+    MS_ASSIGN_OR_RETURN(module_, runtime_.FindModule(request_.module()));
+    MS_ASSIGN_OR_RETURN(options_, OptionsOf(runtime_, request_));
+    MS_ASSIGN_OR_RETURN(selection_, SelectionFromProto(request_.selection()));
+    if (!request_.has_snapshot_id()) {
+      // Looked at before it is held: who is up to date needs no memory, so is not refused for it.
+      const VersionRef current = module_->Current();
+      const bool asked = !request_.has_version() || request_.version() == current->version.number;
+      if (asked && !current->schema->empty()) MS_RETURN_IF_ERROR(CheckIfNewer(*current));
+      if (stream_ != nullptr) return absl::OkStatus();
+    }
+    if (!request_.optimizer_state()) {
+      StateStream::Contents contents;
+      MS_ASSIGN_OR_RETURN(contents.snapshot, TakeSnapshot(runtime_, request_, *module_));
+      MS_RETURN_IF_ERROR(CheckIfNewer(*contents.snapshot));
+      if (stream_ != nullptr) return absl::OkStatus();
+      MS_ASSIGN_OR_RETURN(contents.view, contents.snapshot->schema->View(selection_));
+      return Start(std::move(contents));
+    }
+    if (request_.has_snapshot_id()) {
+      MS_ASSIGN_OR_RETURN(const PinTable::Pin pin, FindPin(runtime_, request_, *module_));
+      if (pin.optimizer != nullptr) return OpenHeld(*pin.optimizer);
+      return MakeError(Reason::kInvalidField,
+                       "optimizer_state: the snapshot was pinned without it; pin the module with "
+                       "optimizer_state (PinSnapshot)",
+                       {{"field", "optimizer_state"}, {"snapshot_id", pin.id}});
+    }
+    MS_RETURN_IF_ERROR(CheckNewest(request_, *module_->Current()));
+    // Worked out here, so that the strand only looks it up; what is wrong with it is told there.
+    SelectStateful(*module_->Current()->schema, selection_).IgnoreError();
+    holding_ = true;
+    module_->HoldWithOptimizer(selection_,
+                               [this, self = Share()](absl::StatusOr<CapturedState> held) {
+                                 with_optimizer_ = std::move(held);
+                                 held_.store(true, std::memory_order_release);
+                                 // Off the strand: the table of a large module takes its time.
+                                 runtime_.PostIo([self] { self->Wake(); });
+                               });
+    return absl::OkStatus();
+  }
+
+  absl::Status OpenHeld(const CapturedState& held) {
+    MS_RETURN_IF_ERROR(CheckNewest(request_, *held.snapshot));
+    MS_RETURN_IF_ERROR(CheckIfNewer(*held.snapshot));
+    if (stream_ != nullptr) return absl::OkStatus();
+    MS_ASSIGN_OR_RETURN(StateStream::Contents contents, WithOptimizerState(held, selection_));
+    return Start(std::move(contents));
+  }
+
+  // Where the caller has `version` already, the stream says so.
+  absl::Status CheckIfNewer(const ModuleVersion& version) {
+    if (!request_.has_if_newer_than()) return absl::OkStatus();
+    MS_ASSIGN_OR_RETURN(const bool current, IsNotModified(request_.if_newer_than(), version));
+    if (!current) return absl::OkStatus();
+    std::shared_ptr<const StateView> view;
+    // With optimizer state the layout is known when that is held, which this spares.
+    if (!request_.optimizer_state()) {
+      MS_ASSIGN_OR_RETURN(view, version.schema->View(selection_));
+      MS_RETURN_IF_ERROR(CheckLayout(request_, *view));
+    }
+    stream_ = StateStream::NotModified(request_.module(), version, view.get());
+    return absl::OkStatus();
+  }
+
+  absl::Status Start(StateStream::Contents contents) {
+    MS_RETURN_IF_ERROR(CheckLayout(request_, *contents.view));
+    MS_ASSIGN_OR_RETURN(stream_, StateStream::Create(std::move(contents), std::move(options_)));
+    return absl::OkStatus();
+  }
+
   v1::StreamStateDictRequest request_;
   absl::Status status_;
+  std::shared_ptr<ModuleInstance> module_;
+  StateStream::Options options_;
+  Selection selection_;
+  bool holding_ = false;           // HoldWithOptimizer was called
+  std::atomic<bool> held_{false};  // and has answered:
+  absl::StatusOr<CapturedState> with_optimizer_;
   std::unique_ptr<StateStream> stream_;
   std::optional<grpc::ByteBuffer> next_;
 };

@@ -2,6 +2,7 @@
 #define MODELSTATE_SERVER_STATE_CAPTURED_STATE_H_
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "server/device/memory_budget.h"
@@ -32,6 +33,17 @@ struct RestoredState {
   OptimizerState optimizer_state;  // by index of that schema
   WorkerRecords workers;
   MemoryBudget::Reservation reservation;  // of the bytes of optimizer_state
+};
+
+// Optimizer state that replaces a module's, ready to be published.
+struct StagedOptimizerState {
+  // What it was matched with.
+  std::shared_ptr<const ModuleSchema> schema;
+  std::shared_ptr<const Optimizer> optimizer;
+  bool configures = false;       // `optimizer` comes with it; else it is the module's own
+  OptimizerState state;          // by schema index, of all parameters
+  std::optional<uint64_t> step;  // of the module; unset: as it is
+  MemoryBudget::Reservation reservation;
 };
 
 }  // namespace modelstate

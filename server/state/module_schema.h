@@ -29,8 +29,9 @@ enum class ListView : uint8_t {
 // Part of a module's tensors with the layout of their data region. Immutable.
 struct StateView {
   std::vector<uint32_t> indices;  // into the schema, ascending
-  std::vector<TensorSpec> specs;  // of those; dtype as read (after float_dtype)
-  StateLayout layout;             // of `specs`
+  // Of those, dtype as read (after float_dtype); then of optimizer state, where the view has some.
+  std::vector<TensorSpec> specs;
+  StateLayout layout;  // of `specs`
 };
 
 // The names, kinds, dtypes and shapes of a module, in state_dict order: everything but the

@@ -340,9 +340,23 @@ case_TensorsAreListedInPages() {
 case_WhatIsNotBuiltNamesItself() {
   create_tiny || return
   refused StreamStateDict "{\"module\": \"tiny\", \"changed_since\": $(ok GetModule '{"module": "tiny"}' '.version')}" UNIMPLEMENTED NOT_IMPLEMENTED changed_since
-  refused StreamStateDict '{"module": "tiny", "optimizer_state": true}' UNIMPLEMENTED NOT_IMPLEMENTED optimizer_state
-  refused PinSnapshot '{"module": "tiny", "optimizer_state": true}' UNIMPLEMENTED NOT_IMPLEMENTED optimizer_state
-  refused LoadOptimizerState '{"header": {"module": "tiny"}}' UNIMPLEMENTED '' ''
+}
+
+case_OptimizerStateIsLoadedAndStreamed() {
+  local step='{"name": "weight", "slot": "step", "dtype": "F32", "values": {"doubles": {"values": [3]}}}'
+  local buffer='{"name": "weight", "slot": "momentum_buffer", "dtype": "F32", "shape": [2, 2], "values": {"doubles": {"values": [0, 0.5, 0, 0]}}}'
+  local optimizer='"optimizer": {"algorithm": "SGD", "hyperparameters": {"lr": 0.1, "momentum": 0.9}}'
+  create_tiny || return
+  refused LoadOptimizerState "$(step_json '{"module": "tiny", "tensor_count": 1}' "$step")" \
+    FAILED_PRECONDITION NO_OPTIMIZER '"tiny"' ConfigureOptimizer
+  refused LoadOptimizerState "$(step_json "{\"module\": \"tiny\", $optimizer, \"tensor_count\": 1}" "$step")" \
+    INVALID_ARGUMENT MISSING_KEY '"weight"' '"momentum_buffer"'
+  check LoadOptimizerState "$(step_json "{\"module\": \"tiny\", $optimizer, \"step\": 3, \"tensor_count\": 2}" "$step, $buffer")" \
+    '[.step, .stateBytes, .version.number]' '["3","16","2"]'
+  check ListOptimizerState '{"module": "tiny"}' '[.tensors[].slot]' '["step","momentum_buffer"]'
+  check StreamStateDict '{"module": "tiny", "optimizer_state": true, "selection": {"kinds": ["OPTIMIZER_STATE"]}}' \
+    'select(.tensors) | [.tensors.tensors[] | [.name, .slot, .nbytes]]' '[["weight","step","4"],["weight","momentum_buffer","16"]]'
+  check PinSnapshot '{"module": "tiny", "optimizer_state": true}' .optimizerState true
 }
 
 case_ModuleIsMovedCastAndItsPastIsTold() {

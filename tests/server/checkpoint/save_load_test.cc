@@ -126,6 +126,29 @@ TEST_F(SaveLoadTest, EveryAlgorithmGoesOnBitEqualAfterSaveAndLoad) {
   }
 }
 
+// Saved between a configuration that keeps more and the step that begins it.
+TEST_F(SaveLoadTest, StateThatTheNextStepBeginsIsNotMissing) {
+  OptimizerConfig before;
+  before.algorithm = Algorithm::kAdam;
+  OptimizerConfig after = before;
+  after.hyperparameters.amsgrad = true;
+  auto module = MakeModule(Specs(DType::kBF16));
+  ASSERT_TRUE(Configure(*module, before).ok());
+  for (uint64_t step = 1; step <= 3; ++step) ASSERT_TRUE(Train(*module, step).ok());
+  ASSERT_TRUE(Configure(*module, after).ok());
+  ASSERT_TRUE(Save(*module, "between").ok());
+  auto resumed = MakeModule({});
+  const auto loaded = Load(*resumed, "between");
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  for (uint64_t step = 4; step <= 6; ++step) {
+    ASSERT_TRUE(Train(*module, step).ok());
+    ASSERT_TRUE(Train(*resumed, step).ok());
+  }
+  auto expected = Contents(*module->Current());
+  expected.erase("scratch");
+  EXPECT_EQ(Contents(*resumed->Current()), expected);
+}
+
 TEST_F(SaveLoadTest, RoundsComeBackAsTheyWereConfigured) {
   OptimizerConfig config = Sgd();
   config.rounds = {3, 2, absl::Milliseconds(1500)};

@@ -124,6 +124,24 @@ TEST_F(AccumulateTest, AWorkerThatCountsDifferentlyIsTold) {
   EXPECT_TRUE(Push(*module_, {{"a", 1}}, std::move(request)).ok());
 }
 
+// As after the death of the process that had accumulated them, or after STALE_BASE.
+TEST_F(AccumulateTest, AWorkerMayBeginAnew) {
+  ASSERT_TRUE(Add(1, 1).ok());
+  StepRequest request = As("w", 2, true);
+  request.accumulated = 0;
+  absl::StatusOr<StepAnswer> answer = Push(*module_, {{"a", 2}}, std::move(request));
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  EXPECT_EQ(answer->accumulated, 1u);
+  ASSERT_TRUE(Close(3, 4).ok());
+  EXPECT_THAT(A(), ElementsAre(-6, -6));
+  ASSERT_TRUE(Add(4, 1).ok());
+  request = As("w", 5, false);
+  request.accumulated = 0;
+  ASSERT_TRUE(Push(*module_, {{"a", 1}}, std::move(request)).ok());
+  EXPECT_THAT(A(), ElementsAre(-7, -7));
+  EXPECT_EQ(push_budget_->used(), 0u);
+}
+
 TEST_F(AccumulateTest, AStepThatIsRefusedLosesNothing) {
   ASSERT_TRUE(Add(1, 1).ok());
   StepRequest request = As("w", 2, false);

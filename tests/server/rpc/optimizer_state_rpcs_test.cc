@@ -96,6 +96,36 @@ TEST_F(OptimizerStateRpcsTest, MomentumAndMasterHaveTheirNames) {
   EXPECT_EQ(list->tensors(1).dtype(), v1::F32);
 }
 
+TEST_F(OptimizerStateRpcsTest, NAdamShowsItsProduct) {
+  CreateTiny();
+  ASSERT_TRUE(Configure("tiny", v1::NADAM, 0.01).ok());
+  Step("bias", {2}, 1);
+  Step("weight", {2, 3}, 1);
+  v1::ListTensorsRequest request = Of("tiny");
+  request.set_digests(true);
+  request.set_page_size(3);
+  std::vector<v1::TensorInfo> all;
+  absl::StatusOr<v1::ListTensorsResponse> page;
+  do {
+    page = List(request);
+    ASSERT_TRUE(page.ok()) << page.status();
+    EXPECT_EQ(page->total_size(), 8);
+    all.insert(all.end(), page->tensors().begin(), page->tensors().end());
+    request.set_page_token(page->next_page_token());
+  } while (!page->next_page_token().empty());
+  ASSERT_EQ(all.size(), 8u);
+  for (const size_t i : {size_t{3}, size_t{7}}) {
+    EXPECT_EQ(all[i].slot(), "mu_product");
+    EXPECT_EQ(all[i].shape_size(), 0);
+    // beta1 (1 - 0.5 * 0.96^(1 * 0.004)), as in torch/optim/nadam.py
+    const float product = static_cast<float>(0.9 * (1 - 0.5 * std::pow(0.96, 0.004)));
+    ASSERT_EQ(all[i].values().doubles().values_size(), 1);
+    EXPECT_EQ(all[i].values().doubles().values(0), product);
+    EXPECT_NE(all[i].xxh3(), "");
+  }
+  EXPECT_EQ(all[7].name(), "bias");
+}
+
 TEST_F(OptimizerStateRpcsTest, DigestsAndStatisticsOnRequest) {
   CreateTiny();
   ASSERT_TRUE(Configure("tiny", v1::ADAMW, 0.01).ok());
