@@ -124,7 +124,7 @@ else
 fi
 
 title 'Configure AdamW'
-show modelstate optimizer "$module" --adamw --lr 0.001 --weight-decay 0.01
+show modelstate optim set "$module" --adamw --lr 0.001 --weight-decay 0.01
 
 title "Push $steps steps of random gradients while $readers readers fetch without pause"
 reader() { # NUMBER: one line per snapshot: `VERSION SHA256`

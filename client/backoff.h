@@ -20,16 +20,21 @@ class Backoff {
         delay_(initial_) {}
   // As often as it takes, for so long.
   Backoff(absl::Duration initial, absl::Duration max, absl::Duration patience)
-      : initial_(initial), max_(max), deadline_(absl::Now() + patience), delay_(initial) {}
+      : initial_(initial),
+        max_(max),
+        patience_(patience),
+        deadline_(absl::Now() + patience),
+        delay_(initial) {}
 
   // After a failure: whether to try again, and if so waits first (returns early when cancelled).
   bool WaitBeforeRetry(const absl::Status& status, Cancellation* cancellation = nullptr);
   // The same for a failure that the caller takes for transient.
   bool Wait(const absl::Status& status, Cancellation* cancellation);
 
-  // Progress was made: the count of attempts begins again.
+  // Progress was made: the count of attempts and the patience begin again.
   void Reset() {
     attempts_ = 1;
+    deadline_ = absl::Now() + patience_;
     delay_ = initial_;
   }
 
@@ -37,7 +42,8 @@ class Backoff {
   const absl::Duration initial_;
   const absl::Duration max_;
   const int max_attempts_ = std::numeric_limits<int>::max();
-  const absl::Time deadline_ = absl::InfiniteFuture();
+  const absl::Duration patience_ = absl::InfiniteDuration();
+  absl::Time deadline_ = absl::InfiniteFuture();
   int attempts_ = 1;
   absl::Duration delay_;
 };

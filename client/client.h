@@ -32,11 +32,11 @@ struct ClientOptions {
   absl::Duration max_backoff = absl::Seconds(10);
 };
 
-// Ends calls that were given it, from any thread; they return CANCELLED. Thread-safe. Outlives the
-// calls.
+// Ends calls that were given it: Cancel() from any thread, then they return CANCELLED, or the
+// deadline, then DEADLINE_EXCEEDED. Thread-safe. Outlives the calls.
 class Cancellation {
  public:
-  Cancellation();
+  explicit Cancellation(absl::Time deadline = absl::InfiniteFuture());
   ~Cancellation();
   Cancellation(const Cancellation&) = delete;
   Cancellation& operator=(const Cancellation&) = delete;

@@ -9,7 +9,7 @@
 
 namespace modelstate::client {
 
-Cancellation::Cancellation() : registry_(std::make_unique<Registry>()) {}
+Cancellation::Cancellation(absl::Time deadline) : registry_(std::make_unique<Registry>(deadline)) {}
 Cancellation::~Cancellation() = default;
 void Cancellation::Cancel() { registry_->Cancel(); }
 bool Cancellation::cancelled() const { return registry_->cancelled(); }
@@ -22,10 +22,13 @@ void Cancellation::Registry::Cancel() {
 
 bool Cancellation::Registry::cancelled() const {
   absl::MutexLock lock(&mutex_);
-  return cancelled_;
+  return cancelled_ || absl::Now() >= deadline_;
 }
 
 void Cancellation::Registry::Add(grpc::ClientContext* context) {
+  if (deadline_ < absl::FromChrono(context->deadline())) {
+    context->set_deadline(absl::ToChronoTime(deadline_));
+  }
   absl::MutexLock lock(&mutex_);
   contexts_.insert(context);
   // A call that starts after this is cancelled as it starts.

@@ -25,12 +25,15 @@ namespace modelstate::client {
 
 class Cancellation::Registry {
  public:
+  explicit Registry(absl::Time deadline) : deadline_(deadline) {}
+
   void Cancel();
   bool cancelled() const;
   void Add(grpc::ClientContext* context);
   void Remove(grpc::ClientContext* context);
 
  private:
+  const absl::Time deadline_;
   mutable absl::Mutex mutex_;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   std::set<grpc::ClientContext*> contexts_ ABSL_GUARDED_BY(mutex_);
@@ -77,7 +80,7 @@ class Connection {
     while (true) {
       grpc::ClientContext context;
       context.set_deadline(absl::ToChronoTime(absl::Now() + options_.timeout));
-      const CancellationScope scope(cancellation, &context);
+      const CancellationScope scope(cancellation, &context);  // its deadline, where that is sooner
       Response response;
       absl::Status status = FromGrpcStatus((stub_.get()->*method)(&context, request, &response));
       if (status.ok()) return response;

@@ -1,10 +1,10 @@
 #include "client/worker.h"
 
-#include <algorithm>
 #include <limits>
 #include <utility>
 
 #include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "client/backoff.h"
 #include "common/base/status.h"
@@ -17,6 +17,11 @@ bool IsComingBack(const absl::Status& status) {
   const std::optional<Reason> reason = GetReason(status);
   return reason == Reason::kModuleNotFound || reason == Reason::kModuleEmpty ||
          reason == Reason::kNoOptimizer;
+}
+
+// A call that was cut, by the transport or by a server that ends. Not said by the server's code.
+bool WasCut(const absl::Status& status) {
+  return !GetReason(status) && (absl::IsCancelled(status) || absl::IsUnknown(status));
 }
 
 std::optional<uint64_t> LastSequence(const absl::Status& status) {
@@ -42,9 +47,11 @@ absl::StatusOr<StateDict> Worker::Fetch(const FetchOptions& options, Cancellatio
     absl::StatusOr<StateDict> state = client_.Fetch(module_, options, cancellation);
     if (state.ok()) {
       base_ = state->version();
+      step_ = state->step();
       return state;
     }
-    const bool again = IsTransient(state.status()) || (base_ && IsComingBack(state.status()));
+    const bool again = IsTransient(state.status()) || WasCut(state.status()) ||
+                       (KnowsModule() && IsComingBack(state.status()));
     if (!again || !backoff.Wait(state.status(), cancellation)) return state;
   }
 }
@@ -72,10 +79,13 @@ absl::StatusOr<StepResult> Worker::Send(absl::Span<const TensorRef> tensors,
   step.accumulate = accumulate;
   step.accumulated = accumulated_;
   step.digests = options.digests;
-  step.sequence = ++sequence_;
+  step.resend = options.again;
+  if (!options.again) ++sequence_;
+  step.sequence = sequence_;
   absl::StatusOr<StepResult> result = SendUntilAnswered(tensors, step, options.cancellation);
-  if (GetReason(result.status()) == Reason::kSequenceReused) {
-    // An earlier life of this name was ahead of this machine's clock: once more, above it.
+  if (GetReason(result.status()) == Reason::kSequenceReused && !placed_ && !options.again) {
+    // An earlier life of this name was ahead of this machine's clock: once more, above it. Only
+    // before the first answer: after that it is another process, whose steps are not to be mixed.
     const std::optional<uint64_t> last = LastSequence(result.status());
     if (last && *last >= sequence_ && *last < std::numeric_limits<uint64_t>::max()) {
       step.sequence = sequence_ = *last + 1;
@@ -83,12 +93,17 @@ absl::StatusOr<StepResult> Worker::Send(absl::Span<const TensorRef> tensors,
     }
   }
   if (result.ok()) {
+    placed_ = true;
+    step_ = result->step;
     accumulated_ = accumulate ? result->accumulated : 0;
-  } else if (absl::IsAborted(result.status())) {
-    const std::optional<Reason> reason = GetReason(result.status());
-    if (reason == Reason::kAccumulationLost || reason == Reason::kIncarnationChanged) {
-      accumulated_ = 0;
-    }
+    return result;
+  }
+  const std::optional<Reason> reason = GetReason(result.status());
+  if (reason == Reason::kAccumulationLost) accumulated_ = 0;
+  if (reason == Reason::kIncarnationChanged) {
+    accumulated_ = 0;
+    placed_ = false;
+    return WhereItWentBackTo(result.status());
   }
   return result;
 }
@@ -99,15 +114,32 @@ absl::StatusOr<StepResult> Worker::SendUntilAnswered(absl::Span<const TensorRef>
   Backoff backoff(options_.initial_backoff, options_.max_backoff, options_.patience);
   while (true) {
     absl::StatusOr<StepResult> result = client_.ApplyStep(module_, tensors, step, cancellation);
-    // Another call of this step, which was taken for lost, waited too; the newest is answered.
-    while (result.ok() && result->outcome == StepOutcome::kPending && step.wait) {
-      result = client_.ReplayStep(module_, name_, step.sequence, /*wait=*/true, cancellation);
-    }
-    if (result.ok()) return result;
-    const bool again = IsTransient(result.status()) || (step.base && IsComingBack(result.status()));
-    if (!again || !backoff.Wait(result.status(), cancellation)) return result;
+    // PENDING in spite of `wait`: an earlier call of this step, which was taken for lost, came
+    // after this one.
+    if (result.ok() && !(result->outcome == StepOutcome::kPending && step.wait)) return result;
+    const absl::Status& status = result.status();
+    const bool in_round = result.ok() || GetReason(status) == Reason::kAlreadyContributed;
+    if (in_round) backoff.Reset();
+    const bool again = in_round || IsTransient(status) || WasCut(status) ||
+                       (KnowsModule() && IsComingBack(status));
+    if (!again || !backoff.Wait(status, cancellation)) return result;
     step.resend = true;
   }
+}
+
+absl::Status Worker::WhereItWentBackTo(const absl::Status& status) const {
+  const absl::StatusOr<ModuleInfo> module = client_.GetModule(module_);
+  if (!module.ok()) return status;
+  ErrorMetadata metadata = GetErrorMetadata(status);
+  metadata["step"] = absl::StrCat(module->step);
+  metadata["version"] = absl::StrCat(module->version.number);
+  return MakeError(Reason::kIncarnationChanged,
+                   absl::StrCat("module \"", module_, "\" is at step ", module->step, ", version ",
+                                module->version.number, ", and worker \"", name_,
+                                "\" had been told of step ", step_,
+                                ": it was made anew, or the server restarted from a checkpoint; "
+                                "Fetch, and go on from what that gives"),
+                   std::move(metadata));
 }
 
 }  // namespace modelstate::client

@@ -22,13 +22,17 @@ struct WorkerOptions {
 };
 
 struct PushOptions {
-  double weight = 0;  // 0: 1
+  double weight = 0;  // in a round's mean; 0: 1
   std::optional<double> grad_scale;
   std::vector<GroupOverride> overrides;
   bool wait = true;  // where the optimizer has rounds: for the round to close
   bool ignore_frozen = false;
   bool digests = true;
-  Cancellation* cancellation = nullptr;  // outlives the call
+  // The last push once more, with the same tensors and options, because its answer did not come: it
+  // counts once, whether it had arrived or not.
+  bool again = false;
+  // Outlives the call. One with a deadline bounds how long a round is waited for.
+  Cancellation* cancellation = nullptr;
 };
 
 // One worker of a training: it numbers its pushes, so that each is applied once whatever happens on
@@ -42,13 +46,22 @@ struct PushOptions {
 //   }
 //
 // What a push returns beside the errors of ApplyStep that say what is wrong with it:
-//   ABORTED INCARNATION_CHANGED  the module was made anew, or the server restarted and loaded a
-//                                checkpoint: steps after that save are gone. Fetch, and go on from
-//                                what it gives.
-//   ABORTED STALE_BASE           others were faster than max_staleness allows. Fetch, compute
-//   again. ABORTED ACCUMULATION_LOST    what was accumulated is gone: Accumulate all of this step
-//   again. ABORTED SEQUENCE_REUSED      another process pushes under this name.
-// None of them has changed anything; the worker can go on after each.
+//   ABORTED INCARNATION_CHANGED  The module was made anew, or the server restarted and loaded a
+//                                checkpoint: steps after that save are gone. The text says which
+//                                step it is at. Fetch, and go on from what it gives.
+//   ABORTED STALE_BASE           Others were faster than max_staleness allows. Fetch, compute
+//                                again.
+//   ABORTED ACCUMULATION_LOST    What was accumulated is gone: Accumulate all micro-batches of this
+//                                step again. They are the caller's: nothing is kept here.
+//   ABORTED SEQUENCE_REUSED      Another process pushes under this name: this one must end.
+// None of these has changed anything; the worker can go on after the first three. But after
+//   UNAVAILABLE                  patience is over,
+//   DEADLINE_EXCEEDED, CANCELLED the cancellation's deadline came, or it was cancelled,
+// the push may have arrived or not: make it again with `again`. A contribution to a round stays in
+// it.
+//
+// A worker without a base (never fetched, none set) is not told of a restart: what it pushes is
+// added to whatever state is there.
 //
 // Sequences begin at the time in microseconds, so that a process that is started again under the
 // same name goes on above its last life's. Not thread-safe: one call at a time. A name belongs to
@@ -65,7 +78,7 @@ class Worker {
   std::optional<Version> base() const { return base_; }
 
   // Gradients (spec.kind kGradient) and buffer values (kBuffer): one step, or one contribution to a
-  // round.
+  // round. A worker that is still in the open round waits for that to close first.
   absl::StatusOr<StepResult> Push(absl::Span<const TensorRef> tensors,
                                   const PushOptions& options = {});
   // Gradients that the next Push steps with too.
@@ -80,16 +93,26 @@ class Worker {
                                   bool accumulate);
   absl::StatusOr<StepResult> SendUntilAnswered(absl::Span<const TensorRef> tensors,
                                                StepOptions step, Cancellation* cancellation) const;
+  // It was there: where it is missing now, it is awaited.
+  bool KnowsModule() const { return base_.has_value() || placed_; }
+  absl::Status WhereItWentBackTo(const absl::Status& status) const;
 
   const Client client_;
   const std::string module_;
   const std::string name_;
   const WorkerOptions options_;
   uint64_t sequence_;
+  bool placed_ = false;  // above the sequences of the name's earlier lives
   uint32_t accumulated_ = 0;
   std::optional<Version> base_;
+  uint64_t step_ = 0;  // the newest of the module's that this worker was told of
 };
 
 }  // namespace modelstate::client
+
+namespace modelstate {
+using client::Worker;
+using client::WorkerOptions;
+}  // namespace modelstate
 
 #endif  // MODELSTATE_CLIENT_WORKER_H_

@@ -44,13 +44,14 @@ std::vector<std::string> ValuesOf(const std::string& type_name) {
 
 std::string FirstLine(const std::string& text) { return text.substr(0, text.find('\n')); }
 
-CommandWords Describe(const CLI::App& app) {
-  CommandWords command;
-  command.name = app.get_name();
-  command.help = FirstLine(app.get_description());
+std::vector<const CLI::App*> Below(const CLI::App& app) {
+  return app.get_subcommands([](const CLI::App*) { return true; });
+}
+
+void AddWords(const CLI::App& app, CommandWords* command) {
   for (const CLI::Option* option : app.get_options()) {
     if (option->get_positional()) {
-      command.positionals.push_back(option->get_name(true));
+      command->positionals.push_back(option->get_name(true));
       if (option->get_lnames().empty() && option->get_snames().empty()) continue;
     }
     OptionWords words;
@@ -59,15 +60,26 @@ CommandWords Describe(const CLI::App& app) {
     words.help = FirstLine(option->get_description());
     words.takes_value = option->get_items_expected_max() > 0;
     if (words.takes_value) words.values = ValuesOf(option->get_type_name());
-    command.options.push_back(std::move(words));
+    command->options.push_back(std::move(words));
   }
-  for (const CLI::App* sub : app.get_subcommands([](const CLI::App*) { return true; })) {
-    if (!sub->get_group().empty()) command.subcommands.push_back(sub->get_name());
+  for (const CLI::App* sub : Below(app)) {
+    if (sub->get_name().empty()) {
+      AddWords(*sub, command);  // a group of options that exclude each other
+    } else if (!sub->get_group().empty()) {
+      command->subcommands.push_back(sub->get_name());
+    }
   }
+}
+
+CommandWords Describe(const CLI::App& app) {
+  CommandWords command;
+  command.name = app.get_name();
+  command.help = FirstLine(app.get_description());
+  AddWords(app, &command);
   return command;
 }
 
-// The program itself, and its commands.
+// The program itself, and its commands; one of a command is "optim set".
 struct Tree {
   CommandWords root;
   std::vector<CommandWords> commands;
@@ -76,8 +88,14 @@ struct Tree {
 Tree Describe(const CLI::App* app) {
   Tree tree;
   tree.root = Describe(*app);
-  for (const CLI::App* sub : app->get_subcommands([](const CLI::App*) { return true; })) {
-    if (!sub->get_group().empty()) tree.commands.push_back(Describe(*sub));
+  for (const CLI::App* sub : Below(*app)) {
+    if (sub->get_group().empty()) continue;
+    tree.commands.push_back(Describe(*sub));
+    for (const CLI::App* nested : Below(*sub)) {
+      if (nested->get_name().empty()) continue;
+      tree.commands.push_back(Describe(*nested));
+      tree.commands.back().name = absl::StrCat(sub->get_name(), " ", nested->get_name());
+    }
   }
   return tree;
 }
@@ -112,6 +130,15 @@ std::string OptionsWithValues(const Tree& tree) {
   return absl::StrJoin(words, "|");
 }
 
+// Commands that have commands; a word that cannot be typed where there are none.
+std::string Parents(const Tree& tree) {
+  std::vector<std::string> names;
+  for (const CommandWords& command : tree.commands) {
+    if (!command.subcommands.empty()) names.push_back(command.name);
+  }
+  return names.empty() ? "' '" : absl::StrJoin(names, "|");
+}
+
 constexpr char kBash[] =
     R"BASH(# bash completion of modelstate: source <(modelstate completion bash)
 _modelstate_modules() {
@@ -128,7 +155,12 @@ _modelstate() {
     case ${COMP_WORDS[i]} in
       @WITH_VALUES@) ((++i)) ;;
       -*) ;;
-      *) if [ -z "$command" ]; then command=${COMP_WORDS[i]}; else ((++place)); fi ;;
+      *)
+        case $command in
+          '') command=${COMP_WORDS[i]} ;;
+          @PARENTS@) command="$command ${COMP_WORDS[i]}" ;;
+          *) ((++place)) ;;
+        esac ;;
     esac
   done
   local words= values= modules= options=@ROOT_OPTIONS@
@@ -168,7 +200,7 @@ std::string Bash(const Tree& tree) {
   std::string cases;
   std::string values;
   for (const CommandWords& command : tree.commands) {
-    absl::StrAppend(&cases, "    ", command.name, ") options=",
+    absl::StrAppend(&cases, "    ", Quoted(command.name), ") options=",
                     Quoted(absl::StrCat(WordsOf(command.options), " ", root_options)));
     if (TakesModule(command)) absl::StrAppend(&cases, " modules=first");
     if (TakesModuleOrFile(command)) absl::StrAppend(&cases, " modules=any");
@@ -180,13 +212,14 @@ std::string Bash(const Tree& tree) {
     for (const OptionWords& option : command.options) {
       if (option.values.empty()) continue;
       for (const std::string& word : option.words) {
-        absl::StrAppend(&values, "    ", command.name, ":", word,
+        absl::StrAppend(&values, "    ", Quoted(command.name), ":", word,
                         ") values=", Quoted(absl::StrJoin(option.values, " ")), " ;;\n");
       }
     }
   }
   return absl::StrReplaceAll(kBash,
                              {{"@NAMES@", kNamesCommand},
+                              {"@PARENTS@", Parents(tree)},
                               {"@WITH_VALUES@", OptionsWithValues(tree)},
                               {"@ROOT_OPTIONS@", Quoted(root_options)},
                               {"@COMMANDS@", Quoted(absl::StrJoin(tree.root.subcommands, " "))},
@@ -223,10 +256,14 @@ std::string Fish(const Tree& tree) {
     absl::StrAppend(&text, "complete -c modelstate", FishOption(option), "\n");
   }
   for (const CommandWords& command : tree.commands) {
-    absl::StrAppend(&text, "complete -c modelstate -n __fish_use_subcommand -f -a ", command.name,
-                    " -d ", Quoted(command.help), "\n");
-    const std::string here =
-        absl::StrCat("complete -c modelstate -n '__fish_seen_subcommand_from ", command.name, "'");
+    const bool nested = absl::StrContains(command.name, ' ');
+    if (!nested) {
+      absl::StrAppend(&text, "complete -c modelstate -n __fish_use_subcommand -f -a ", command.name,
+                      " -d ", Quoted(command.help), "\n");
+    }
+    const std::string here = absl::StrCat(
+        "complete -c modelstate -n '__fish_seen_subcommand_from ",
+        absl::StrReplaceAll(command.name, {{" ", "; and __fish_seen_subcommand_from "}}), "'");
     for (const OptionWords& option : command.options) {
       absl::StrAppend(&text, here, FishOption(option), "\n");
     }

@@ -44,17 +44,23 @@ struct Context {
 };
 
 // Each adds its commands to `app`, in groups of --help; `context` outlives it.
-void AddModuleCommands(CLI::App* app, Context* context);      // ls info move rm watch history
-void AddSpecCommands(CLI::App* app, Context* context);        // create spec
-void AddTensorCommands(CLI::App* app, Context* context);      // params buffers stats freeze ...
-void AddCatCommand(CLI::App* app, Context* context);          // cat
-void AddDiffCommand(CLI::App* app, Context* context);         // diff
-void AddTransferCommands(CLI::App* app, Context* context);    // fetch pin
-void AddStepCommands(CLI::App* app, Context* context);        // push
-void AddOptimizerCommand(CLI::App* app, Context* context);    // optimizer
-void AddCheckpointCommands(CLI::App* app, Context* context);  // load save checkpoints
+void AddModuleCommands(CLI::App* app, Context* context);  // ls info move rm watch history
+void AddSpecCommands(CLI::App* app, Context* context);    // create spec
+// params buffers stats freeze unfreeze; state of `optim`
+void AddTensorCommands(CLI::App* app, CLI::App* optim, Context* context);
+void AddCatCommand(CLI::App* app, Context* context);        // cat
+void AddDiffCommand(CLI::App* app, Context* context);       // diff
+void AddTransferCommands(CLI::App* app, Context* context);  // fetch pin
+void AddStepCommands(CLI::App* app, Context* context);      // step-from push
+// `optim` with show, set and groups. Others add to it what belongs there.
+CLI::App* AddOptimizerCommands(CLI::App* app, Context* context);
+void AddOptimizerFileCommands(CLI::App* optim, Context* context);  // export import
+void AddCheckpointCommands(CLI::App* app, Context* context);       // load save checkpoints
 // The scripts are made from all commands of `app`: add it last.
 void AddCompletionCommand(CLI::App* app, Context* context);
+
+// --lr, --weight-decay and all others; what is given is set in `h`, which outlives `command`.
+void AddHyperparameterOptions(CLI::App* command, Hyperparameters* h);
 
 inline constexpr char kModulesGroup[] = "Modules";
 inline constexpr char kTensorsGroup[] = "Parameters and buffers";

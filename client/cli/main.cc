@@ -71,9 +71,10 @@ int main(int argc, char** argv) {
   app.footer(kFooter);
   modelstate::cli::AddModuleCommands(&app, &context);
   modelstate::cli::AddSpecCommands(&app, &context);
-  modelstate::cli::AddTensorCommands(&app, &context);
+  CLI::App* optim = modelstate::cli::AddOptimizerCommands(&app, &context);
+  modelstate::cli::AddOptimizerFileCommands(optim, &context);
+  modelstate::cli::AddTensorCommands(&app, optim, &context);
   modelstate::cli::AddCatCommand(&app, &context);
-  modelstate::cli::AddOptimizerCommand(&app, &context);
   modelstate::cli::AddStepCommands(&app, &context);
   modelstate::cli::AddTransferCommands(&app, &context);
   modelstate::cli::AddDiffCommand(&app, &context);

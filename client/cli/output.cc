@@ -119,6 +119,7 @@ Json ToJson(const client::TensorInfo& tensor) {
   if (tensor.spec.is_alias()) json["alias_of"] = tensor.spec.alias_of;
   json["changed_version"] = tensor.changed_version;
   if (!tensor.slot.empty()) json["slot"] = tensor.slot;
+  if (tensor.group) json["group"] = *tensor.group;
   if (tensor.xxh3) json["xxh3"] = DigestToHex(*tensor.xxh3);
   if (tensor.statistics) json["statistics"] = ToJson(*tensor.statistics);
   return json;

@@ -17,17 +17,41 @@
 namespace modelstate::cli {
 namespace {
 
-struct PushArguments {
+// What both commands say of their steps.
+struct StepArguments {
   std::string module;
+  std::string worker;
+  std::optional<uint64_t> sequence;
+  bool ignore_frozen = false;
+  Hyperparameters overrides;  // for these steps, of every group
+
+  client::StepOptions options() const {
+    client::StepOptions options;
+    options.worker = worker.empty() ? absl::StrCat("cli-", ::getpid()) : worker;
+    // The clock grows from one run of the same worker to the next: each run is a new step.
+    options.sequence = sequence.value_or(static_cast<uint64_t>(absl::ToUnixMicros(absl::Now())));
+    options.ignore_frozen = ignore_frozen;
+    if (overrides != Hyperparameters()) options.overrides.push_back({std::nullopt, overrides});
+    return options;
+  }
+};
+
+struct FileArguments {
+  StepArguments step;
   std::string file;
+  double weight = 0;
+  std::optional<double> grad_scale;
+  bool accumulate = false;
+  std::optional<uint32_t> accumulated;
+  bool wait = false;
+};
+
+struct PushArguments {
   bool random = false;
+  StepArguments step;
   uint64_t seed = 0;
   uint64_t steps = 1;
   double scale = 0.01;
-  std::string worker;
-  std::optional<uint64_t> sequence;
-  std::optional<double> lr;
-  bool ignore_frozen = false;
 };
 
 // Normally distributed gradients for every trainable parameter.
@@ -87,6 +111,9 @@ Json StepJson(const client::StepResult& result, double seconds) {
           {"replayed", result.replayed},
           {"version", ToJson(result.version)},
           {"step", result.step},
+          {"contributions", result.contributions},
+          {"quorum", result.quorum},
+          {"accumulated", result.accumulated},
           {"grad_norm", result.grad_norm},
           {"clip_coef", result.clip_coef},
           {"updated", result.updated},
@@ -106,48 +133,67 @@ std::vector<client::TensorRef> GradientsOf(const client::TensorFile& file) {
   return refs;
 }
 
+void PrintStep(const client::StepResult& result) {
+  std::cout << "step " << result.step << "  version " << result.version.number << "  "
+            << OutcomeName(result.outcome) << (result.replayed ? " (replayed)" : "");
+  if (result.quorum > 1) {
+    std::cout << "  contributions " << result.contributions << " of " << result.quorum;
+  }
+  if (result.accumulated > 0) std::cout << "  accumulated " << result.accumulated;
+  if (result.outcome == client::StepOutcome::kApplied) {
+    std::cout << "  grad_norm " << result.grad_norm << "  updated " << result.updated;
+  }
+  if (result.skipped > 0) std::cout << "  skipped " << result.skipped;
+  if (result.ignored > 0) std::cout << "  ignored " << result.ignored;
+  if (!result.nonfinite.empty()) std::cout << "  not finite: " << QuotedList(result.nonfinite);
+  std::cout << std::endl;
+}
+
+// One step, printed; its JSON.
+absl::StatusOr<Json> Step(Context* context, const Client& client, const std::string& module,
+                          absl::Span<const client::TensorRef> tensors,
+                          const client::StepOptions& options) {
+  const absl::Time start = absl::Now();
+  MS_ASSIGN_OR_RETURN(const client::StepResult result,
+                      client.ApplyStep(module, tensors, options, context->interrupt));
+  const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
+  if (result.outcome == client::StepOutcome::kSkippedNonfinite) context->exit_code = kDifferent;
+  if (!context->json) PrintStep(result);
+  return StepJson(result, seconds);
+}
+
+absl::Status StepFrom(Context* context, const FileArguments& arguments) {
+  MS_ASSIGN_OR_RETURN(const Client client, context->Connect());
+  MS_ASSIGN_OR_RETURN(const client::TensorFile file, client::TensorFile::Read(arguments.file));
+  client::StepOptions options = arguments.step.options();
+  options.weight = arguments.weight;
+  options.grad_scale = arguments.grad_scale;
+  options.accumulate = arguments.accumulate;
+  options.accumulated = arguments.accumulated;
+  options.wait = arguments.wait;
+  MS_ASSIGN_OR_RETURN(const Json step,
+                      Step(context, client, arguments.step.module, GradientsOf(file), options));
+  if (context->json) {
+    Json json = {{"worker", options.worker}, {"sequence", options.sequence}};
+    json.update(step);
+    Context::Print(json);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Push(Context* context, const PushArguments& arguments) {
   MS_ASSIGN_OR_RETURN(const Client client, context->Connect());
-  std::optional<RandomGradients> random;
-  std::optional<client::TensorFile> file;
-  std::vector<client::TensorRef> from_file;
-  if (arguments.random) {
-    MS_ASSIGN_OR_RETURN(const client::TensorList parameters,
-                        client.ListParameters(arguments.module));
-    random.emplace(parameters, arguments.seed, arguments.scale);
-  } else {
-    MS_ASSIGN_OR_RETURN(file, client::TensorFile::Read(arguments.file));
-    from_file = GradientsOf(*file);
-  }
-  client::StepOptions options;
-  options.worker = arguments.worker.empty() ? absl::StrCat("cli-", ::getpid()) : arguments.worker;
-  // The clock grows from one run of the same worker to the next: each run is a new step.
-  const uint64_t first =
-      arguments.sequence.value_or(static_cast<uint64_t>(absl::ToUnixMicros(absl::Now())));
-  options.ignore_frozen = arguments.ignore_frozen;
-  if (arguments.lr) options.overrides.push_back({std::nullopt, {}});
-  if (arguments.lr) options.overrides[0].hyperparameters.lr = arguments.lr;
-
+  MS_ASSIGN_OR_RETURN(const client::TensorList parameters,
+                      client.ListParameters(arguments.step.module));
+  RandomGradients random(parameters, arguments.seed, arguments.scale);
+  client::StepOptions options = arguments.step.options();
+  const uint64_t first = options.sequence;
   Json steps = Json::array();
   for (uint64_t i = 0; i < arguments.steps; ++i) {
     options.sequence = first + i;
-    const absl::Span<const client::TensorRef> tensors = random ? random->Next() : from_file;
-    const absl::Time start = absl::Now();
-    MS_ASSIGN_OR_RETURN(const client::StepResult result,
-                        client.ApplyStep(arguments.module, tensors, options, context->interrupt));
-    const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
-    if (result.outcome == client::StepOutcome::kSkippedNonfinite) context->exit_code = kDifferent;
-    steps.push_back(StepJson(result, seconds));
-    if (context->json) continue;
-    std::cout << "step " << result.step << "  version " << result.version.number << "  "
-              << OutcomeName(result.outcome) << (result.replayed ? " (replayed)" : "")
-              << "  grad_norm " << result.grad_norm << "  updated " << result.updated
-              << (result.skipped > 0 ? absl::StrCat("  skipped ", result.skipped) : "")
-              << (result.ignored > 0 ? absl::StrCat("  ignored ", result.ignored) : "")
-              << (result.nonfinite.empty()
-                      ? ""
-                      : absl::StrCat("  not finite: ", QuotedList(result.nonfinite)))
-              << std::endl;
+    MS_ASSIGN_OR_RETURN(Json step,
+                        Step(context, client, arguments.step.module, random.Next(), options));
+    steps.push_back(std::move(step));
   }
   if (context->json) {
     Context::Print(
@@ -156,38 +202,60 @@ absl::Status Push(Context* context, const PushArguments& arguments) {
   return absl::OkStatus();
 }
 
+void AddStepOptions(CLI::App* command, StepArguments* step, const char* sequence_help) {
+  command->group(kTrainingGroup);
+  CLI::Option* worker = command->add_option(
+      "--worker", step->worker, "Names the steps, so that this run's own retries apply each once");
+  command->add_option("--sequence", step->sequence, sequence_help)
+      ->needs(worker)
+      ->check(CLI::PositiveNumber);
+  command->add_flag("--ignore-frozen", step->ignore_frozen,
+                    "Leave out gradients of frozen parameters instead of refusing the step");
+  AddHyperparameterOptions(command, &step->overrides);
+  command->footer("Hyper-parameters are those of every group, for these steps only.");
+}
+
+void AddStepFrom(CLI::App* app, Context* context) {
+  auto from = std::make_shared<FileArguments>();
+  CLI::App* command = app->add_subcommand("step-from", "One optimizer step from a gradient file");
+  command->add_option("MODULE", from->step.module)->required();
+  command
+      ->add_option("FILE", from->file,
+                   "safetensors or PyTorch: gradients by parameter name, and buffer values")
+      ->required();
+  AddStepOptions(command, &from->step,
+                 "With --worker: number of the step; the same command again gets the first answer "
+                 "and applies nothing");
+  command->add_option("--weight", from->weight, "In a round's mean, 1")->check(CLI::PositiveNumber);
+  command->add_option("--grad-scale", from->grad_scale,
+                      "Of the loss, that the gradients were multiplied by");
+  CLI::Option* accumulate = command->add_flag("--accumulate", from->accumulate,
+                                              "Keep the gradients for this worker's next step");
+  accumulate->needs("--worker");
+  command->add_option("--accumulated", from->accumulated,
+                      "How many the server must have accumulated of this worker before");
+  command->add_flag("--wait", from->wait, "Where the optimizer has rounds: until the round closes")
+      ->excludes(accumulate);
+  command->callback([context, from] { context->Finish(StepFrom(context, *from)); });
+}
+
 }  // namespace
 
 void AddStepCommands(CLI::App* app, Context* context) {
+  AddStepFrom(app, context);
   auto push = std::make_shared<PushArguments>();
-  CLI::App* command = app->add_subcommand("push", "Push gradients: one optimizer step each");
-  command->group(kTrainingGroup);
-  command->add_option("MODULE", push->module)->required();
-  CLI::Option* file = command->add_option("--gradients", push->file,
-                                          "A safetensors file of gradients (and buffer values)");
-  CLI::Option* random =
-      command->add_flag("--random", push->random, "Random gradients for every trainable parameter");
-  file->excludes(random);
-  command->add_option("--seed", push->seed, "Of the random gradients")->needs(random);
-  command->add_option("--steps", push->steps, "How many random steps")->needs(random);
-  command->add_option("--scale", push->scale, "Standard deviation, 0.01")->needs(random);
-  CLI::Option* worker = command->add_option(
-      "--worker", push->worker, "Names the steps, so that this run's own retries apply each once");
+  CLI::App* command = app->add_subcommand("push", "Push random gradients, to try and to load");
+  command->add_option("MODULE", push->step.module)->required();
   command
-      ->add_option("--sequence", push->sequence,
-                   "With --worker: number of the (first) step; the same command again gets the "
-                   "first answer and applies nothing")
-      ->needs(worker)
-      ->check(CLI::PositiveNumber);
-  command->add_option("--lr", push->lr, "For these steps only");
-  command->add_flag("--ignore-frozen", push->ignore_frozen,
-                    "Leave out gradients of frozen parameters instead of refusing the push");
-  command->callback([context, push] {
-    if (push->file.empty() && !push->random) {
-      throw CLI::RequiredError("--gradients FILE or --random");
-    }
-    context->Finish(Push(context, *push));
-  });
+      ->add_flag(
+          "--random", push->random,
+          "Random gradients for every trainable parameter: said aloud, as they spoil a model")
+      ->required();
+  command->add_option("--seed", push->seed, "Of the random gradients");
+  command->add_option("--steps", push->steps, "How many");
+  command->add_option("--scale", push->scale, "Standard deviation, 0.01");
+  AddStepOptions(command, &push->step, "With --worker: number of the first step");
+  command->callback([context, push] { context->Finish(Push(context, *push)); });
 }
 
 }  // namespace modelstate::cli

@@ -223,7 +223,7 @@ CLI::App* AddList(CLI::App* app, Context* context, const char* name, const char*
   auto arguments = std::make_shared<ListArguments>();
   arguments->which = which;
   CLI::App* command = app->add_subcommand(name, what);
-  command->group(which == Which::kOptimizerState ? kTrainingGroup : kTensorsGroup);
+  if (which != Which::kOptimizerState) command->group(kTensorsGroup);
   command->add_option("MODULE", arguments->module)->required();
   command->add_flag("--digests", arguments->options.digests, "Show the XXH3 of each");
   AddSelection(command, &arguments->options.selection);
@@ -261,7 +261,7 @@ void AddFreeze(CLI::App* app, Context* context, const char* name, const char* wh
 
 }  // namespace
 
-void AddTensorCommands(CLI::App* app, Context* context) {
+void AddTensorCommands(CLI::App* app, CLI::App* optim, Context* context) {
   AddList(app, context, "params", "List a module's parameters", Which::kParameters);
   AddList(app, context, "buffers", "List a module's buffers", Which::kBuffers);
 
@@ -279,7 +279,7 @@ void AddTensorCommands(CLI::App* app, Context* context) {
 
   AddFreeze(app, context, "freeze", "Freeze parameters: requires_grad becomes false", false);
   AddFreeze(app, context, "unfreeze", "Unfreeze parameters: requires_grad becomes true", true);
-  AddList(app, context, "optim-state", "List the optimizer's state, per parameter and slot",
+  AddList(optim, context, "state", "List the optimizer's state, per parameter and slot",
           Which::kOptimizerState);
 }
 

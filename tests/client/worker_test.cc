@@ -9,7 +9,10 @@
 #include <filesystem>
 #include <thread>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "common/base/status.h"
 #include "server/rpc/server.h"
 
@@ -70,6 +73,7 @@ class WorkerTest : public testing::Test {
 
   // A gradient of which every element is `value`. Lives as long as the test.
   absl::Span<const TensorRef> Gradient(float value) {
+    absl::MutexLock lock(&mutex_);
     auto held = std::make_unique<Held>();
     held->values.assign(4, value);
     held->ref.spec.name = "w";
@@ -97,7 +101,8 @@ class WorkerTest : public testing::Test {
   WorkerOptions patient_;
   std::filesystem::path root_;
   std::unique_ptr<Server> server_;
-  std::vector<std::unique_ptr<Held>> held_;
+  absl::Mutex mutex_;
+  std::vector<std::unique_ptr<Held>> held_ ABSL_GUARDED_BY(mutex_);
 };
 
 TEST_F(WorkerTest, NumbersItsPushesAndSaysWhatTheyAreBasedOn) {
@@ -135,6 +140,16 @@ TEST_F(WorkerTest, ASecondLifeOfANameGoesOnAboveTheFirst) {
   EXPECT_EQ(Weight(), -15);
 }
 
+TEST_F(WorkerTest, AnEarlierLifeThatGoesOnIsTold) {
+  Worker first(Connect(), "m", "w1", patient_);
+  ASSERT_TRUE(first.Push(Gradient(1)).ok());
+  Worker second(Connect(), "m", "w1", patient_);
+  ASSERT_TRUE(second.Push(Gradient(2)).ok());
+  EXPECT_EQ(GetReason(first.Push(Gradient(4)).status()), Reason::kSequenceReused);
+  EXPECT_TRUE(second.Push(Gradient(8)).ok());
+  EXPECT_EQ(Weight(), -11);
+}
+
 TEST_F(WorkerTest, AccumulatesAndSteps) {
   Worker worker(Connect(), "m", "w1", patient_);
   ASSERT_TRUE(worker.Accumulate(Gradient(1)).ok());
@@ -168,6 +183,79 @@ TEST_F(WorkerTest, WaitsForItsRound) {
   EXPECT_EQ(Weight(), -5);
 }
 
+TEST_F(WorkerTest, ADeadlineEndsTheWaitAndAgainGoesOnWithIt) {
+  Configure(2);
+  Worker worker(Connect(), "m", "w1", patient_);
+  PushOptions options;
+  Cancellation deadline(absl::Now() + absl::Milliseconds(200));
+  options.cancellation = &deadline;
+  EXPECT_TRUE(absl::IsDeadlineExceeded(worker.Push(Gradient(2), options).status()));
+  const uint64_t sequence = worker.sequence();
+  PushOptions no_wait;
+  no_wait.wait = false;
+  ASSERT_TRUE(Worker(Connect(), "m", "w2", patient_).Push(Gradient(4), no_wait).ok());
+  PushOptions again;
+  again.again = true;
+  const absl::StatusOr<StepResult> step = worker.Push(Gradient(2), again);
+  ASSERT_TRUE(step.ok()) << step.status();
+  EXPECT_EQ(step->outcome, StepOutcome::kApplied);
+  EXPECT_TRUE(step->replayed);
+  EXPECT_EQ(worker.sequence(), sequence);
+  EXPECT_EQ(Weight(), -3) << "each counted once";
+}
+
+TEST_F(WorkerTest, AContributionThatWasLostWithTheServerIsSentWhole) {
+  Worker worker(Connect(), "m", "w1", patient_);  // without a base: it is not told of the restart
+  ASSERT_TRUE(worker.Push(Gradient(1)).ok());
+  Configure(2);
+  ASSERT_TRUE(Connect().SaveCheckpoint("m", "saved").ok());
+  absl::StatusOr<StepResult> step;
+  std::thread push([&] { step = worker.Push(Gradient(2)); });
+  const Client client = Connect();
+  while (!client.GetOptimizer("m")->round) {
+  }
+  server_.reset();
+  StartServer();
+  LoadCheckpointOptions load;
+  load.create_module = true;
+  ASSERT_TRUE(Connect().LoadCheckpoint("m", "saved", load).ok());
+  const absl::StatusOr<StepResult> other = Worker(Connect(), "m", "w2", patient_).Push(Gradient(4));
+  push.join();
+  ASSERT_TRUE(step.ok()) << step.status();
+  ASSERT_TRUE(other.ok()) << other.status();
+  EXPECT_EQ(step->contributions, 2u);
+  EXPECT_EQ(Weight(), -4);
+}
+
+TEST_F(WorkerTest, WaitsUntilItMayContributeAgain) {
+  Configure(2);
+  PushOptions no_wait;
+  no_wait.wait = false;
+  Worker worker(Connect(), "m", "w1", patient_);
+  ASSERT_EQ(worker.Push(Gradient(1), no_wait)->outcome, StepOutcome::kPending);
+  std::thread other([&] {
+    Worker w2(Connect(), "m", "w2", patient_);
+    EXPECT_TRUE(w2.Push(Gradient(3)).ok());
+    EXPECT_TRUE(w2.Push(Gradient(3)).ok());
+  });
+  const absl::StatusOr<StepResult> second = worker.Push(Gradient(1));
+  other.join();
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_EQ(second->step, 2u);
+  EXPECT_EQ(Weight(), -4);
+}
+
+TEST_F(WorkerTest, WhatWasAccumulatedIsPushedAgainAfterALoad) {
+  ASSERT_TRUE(Connect().SaveCheckpoint("m", "saved").ok());
+  Worker worker(Connect(), "m", "w1", patient_);
+  ASSERT_TRUE(worker.Accumulate(Gradient(1)).ok());
+  ASSERT_TRUE(Connect().LoadCheckpoint("m", "saved").ok());
+  EXPECT_EQ(GetReason(worker.Push(Gradient(2)).status()), Reason::kAccumulationLost);
+  ASSERT_TRUE(worker.Accumulate(Gradient(1)).ok());
+  ASSERT_TRUE(worker.Push(Gradient(2)).ok());
+  EXPECT_EQ(Weight(), -3);
+}
+
 TEST_F(WorkerTest, SurvivesARestartFromACheckpointAndSaysWhatWasLost) {
   Worker worker(Connect(), "m", "w1", patient_);
   ASSERT_TRUE(worker.Fetch().ok());
@@ -187,6 +275,10 @@ TEST_F(WorkerTest, SurvivesARestartFromACheckpointAndSaysWhatWasLost) {
   const absl::StatusOr<StepResult> step = worker.Push(Gradient(8));
   restart.join();
   EXPECT_EQ(GetReason(step.status()), Reason::kIncarnationChanged) << step.status();
+  EXPECT_THAT(
+      std::string(step.status().message()),
+      testing::AllOf(testing::HasSubstr("at step 1"), testing::HasSubstr("told of step 2")));
+  EXPECT_EQ(GetErrorMetadata(step.status())["step"], "1");
   EXPECT_EQ(Weight(), -1);
   const absl::StatusOr<StateDict> weights = worker.Fetch();
   ASSERT_TRUE(weights.ok()) << weights.status();

@@ -79,12 +79,12 @@ case_FreezeTakesNamesGlobsAndPrefixes() {
   cli 2 freeze net >/dev/null
   # Gradients of frozen parameters are refused, or left out where that is asked for.
   cli 0 unfreeze net conv.weight >/dev/null
-  cli 0 optimizer net --sgd --lr 1 >/dev/null
+  cli 0 optim set net --sgd --lr 1 >/dev/null
   cli 0 fetch net "$WORK/gradients.safetensors" --kind parameter >/dev/null
-  cli 4 push net --gradients "$WORK/gradients.safetensors" >/dev/null
+  cli 4 step-from net "$WORK/gradients.safetensors" >/dev/null
   grep -q 'PARAMETER_FROZEN.*conv.bias' "$WORK/cli.err" || fail "a frozen gradient: $(<"$WORK/cli.err")"
-  json '[.steps[0].outcome, .steps[0].updated, .steps[0].ignored]' '["APPLIED",1,1]' \
-    push net --gradients "$WORK/gradients.safetensors" --ignore-frozen
+  json '[.outcome, .updated, .ignored]' '["APPLIED",1,1]' \
+    step-from net "$WORK/gradients.safetensors" --ignore-frozen
 }
 
 case_CatPrintsNestedRowsAndParts() {
@@ -209,7 +209,7 @@ case_ASpecOf100000Tensors() {
 case_HistoryTellsWhatChangedAndWhy() {
   create_net || return
   cli 0 freeze net conv.weight >/dev/null
-  cli 0 optimizer net --sgd --lr 1 >/dev/null
+  cli 0 optim set net --sgd --lr 1 >/dev/null
   cli 0 unfreeze net '*' >/dev/null
   cli 0 push net --random --worker w3 --sequence 17 >/dev/null
   json '[.versions[] | .version.number, .mutation]' \
@@ -225,15 +225,15 @@ case_MoveCastsAndMoves() {
   stop_server || fail "the server's exit code $?"
   start_server --device=cpu,cpu:1
   create_net || return
-  cli 0 optimizer net --adamw >/dev/null
+  cli 0 optim set net --adamw >/dev/null
   cli 0 unfreeze net '*' >/dev/null
   cli 0 push net --random >/dev/null
   prints 'moved net: version 5 on cpu:1, 80 B' move net --device cpu:1
   json '[.device, .version.number]' '["cpu",6]' move net --device cpu --dtype bf16
   prints 'net is so already: version 6 on cpu' move net --dtype BF16
   json '[.tensors[].dtype]' '["BF16","I64","BOOL"]' buffers net
-  json '[.tensors[] | .slot] | unique' '["exp_avg","exp_avg_sq","step"]' optim-state net
-  json '[.tensors[] | .name, .slot]' '["conv.bias","step","conv.bias","exp_avg","conv.bias","exp_avg_sq"]' optim-state net --names conv.bias
+  json '[.tensors[] | .slot] | unique' '["exp_avg","exp_avg_sq","step"]' optim state net
+  json '[.tensors[] | .name, .slot]' '["conv.bias","step","conv.bias","exp_avg","conv.bias","exp_avg_sq"]' optim state net --names conv.bias
   json '[.devices[].name]' '["cpu","cpu:1"]' info
   cli 4 move net --device cuda:9 >/dev/null
   cli 3 move nobody --dtype f32 >/dev/null
@@ -298,7 +298,7 @@ case_DiffComparesVersionsAndFiles() {
   local pin output
   cli 0 unfreeze net conv.bias >/dev/null
   pin=$(cli 0 --json pin net --lease 5m | jq -r .snapshot_id)
-  cli 0 optimizer net --sgd --lr 1 >/dev/null
+  cli 0 optim set net --sgd --lr 1 >/dev/null
   cli 0 push net --random --seed 1 >/dev/null
   local first="net@pin:$pin"
   json '[.equal, .differences]' '[5,[]]' diff net net@current
@@ -347,20 +347,6 @@ case_FetchTakesAPinOrAVersion() {
   cli 2 pin --renew x >/dev/null
 }
 
-case_OptimizerTakesGroups() {
-  load_crepe || return
-  json '[.groups[] | .name, .parameters, .hyperparameters.weight_decay, .hyperparameters.lr]' \
-    '["no_decay",19,0,0.1,"default",7,0.01,0.1]' \
-    optimizer crepe --adamw --lr 0.1 --group 'no_decay:*.bias,*_BN.*:weight_decay=0'
-  json '[.groups[] | .name, .hyperparameters.lr]' '["a",0.5,"b",0.25,"default",0.1]' \
-    optimizer crepe --group 'a:conv1.*:lr=0.5' --group 'b:conv2.*:lr=0.25'
-  json '.groups | length' 3 optimizer crepe --lr 0.2
-  json '[.groups[].parameters]' '[26]' optimizer crepe --no-groups
-  cli 2 optimizer crepe --group 'no_decay' >/dev/null
-  cli 2 optimizer crepe --group 'x:*:speed=3' >/dev/null
-  grep -q 'no hyper-parameter "speed"' "$WORK/cli.err" || fail "a wrong key: $(<"$WORK/cli.err")"
-}
-
 case_CheckpointsAreDeleted() {
   load_crepe || return
   cli 0 save crepe a/b >/dev/null
@@ -399,6 +385,10 @@ case_BashCompletesCommandsOptionsAndModules() {
   expect 'named state_dict' "$(complete_words params net --view '')" 'values of an option'
   expect 'bf16' "$(complete_words move net --dtype b)" 'values of another option'
   expect 'delete' "$(complete_words checkpoints del)" 'a command of a command'
+  expect 'show set state' "$(complete_words optim s)" 'commands of a command'
+  expect 'net' "$(complete_words optim set n)" 'a module after a command of a command'
+  expect '--momentum --momentum-decay' "$(complete_words optim set net --mom)" 'options of a command of a command'
+  expect '--adamw --adam' "$(complete_words optim set net --adam | tr ' ' '\n' | grep -v max | xargs)" 'options that exclude each other'
   expect 'zsh' "$(complete_words completion z)" 'a shell'
   expect '' "$(complete_words params net --glob n)" 'the value of an option'
   expect '' "$(complete_words spec --out o)" 'a file'

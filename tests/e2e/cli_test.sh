@@ -16,8 +16,8 @@ case_TheWholePath() {
   prints conv1_BN.running_var buffers crepe
   buffers=$(cli 0 --json buffers crepe --digests | jq -c '[.tensors[] | [.name, .xxh3]]')
   expect 18 "$(jq 'map(select(.[1] | length == 16)) | length' <<<"$buffers")" 'buffers with a digest'
-  json '[.algorithm, .groups[0].hyperparameters.lr]' '["ADAMW",0.001]' optimizer crepe --adamw --lr 0.001
-  json '.algorithm' '"ADAMW"' optimizer crepe
+  json '[.algorithm, .groups[0].hyperparameters.lr]' '["ADAMW",0.001]' optim set crepe --adamw --lr 0.001
+  json '.algorithm' '"ADAMW"' optim show crepe
   json '[.steps | length, .[-1].outcome, .[-1].step, .[-1].updated]' '[3,"APPLIED",3,26]' \
     push crepe --random --steps 3 --seed 7
   json '[.tensors[] | [.name, .xxh3]]' "$buffers" buffers crepe --digests
@@ -53,7 +53,7 @@ case_ExitCodes() {
     grep -qE "^ +$code  " <<<"$output" || fail "--help does not explain exit code $code"
   done
   cli 0 fetch crepe "$WORK/a.safetensors" >/dev/null
-  cli 0 optimizer crepe --sgd --lr 1 >/dev/null
+  cli 0 optim set crepe --sgd --lr 1 >/dev/null
   cli 0 push crepe --random >/dev/null
   cli 0 fetch crepe "$WORK/b.safetensors" >/dev/null
   # 1: a difference or a negative answer.
@@ -71,7 +71,7 @@ case_ExitCodes() {
   cli 2 nonsense >/dev/null
   cli 2 fetch crepe >/dev/null
   cli 2 pin crepe --lease soon >/dev/null
-  cli 2 push crepe --random --gradients x >/dev/null
+  cli 2 push crepe --gradients x >/dev/null
   # 3: not found.
   cli 3 info tyni >/dev/null
   grep -q 'MODULE_NOT_FOUND: no module "tyni"' "$WORK/cli.err" || fail "info tyni: $(<"$WORK/cli.err")"
@@ -145,7 +145,7 @@ case_AnInterruptedFetchIsResumed() {
   done_bytes=$(recorded "$out")
   ((done_bytes >= 10000000 && done_bytes < BIG_BYTES)) || { fail "the record says $done_bytes bytes are there"; return; }
   # The module goes on meanwhile; the resumed file is of the version that it began with.
-  cli 0 optimizer big --sgd --lr 1 >/dev/null
+  cli 0 optim set big --sgd --lr 1 >/dev/null
   cli 0 push big --random >/dev/null
   json '[.resumed, .received_bytes, .version.number, .note]' "[true,$((BIG_BYTES - done_bytes)),1,null]" \
     fetch big "$out" --resume
@@ -168,31 +168,6 @@ case_AKilledFetchIsResumed() {
   cmp "$WORK/whole.safetensors" "$out" || fail 'the resumed file is not equal'
   # With nothing to go on with, it begins anew and says so.
   json '[.resumed, .received_bytes, (.note | startswith("began anew"))]' "[false,$BIG_BYTES,true]" fetch big "$out" --resume
-}
-
-# A pushed file: gradients by parameter name, and one wrong one.
-case_PushOfAFile() {
-  create_tiny && configure_sgd || return
-  cli 0 fetch tiny "$WORK/gradients.safetensors" --kind parameter >/dev/null
-  json '[.steps[0].outcome, .steps[0].step]' '["APPLIED",1]' push tiny --gradients "$WORK/gradients.safetensors"
-  # Each weight was its own gradient at a rate of 1.
-  check GetTensor '{"module": "tiny", "name": "weight"}' '.tensor.values.doubles.values' '[0,0,0,0]'
-  ok CreateModule '{"name": "other", "spec": {"tensors": [{"name": "weight", "kind": "PARAMETER", "dtype": "F32", "shape": [3]}]}}' \
-    >/dev/null || fail 'create other'
-  cli 0 optimizer other --sgd --lr 1 >/dev/null
-  cli 4 push other --gradients "$WORK/gradients.safetensors" >/dev/null
-  grep -q 'SHAPE_MISMATCH.*"weight"' "$WORK/cli.err" || fail "push of another shape: $(<"$WORK/cli.err")"
-}
-
-# The same command again, with the step's own name, gets the first answer and applies nothing.
-case_PushAgainIsAppliedOnce() {
-  create_tiny && configure_sgd || return
-  cli 0 fetch tiny "$WORK/gradients.safetensors" --kind parameter >/dev/null
-  local push=(push tiny --gradients "$WORK/gradients.safetensors" --worker me --sequence 7)
-  json '[.steps[0].step, .steps[0].replayed]' '[1,false]' "${push[@]}"
-  json '[.steps[0].step, .steps[0].replayed]' '[1,true]' "${push[@]}"
-  check GetModule '{"module": "tiny"}' '.step' '"1"'
-  cli 2 push tiny --random --sequence 7 >/dev/null
 }
 
 # SIGTERM: a watch is told, a push that is under way may finish, and the server ends with 0.

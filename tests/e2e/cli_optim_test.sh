@@ -1,0 +1,179 @@
+#!/usr/bin/env bash
+# `modelstate optim` and `modelstate step-from` against a real server.
+# Usage: cli_optim_test.sh CASE; each case has a server of its own. See lib.sh for its environment.
+here=$(dirname "$(readlink -f "$0")")
+source "$here/lib.sh"
+
+# Module `tiny`, and a file in which its weights [1, 2, 3, 4] are gradients.
+create_tiny_and_gradients() {
+  create_tiny || return
+  cli 0 fetch tiny "$WORK/gradients.safetensors" --kind parameter >/dev/null
+}
+weight_is() {
+  json .values "$1" cat tiny weight
+}
+# said TEXT WHAT: the last error has TEXT.
+said() {
+  grep -q "$1" "$WORK/cli.err" || fail "$2: $(<"$WORK/cli.err")"
+}
+
+case_SetTakesEveryAlgorithmAndItsHyperparameters() {
+  local name
+  create_tiny || return
+  for name in sgd adamw adam adagrad rmsprop nadam radam adamax adadelta lion; do
+    json '[.algorithm, .groups[0].hyperparameters.lr]' "[\"${name^^}\",0.25]" optim set tiny "--$name" --lr 0.25
+    json .algorithm "\"${name^^}\"" optim set tiny --algorithm "$name" --lr 0.5
+  done
+  json .algorithm '"RMSPROP"' optim set tiny --algorithm RMSprop
+  json '.groups[0].hyperparameters | [.lr, .alpha, .centered, .weight_decay]' '[0.125,0.5,true,0.25]' \
+    optim set tiny --rmsprop --lr 0.125 --alpha 0.5 --centered --weight-decay 0.25
+  json '.groups[0].hyperparameters | [.lr, .alpha, .centered]' '[0.125,0.5,false]' optim set tiny --no-centered
+  prints 'centered false' optim show tiny
+  json '.groups[0].hyperparameters | [.lr, .amsgrad, .maximize, .beta2]' '[0.001,true,true,0.5]' \
+    optim set tiny --adam --amsgrad --maximize --beta2 0.5
+  cli 4 optim set tiny --momentum 0.9 >/dev/null
+  said 'INVALID_FIELD.*momentum' 'a hyper-parameter that the algorithm has not'
+  cli 2 optim set tiny --adam --sgd >/dev/null
+  cli 2 optim set tiny --algorithm speed >/dev/null
+  cli 2 optim set tiny --speed 3 >/dev/null
+  cli 2 optim tiny >/dev/null
+  cli 2 optim >/dev/null
+}
+
+case_SetChangesWhatIsGiven() {
+  create_tiny || return
+  cli 4 optim show tiny >/dev/null
+  said NO_OPTIMIZER 'none configured'
+  cli 4 optim set tiny --lr 0.1 >/dev/null
+  said NO_OPTIMIZER 'a part of none'
+  cli 0 optim set tiny --adamw --lr 0.1 --max-grad-norm 2 --max-staleness 3 >/dev/null
+  json '[.max_grad_norm, .max_staleness, .groups[0].hyperparameters.lr]' '[2,3,0.2]' optim set tiny --lr 0.2
+  json '[.max_grad_norm, .max_grad_value]' '[null,0.5]' optim set tiny --max-grad-value 0.5
+  json '[.max_grad_norm, .max_grad_value]' '[null,null]' optim set tiny --no-clipping
+  json .max_staleness null optim set tiny --any-staleness
+  json .master_weights false optim set tiny --no-master-weights
+  json .master_weights true optim set tiny --master-weights
+  # Another algorithm begins with its own defaults.
+  json '.groups[0].hyperparameters.lr' 0.001 optim set tiny --sgd
+  cli 2 optim set tiny --max-grad-norm 1 --max-grad-value 1 >/dev/null
+  cli 3 optim set nobody --sgd >/dev/null
+  cli 3 optim show nobody >/dev/null
+}
+
+case_SetTakesGroups() {
+  load_crepe || return
+  json '[.groups[] | .name, .parameters, .hyperparameters.weight_decay, .hyperparameters.lr]' \
+    '["no_decay",19,0,0.1,"default",7,0.01,0.1]' \
+    optim set crepe --adamw --lr 0.1 --group 'no_decay:*.bias,*_BN.*:weight_decay=0'
+  json '[.groups[] | .name, .hyperparameters.lr]' '["a",0.5,"b",0.25,"default",0.1]' \
+    optim set crepe --group 'a:conv1.*:lr=0.5' --group 'b:conv2.*:lr=0.25'
+  json '.groups | length' 3 optim set crepe --lr 0.2
+  json '[.parameters[] | select(.group_name == "b") | .name, .group]' \
+    '["conv2.weight",1,"conv2.bias",1]' optim groups crepe
+  json '[.parameters | length, (map(select(.group == 2)) | length)]' '[26,22]' optim groups crepe
+  json '[.groups[].parameters]' '[26]' optim set crepe --no-groups
+  cli 2 optim set crepe --group 'no_decay' >/dev/null
+  cli 2 optim set crepe --group 'x:*:speed=3' >/dev/null
+  said 'no hyper-parameter "speed"' 'a wrong key'
+}
+
+case_ParametersMayBeInNoGroup() {
+  load_crepe || return
+  json '[.ungrouped.count, (.ungrouped.first | length), .groups[].name]' '[24,10,"a"]' \
+    optim set crepe --adamw --group 'a:conv1.*:' --no-default-group
+  prints 'in no group: 24 parameters' optim show crepe
+  json '[.parameters[] | select(.group == null)] | length' 24 optim groups crepe
+  cli 4 push crepe --random >/dev/null
+  said NOT_IN_A_GROUP 'a gradient for one in no group'
+  json .ungrouped.count 0 optim set crepe --default-group
+}
+
+case_StateIsListedKeptAndDropped() {
+  create_tiny_and_gradients && cli 0 optim set tiny --adamw >/dev/null || return
+  cli 0 step-from tiny "$WORK/gradients.safetensors" >/dev/null
+  json '[.tensors[] | .name, .slot]' '["weight","step","weight","exp_avg","weight","exp_avg_sq"]' optim state tiny
+  prints exp_avg_sq optim state tiny
+  # ADAM and ADAMW keep the same.
+  json '[.dropped.count, .algorithm]' '[0,"ADAM"]' optim set tiny --adam
+  json '[.dropped.first[] | select(startswith("exp_avg"))]' '["exp_avg/weight","exp_avg_sq/weight"]' optim set tiny --sgd
+  json '.tensors | length' 0 optim state tiny
+  cli 0 optim set tiny --sgd --momentum 0.9 >/dev/null
+  cli 0 step-from tiny "$WORK/gradients.safetensors" >/dev/null
+  prints 'momentum_buffer/weight' optim set tiny --reset-state
+}
+
+# Gradients by parameter name, and wrong ones.
+case_AStepFromAFile() {
+  create_tiny_and_gradients && configure_sgd || return
+  json '[.outcome, .step, .updated, .replayed]' '["APPLIED",1,1,false]' step-from tiny "$WORK/gradients.safetensors"
+  # Each weight was its own gradient at a rate of 1.
+  weight_is '[0,0,0,0]'
+  json .outcome '"APPLIED"' step-from tiny "$WORK/gradients.safetensors" --lr 0.5
+  weight_is '[-0.5,-1,-1.5,-2]'
+  json .outcome '"APPLIED"' step-from tiny "$WORK/gradients.safetensors" --grad-scale 4 --weight-decay 1
+  weight_is '[-0.25,-0.5,-0.75,-1]'
+  prints 'step 4  version 6  APPLIED' step-from tiny "$WORK/gradients.safetensors"
+  ok CreateModule '{"name": "other", "spec": {"tensors": [{"name": "weight", "kind": "PARAMETER", "dtype": "F32", "shape": [3]}]}}' \
+    >/dev/null || fail 'create other'
+  cli 0 optim set other --sgd --lr 1 >/dev/null
+  cli 4 step-from other "$WORK/gradients.safetensors" >/dev/null
+  said 'SHAPE_MISMATCH.*"weight"' 'another shape'
+  # A PyTorch file; what it holds for buffers are no gradients.
+  load_crepe && cli 0 optim set crepe --sgd >/dev/null
+  cli 4 step-from crepe "$MODELSTATE_SOURCE/tests/data/crepe-tiny.pth" >/dev/null
+  said 'NOT_A_PARAMETER.*running_mean' 'a gradient for a buffer'
+  cli 3 step-from tiny "$WORK/none.safetensors" >/dev/null
+  cli 2 step-from tiny >/dev/null
+  cli 2 push tiny --gradients "$WORK/gradients.safetensors" >/dev/null
+}
+
+# The same command again, with the step's own name, gets the first answer and applies nothing.
+case_AStepThatIsSentAgainIsAppliedOnce() {
+  create_tiny_and_gradients && configure_sgd || return
+  local step=(step-from tiny "$WORK/gradients.safetensors" --worker me --sequence 7)
+  json '[.step, .replayed, .worker, .sequence]' '[1,false,"me",7]' "${step[@]}"
+  json '[.step, .replayed]' '[1,true]' "${step[@]}"
+  check GetModule '{"module": "tiny"}' '.step' '"1"'
+  cli 4 step-from tiny "$WORK/gradients.safetensors" --worker me --sequence 6 >/dev/null
+  said 'SEQUENCE_REUSED.*go on with 8' 'a lower sequence'
+  cli 2 step-from tiny "$WORK/gradients.safetensors" --sequence 7 >/dev/null
+  cli 2 push tiny --random --sequence 7 >/dev/null
+}
+
+case_StepsAccumulate() {
+  create_tiny_and_gradients && configure_sgd || return
+  local file=$WORK/gradients.safetensors
+  json '[.outcome, .accumulated, .step]' '["ACCUMULATED",1,0]' step-from tiny "$file" --worker a --sequence 1 --accumulate
+  prints 'ACCUMULATED  accumulated 2' step-from tiny "$file" --worker a --sequence 2 --accumulate --accumulated 1
+  cli 4 step-from tiny "$file" --worker a --sequence 3 --accumulated 5 >/dev/null
+  said ACCUMULATION_LOST 'another count'
+  json '[.outcome, .step]' '["APPLIED",1]' step-from tiny "$file" --worker a --sequence 3 --accumulated 2
+  weight_is '[-2,-4,-6,-8]'
+  cli 2 step-from tiny "$file" --accumulate >/dev/null
+}
+
+case_StepsOfSeveralWorkersMakeARound() {
+  create_tiny_and_gradients || return
+  local file=$WORK/gradients.safetensors
+  json '.rounds | [.quorum, .min_contributions, .round_timeout_seconds, .contributions, .memory_bytes > 0]' \
+    '[2,1,3600,0,true]' optim set tiny --sgd --lr 1 --quorum 2 --min-contributions 1 --round-timeout 3600
+  json '[.outcome, .contributions, .quorum]' '["PENDING",1,2]' step-from tiny "$file" --worker a --sequence 1
+  json '.rounds | [.contributions, .workers]' '[1,["a"]]' optim show tiny
+  prints 'rounds of 2 workers, or 1 after 1h' optim show tiny
+  # (1 * g + 3 * g / 2) / 4
+  json '[.outcome, .contributions, .step]' '["APPLIED",2,1]' \
+    step-from tiny "$file" --worker b --sequence 1 --weight 3 --grad-scale 2 --wait
+  weight_is '[0.375,0.75,1.125,1.5]'
+  json '[.outcome, .replayed]' '["APPLIED",true]' step-from tiny "$file" --worker a --sequence 1
+  json .rounds null optim set tiny --quorum 1 --min-contributions 0 --round-timeout 0
+}
+
+case_ANonfiniteStepIsToldByTheExitCode() {
+  create_tiny_and_gradients && configure_sgd || return
+  local output
+  output=$(cli 1 --json step-from tiny "$WORK/gradients.safetensors" --grad-scale 3e-39)
+  expect '["SKIPPED_NONFINITE",["weight"],0]' "$(jq -c '[.outcome, .nonfinite, .step]' <<<"$output")" 'an overflow'
+  weight_is '[1,2,3,4]'
+}
+
+run_case "$1"
