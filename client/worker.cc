@@ -99,7 +99,8 @@ absl::StatusOr<StepResult> Worker::Send(absl::Span<const TensorRef> tensors,
     return result;
   }
   const std::optional<Reason> reason = GetReason(result.status());
-  if (reason == Reason::kAccumulationLost) accumulated_ = 0;
+  // Gradients of one step are computed from one version: after STALE_BASE from another.
+  if (reason == Reason::kAccumulationLost || reason == Reason::kStaleBase) accumulated_ = 0;
   if (reason == Reason::kIncarnationChanged) {
     accumulated_ = 0;
     placed_ = false;

@@ -40,7 +40,10 @@ struct GradientSet {
   // With ignore_frozen: gradients of frozen parameters have no entry, they are counted.
   bool ignore_frozen = false;
   uint64_t ignored = 0;
-  MemoryBudget::Reservation reservation;  // of staged_bytes()
+  MemoryBudget::Reservation reservation;  // of what was staged
+  // Of outputs that were added later (EnsureOutputs), maybe of another budget: what a worker has
+  // accumulated is in that of pushes, the round that it joins has its own.
+  std::vector<MemoryBudget::Reservation> of_outputs;
 
   uint64_t staged_bytes() const;  // of all storages
 };

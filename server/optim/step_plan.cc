@@ -13,9 +13,6 @@ namespace {
 // Enough to be worth a hand-over, small enough to balance.
 constexpr uint64_t kElementsPerBatch = 16 * kBlockElements;
 
-// Of many small tensors each object is a cache miss; so they are asked for this many tensors ahead.
-constexpr size_t kAhead = 16;
-
 // One gradient of one part of a contribution.
 struct Found {
   uint32_t index;  // in the schema
@@ -72,12 +69,6 @@ RefPtr<TensorStorage> FindOutput(const TensorSpec& spec, absl::Span<const Found>
   return nullptr;
 }
 
-void AskForStorages(const ModuleVersion& current, absl::Span<const Found> ahead) {
-  if (ahead.empty()) return;
-  __builtin_prefetch(current.storages[ahead.front().index].get());
-  __builtin_prefetch(ahead.front().entry->storage.get(), 1);
-}
-
 // Calls visit(parts of one parameter) for each, in schema order, until one returns an error.
 template <typename Visitor>
 absl::Status ForEachParameter(absl::Span<const Found> found, Visitor visit) {
@@ -127,9 +118,6 @@ absl::StatusOr<StepPlan> MakeStepPlan(const ModuleVersion& current, const Optimi
   plan.parts.reserve(found.size());
   plan.tensors.reserve(found.size());
   MS_RETURN_IF_ERROR(ForEachParameter(found, [&](absl::Span<const Found> parts) -> absl::Status {
-    const size_t done = static_cast<size_t>(parts.data() - found.data());
-    AskForStorages(current,
-                   absl::MakeConstSpan(found).subspan(std::min(done + kAhead, found.size())));
     const uint32_t index = parts.front().index;
     const TensorSpec& spec = schema.spec(index);
     const StorageRef& parameter = current.storages[index];
@@ -200,7 +188,7 @@ absl::Status EnsureOutputs(const ModuleSchema& schema, Device& device, MemoryBud
                         TensorStorage::Allocate(device, schema.spec(entry->index).nbytes()));
   }
   for (size_t i = 0; i < missing.size(); ++i) missing[i]->output = std::move(outputs[i]);
-  contributions.front().parts.front().gradients.reservation.Merge(std::move(reservation));
+  contributions.front().parts.front().gradients.of_outputs.push_back(std::move(reservation));
   return absl::OkStatus();
 }
 
@@ -218,11 +206,6 @@ absl::Status AllocateSlots(const Optimizer& optimizer, OptimizerState& state, De
   const std::span<const SlotRule> rules = GetRule(plan->algorithm).slots;
   SlotList kept;
   for (size_t t = 0; t < plan->tensors.size(); ++t) {
-    if (t + kAhead < plan->tensors.size()) {
-      for (const auto& slot : state.parameters[plan->tensors[t + kAhead].index].slots) {
-        __builtin_prefetch(slot.get(), 1);
-      }
-    }
     TensorStep& tensor = plan->tensors[t];
     const Hyperparameters& h = plan->options->hyperparameters[tensor.group];
     if (t == 0 || tensor.group != plan->tensors[t - 1].group ||

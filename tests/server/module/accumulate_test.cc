@@ -124,6 +124,29 @@ TEST_F(AccumulateTest, AWorkerThatCountsDifferentlyIsTold) {
   EXPECT_TRUE(Push(*module_, {{"a", 1}}, std::move(request)).ok());
 }
 
+// What is accumulated is in the budget of pushes, the new parameter's place in that of the round.
+TEST_F(AccumulateTest, EachBudgetOfARoundGetsItsOwnBack) {
+  OptimizerConfig config = Sgd();
+  config.rounds.quorum = 2;
+  ASSERT_TRUE(Configure(*module_, config).ok());
+  const uint64_t aside = push_budget_->used();
+  for (uint64_t round = 0; round < 3; ++round) {
+    for (const char* worker : {"v", "w"}) {
+      // Of a BF16 parameter, so that the F32 sum cannot become it.
+      StepRequest request = As(worker, 2 * round + 1, true);
+      ASSERT_TRUE(Push(*module_, {{"n", 1}}, std::move(request)).ok());
+    }
+    EXPECT_GT(push_budget_->used(), aside);
+    for (const char* worker : {"v", "w"}) {
+      StepRequest request = As(worker, 2 * round + 2, false);
+      ASSERT_TRUE(Push(*module_, {{"a", 1}}, std::move(request)).ok());
+    }
+    EXPECT_EQ(push_budget_->used(), aside);
+    EXPECT_EQ(module_->push_budget()->used(), 0u);
+  }
+  EXPECT_EQ(module_->Current()->step, 3u);
+}
+
 // As after the death of the process that had accumulated them, or after STALE_BASE.
 TEST_F(AccumulateTest, AWorkerMayBeginAnew) {
   ASSERT_TRUE(Add(1, 1).ok());

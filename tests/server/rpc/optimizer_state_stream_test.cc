@@ -615,6 +615,7 @@ TEST_F(OptimizerStateStreamTest, BrokenStreamsLeaveNoTrace) {
   const auto whole = PartsOf("tiny", Fetch(Request("tiny")));
   Step("tiny", "weight", {2, 3}, -1);
   const std::string before = AllOf("tiny");
+  ASSERT_TRUE(WaitUntilIdle());  // the streams above hold nothing any more
   const uint64_t used = Info().devices(0).memory_used_bytes();
   for (size_t count = 0; count < whole.size(); ++count) {
     EXPECT_THAT(LoadState({whole.begin(), whole.begin() + static_cast<int64_t>(count)}),
