@@ -1,0 +1,63 @@
+#include "server/device/cuda/cuda_stream.h"
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+#include "server/device/cuda/cuda_status.h"
+
+namespace modelstate {
+
+absl::StatusOr<CudaStream> CudaStream::Create(int device) {
+  CudaDeviceGuard guard(device);
+  MS_RETURN_IF_ERROR(guard.status());
+  cudaStream_t handle = nullptr;
+  MS_RETURN_IF_ERROR(CudaStatus(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking),
+                                absl::StrCat("make a stream on cuda:", device)));
+  return CudaStream(device, handle);
+}
+
+CudaStream::~CudaStream() {
+  if (handle_ != nullptr) (void)cudaStreamDestroy(handle_);
+}
+
+absl::Status CudaStream::Synchronize() const {
+  return CudaStatus(cudaStreamSynchronize(handle_),
+                    absl::StrCat("finish the work of a stream on cuda:", device_));
+}
+
+absl::Status CudaStream::WaitFor(const CudaEvent& event) const {
+  return CudaStatus(cudaStreamWaitEvent(handle_, event.handle(), cudaEventWaitDefault),
+                    absl::StrCat("order a stream on cuda:", device_, " after an event"));
+}
+
+absl::StatusOr<CudaEvent> CudaEvent::Create(int device) {
+  CudaDeviceGuard guard(device);
+  MS_RETURN_IF_ERROR(guard.status());
+  cudaEvent_t handle = nullptr;
+  MS_RETURN_IF_ERROR(CudaStatus(cudaEventCreateWithFlags(&handle, cudaEventDisableTiming),
+                                absl::StrCat("make an event on cuda:", device)));
+  return CudaEvent(handle);
+}
+
+CudaEvent::~CudaEvent() {
+  if (handle_ != nullptr) (void)cudaEventDestroy(handle_);
+}
+
+absl::Status CudaEvent::Record(const CudaStream& stream) {
+  return CudaStatus(cudaEventRecord(handle_, stream.handle()), "record an event");
+}
+
+absl::Status CudaEvent::Synchronize() const {
+  return CudaStatus(cudaEventSynchronize(handle_), "wait for an event");
+}
+
+absl::StatusOr<bool> CudaEvent::Passed() const {
+  const cudaError_t error = cudaEventQuery(handle_);
+  if (error == cudaErrorNotReady) {
+    (void)cudaGetLastError();
+    return false;
+  }
+  MS_RETURN_IF_ERROR(CudaStatus(error, "ask for an event"));
+  return true;
+}
+
+}  // namespace modelstate

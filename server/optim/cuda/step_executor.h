@@ -1,0 +1,111 @@
+#ifndef MODELSTATE_SERVER_OPTIM_CUDA_STEP_EXECUTOR_H_
+#define MODELSTATE_SERVER_OPTIM_CUDA_STEP_EXECUTOR_H_
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "server/device/cuda/cuda_memory.h"
+#include "server/device/cuda/cuda_stream.h"
+#include "server/optim/cuda/step_lists.h"
+#include "server/optim/step_plan.h"
+
+namespace modelstate {
+
+struct CudaStepNorm {
+  double total = 0;
+  std::vector<uint32_t> nonfinite;  // indices in StepPlan::tensors
+};
+
+// Runs step plans whose pointers are memory of one GPU, on one stream. Holds the memory of the
+// lists, and uses it again. Not thread-safe.
+//
+// Same bits as the CPU's step. Pointers are multiples of their elements' size, as pools give them;
+// multiples of 16 are faster.
+class CudaStepExecutor {
+ public:
+  // `stream` is borrowed.
+  static absl::StatusOr<CudaStepExecutor> Create(const CudaStream& stream);
+  CudaStepExecutor(CudaStepExecutor&&) = default;
+  CudaStepExecutor& operator=(CudaStepExecutor&&) = delete;
+  ~CudaStepExecutor();  // waits for what it has enqueued
+
+  // Flattens a plan with its slots (AllocateSlots), and enqueues the lists' copy to the device.
+  // Waits for the former step of this executor. The plan is not needed any longer; what it points
+  // to is until the stream has come past Update. Everything that can fail for want of memory is
+  // here. RESOURCE_EXHAUSTED DEVICE_MEMORY.
+  absl::Status Prepare(const StepPlan& plan);
+
+  // Waits for the stream. Reads the gradients only.
+  absl::StatusOr<CudaStepNorm> ComputeNorm();
+
+  // Enqueues the update of parameters and slots, and returns at once: they are complete when the
+  // stream has come past it. `clip_coef` is the plan's, known only after the norm.
+  absl::Status Update(double clip_coef);
+
+  // One sum of accumulated gradients: BlockKernels::accumulate over all elements.
+  struct Addition {
+    GradientPart from;
+    uint8_t* to = nullptr;
+    bool wide = false;
+    bool add = false;
+    uint64_t elements = 0;
+  };
+  // Enqueues; waits for the former step of this executor alone.
+  absl::Status Accumulate(absl::Span<const Addition> additions);
+
+ private:
+  // Lists with their places in both memories.
+  template <typename T>
+  struct Placed {
+    CudaStepLists<T> lists;
+    uint64_t tensors = 0, parts = 0, scalars = 0, blocks = 0, norms = 0;
+  };
+
+  CudaStepExecutor(const CudaStream& stream, CudaEvent event)
+      : stream_(&stream), done_(std::move(event)) {}
+
+  // Reserves `bytes` of both memories; returns where.
+  uint64_t Place(uint64_t bytes);
+  // Writes a list to its place in the host's memory.
+  template <typename T>
+  void Write(uint64_t place, const std::vector<T>& list);
+  template <typename T>
+  const T* OnDevice(uint64_t place) const {
+    return reinterpret_cast<const T*>(device_.data() + place);
+  }
+  // Makes both memories hold all that is placed.
+  absl::Status Reserve();
+  // Enqueues the copy of the first `bytes`.
+  absl::Status CopyToDevice(uint64_t bytes);
+
+  template <typename T>
+  void PlaceLists(Placed<T>* step);
+  template <typename T>
+  void WriteLists(const Placed<T>& step);
+  template <typename T>
+  cudaError_t LaunchNorms(const Placed<T>& step);
+  template <typename T>
+  cudaError_t LaunchUpdates(const Placed<T>& step, double clip_coef);
+  template <typename T>
+  void JoinNorms(const Placed<T>& step, std::vector<double>* sums, std::vector<bool>* finite) const;
+
+  const CudaStream* stream_;
+  CudaEvent done_;  // after the last use of both memories
+  PinnedMemory host_;
+  CudaMemory device_;
+  uint64_t end_ = 0;  // of what is placed
+  uint64_t norms_ = 0;
+  Algorithm algorithm_ = Algorithm::kUnknown;
+  double clip_value_ = 0;
+  size_t tensor_count_ = 0;
+  Placed<float> narrow_;
+  Placed<double> wide_;
+};
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_SERVER_OPTIM_CUDA_STEP_EXECUTOR_H_

@@ -1,0 +1,152 @@
+#ifndef MODELSTATE_SERVER_OPTIM_CUDA_UPDATE_CUH_
+#define MODELSTATE_SERVER_OPTIM_CUDA_UPDATE_CUH_
+
+#include <iterator>
+#include <utility>
+
+#include "server/optim/cuda/elements.cuh"
+#include "server/optim/cuda/launch_rule.h"
+#include "server/rules/rule.h"
+
+// The kernel of every rule. Each rule's own file instantiates it.
+namespace modelstate {
+
+template <typename Rule, typename T>
+__device__ inline typename Rule::template Scalars<T> LoadScalars(const T* values) {
+  using Scalars = typename Rule::template Scalars<T>;
+  union {
+    T values[sizeof(Scalars) / sizeof(T)];
+    Scalars scalars;
+  } both;
+#pragma unroll
+  for (size_t i = 0; i < sizeof(Scalars) / sizeof(T); ++i) both.values[i] = values[i];
+  return both.scalars;
+}
+
+template <int kWidth, typename T>
+__device__ inline void BringSlot(const CudaSlot<T>& slot, uint64_t at, T (&to)[kWidth]) {
+  if (slot.from != nullptr) return Load(slot.from, at, to);
+#pragma unroll
+  for (int k = 0; k < kWidth; ++k) to[k] = slot.initial;
+}
+
+// kWidth elements from `at` on. kPlain: the tensor is, and there is no limit for elements.
+template <typename Rule, typename T, int kVariant, int kWidth, bool kPlain>
+__device__ inline void UpdateElements(const CudaUpdateWork<T>& work, const CudaTensor<T>& tensor,
+                                      const typename Rule::template Scalars<T>& scalars,
+                                      uint64_t at) {
+  constexpr int kSlots = static_cast<int>(std::size(Rule::kSlots));
+  const bool limited = !kPlain && work.clip_value > 0;
+  const T factor = limited ? T(1) : tensor.sign * work.clip_coef;
+  const CudaSlot<T>& master = tensor.slots[0];
+  T p[kWidth], g[kWidth], x[kSlots][kWidth] = {};
+  if constexpr (kPlain) {
+    Load(static_cast<const T*>(tensor.output), at, g);
+    Load(static_cast<const T*>(tensor.parameter), at, p);
+  } else {
+    LoadGradient(tensor, work.parts, at, g);
+    // The master is the parameter; the narrow one is its rounding.
+    if (master.from != nullptr) {
+      Load(master.from, at, p);
+    } else {
+      LoadAs(tensor.element, tensor.parameter, at, p);
+    }
+  }
+#pragma unroll
+  for (int s = 0; s < kSlots; ++s) {
+    const CudaSlot<T>& slot = tensor.slots[1 + s];
+    if (kPlain && Rule::Uses(kVariant, s)) Load(static_cast<const T*>(slot.data), at, x[s]);
+    if (!kPlain && slot.data != nullptr) BringSlot(slot, at, x[s]);
+  }
+  if (limited) {
+    const GradientScalars<T> prepare = {work.clip_coef, work.clip_value, tensor.sign};
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) g[k] = PrepareGradient(prepare, g[k]);
+  }
+#pragma unroll
+  for (int k = 0; k < kWidth; ++k) {
+    T slots[kMaxRuleSlots] = {};
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) slots[s] = x[s][k];
+    g[k] = Rule::template Update<T, kVariant>(scalars, p[k], g[k] * factor, slots);
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) x[s][k] = slots[s];
+  }
+#pragma unroll
+  for (int s = 0; s < kSlots; ++s) {
+    const CudaSlot<T>& slot = tensor.slots[1 + s];
+    // One that this variant does not use is carried along where the state moves.
+    const bool writes = Rule::Uses(kVariant, s) || (!kPlain && slot.data != slot.from);
+    if (writes && (kPlain || slot.data != nullptr)) Store(x[s], slot.data, at);
+  }
+  if constexpr (kPlain) {
+    Store(g, static_cast<T*>(tensor.output), at);
+  } else {
+    if (master.data != nullptr) Store(g, master.data, at);
+    StoreAs(tensor.element, g, tensor.output, at);
+  }
+}
+
+// Thread blocks at once. With all slots the compiler's own choice of registers (0) does not hold
+// them.
+template <typename Rule, int kVariant>
+inline constexpr int kAtLeast =
+    std::size(Rule::kSlots) == 3 && Rule::Uses(kVariant, 1) && Rule::Uses(kVariant, 2) ? 2 : 0;
+
+template <typename Rule, typename T, int kVariant>
+__global__ void __launch_bounds__(kCudaThreads, kAtLeast<Rule, kVariant>)
+    UpdateKernel(CudaUpdateWork<T> work) {
+  ForEachBlock(work.blocks, work.block_count, [&](CudaBlock block) {
+    const CudaTensor<T>& tensor = work.tensors[block.tensor];
+    const auto scalars = LoadScalars<Rule, T>(work.scalars + tensor.scalars * kMaxRuleScalars);
+    const uint64_t begin = block.block * kCudaBlockElements;
+    const uint64_t end = BlockEnd(begin, tensor.elements);
+    constexpr int kWidth = kCudaWidth<T>;
+    const bool plain = tensor.plain && !(work.clip_value > 0);
+    const auto one = [&](uint64_t at) {
+      UpdateElements<Rule, T, kVariant, 1, false>(work, tensor, scalars, at);
+    };
+    if (plain) {
+      // By value: what it points to stays in registers over the loop's stores.
+      const CudaTensor<T> same = tensor;
+      ForEachElement<kWidth>(
+          begin, end, tensor.vectors,
+          [&](uint64_t at) {
+            UpdateElements<Rule, T, kVariant, kWidth, true>(work, same, scalars, at);
+          },
+          one);
+    } else {
+      ForEachElement<kWidth>(
+          begin, end, tensor.vectors,
+          [&](uint64_t at) {
+            UpdateElements<Rule, T, kVariant, kWidth, false>(work, tensor, scalars, at);
+          },
+          one);
+    }
+  });
+}
+
+template <typename Rule, typename T, int... kVariants>
+cudaError_t LaunchVariant(std::integer_sequence<int, kVariants...>, int variant,
+                          const CudaUpdateWork<T>& work, cudaStream_t stream) {
+  cudaError_t error = cudaErrorInvalidValue;
+  (void)((kVariants == variant && (error = LaunchOverBlocks(UpdateKernel<Rule, T, kVariants>,
+                                                            work.block_count, stream, work),
+                                   true)) ||
+         ...);
+  return error;
+}
+
+template <typename Rule, typename T>
+cudaError_t LaunchRule(int variant, const CudaUpdateWork<T>& work, cudaStream_t stream) {
+  return LaunchVariant<Rule, T>(std::make_integer_sequence<int, Rule::kVariants>(), variant, work,
+                                stream);
+}
+
+#define MODELSTATE_CUDA_RULE(Rule)                                                               \
+  template cudaError_t LaunchRule<Rule, float>(int, const CudaUpdateWork<float>&, cudaStream_t); \
+  template cudaError_t LaunchRule<Rule, double>(int, const CudaUpdateWork<double>&, cudaStream_t)
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_SERVER_OPTIM_CUDA_UPDATE_CUH_
