@@ -1,5 +1,6 @@
 #include "server/device/buffer_pool.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -7,8 +8,23 @@
 #include "common/base/status.h"
 
 namespace modelstate {
+namespace {
 
-DeviceBuffer::DeviceBuffer(std::shared_ptr<BufferPool> pool, void* ptr, size_t bytes)
+constexpr size_t kAlignment = 64;
+constexpr size_t kSlabBytes = size_t{2} << 20;  // a huge page
+constexpr size_t kSlabGrowth = 16;              // a slab adds at most a sixteenth of what there is
+
+// From one buffer of a slab to the next.
+size_t Stride(size_t bytes) {
+  return bytes > kSlabBytes ? bytes : (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+// How many buffers the largest slab has; a single one where many would leave much of it unused.
+size_t SlabCount(size_t stride) { return stride > kSlabBytes / 16 ? 1 : kSlabBytes / stride; }
+
+}  // namespace
+
+DeviceBuffer::DeviceBuffer(std::shared_ptr<BufferPool> pool, uint8_t* ptr, size_t bytes)
     : pool_(std::move(pool)), ptr_(ptr), bytes_(bytes) {}
 
 DeviceBuffer::DeviceBuffer(DeviceBuffer&& other) noexcept
@@ -48,20 +64,15 @@ absl::StatusOr<DeviceBuffer> BufferPool::Allocate(size_t bytes) {
   uint64_t used = 0;
   {
     absl::MutexLock lock(&mutex_);
-    auto it = free_.find(bytes);
-    if (it != free_.end() && !it->second.empty()) {
-      void* ptr = it->second.back();
-      it->second.pop_back();
-      pooled_ -= bytes;
-      used_ += bytes;
-      return DeviceBuffer(shared_from_this(), ptr, bytes);
-    }
     if (bytes <= limit_ && used_ <= limit_ - bytes) {
-      if (pooled_ > limit_ - bytes - used_) TrimLocked();
-      void* ptr = source_->Allocate(bytes);
+      uint8_t* ptr = Recycle(bytes);
+      if (ptr == nullptr) {
+        if (pooled_ > limit_ - bytes - used_) TrimLocked();
+        ptr = Cut(bytes);
+      }
       if (ptr == nullptr && pooled_ > 0) {
         TrimLocked();
-        ptr = source_->Allocate(bytes);
+        ptr = Cut(bytes);
       }
       if (ptr != nullptr) {
         used_ += bytes;
@@ -88,17 +99,57 @@ void BufferPool::Trim() {
   TrimLocked();
 }
 
-void BufferPool::TrimLocked() {
-  for (auto& [bytes, pointers] : free_) {
-    for (void* ptr : pointers) source_->Free(ptr, bytes);
-  }
-  free_.clear();
-  pooled_ = 0;
+uint8_t* BufferPool::Recycle(size_t bytes) {
+  const auto it = sizes_.find(bytes);
+  if (it == sizes_.end() || it->second.free.empty()) return nullptr;
+  uint8_t* const ptr = it->second.free.front();
+  it->second.free.pop_front();
+  pooled_ -= bytes;
+  return ptr;
 }
 
-void BufferPool::Return(void* ptr, size_t bytes) {
+uint8_t* BufferPool::Cut(size_t bytes) {
+  const size_t stride = Stride(bytes);
+  SizeClass& size_class = sizes_[bytes];
+  if (size_class.slabs.empty() || size_class.slabs.back().cut == size_class.slabs.back().count) {
+    const size_t largest = SlabCount(stride);
+    Slab slab;
+    slab.count = std::clamp<size_t>(size_class.count / kSlabGrowth, 1, largest);
+    slab.bytes =
+        slab.count > 1 && slab.count == largest ? kSlabBytes : (slab.count - 1) * stride + bytes;
+    slab.begin = static_cast<uint8_t*>(source_->Allocate(slab.bytes));
+    if (slab.begin == nullptr) return nullptr;
+    size_class.slabs.push_back(slab);
+    size_class.count += slab.count;
+  }
+  Slab& slab = size_class.slabs.back();
+  return slab.begin + stride * slab.cut++;
+}
+
+void BufferPool::TrimLocked() {
+  for (auto& [bytes, size_class] : sizes_) {
+    std::deque<uint8_t*> free = std::move(size_class.free);
+    std::sort(free.begin(), free.end());
+    size_class.free.clear();
+    std::erase_if(size_class.slabs, [&, bytes = bytes, &size_class = size_class](const Slab& slab) {
+      const auto begin = std::lower_bound(free.begin(), free.end(), slab.begin);
+      const auto end = std::lower_bound(begin, free.end(), slab.begin + slab.bytes);
+      if (static_cast<size_t>(end - begin) < slab.cut) {
+        size_class.free.insert(size_class.free.end(), begin, end);
+        return false;
+      }
+      source_->Free(slab.begin, slab.bytes);
+      size_class.count -= slab.count;
+      pooled_ -= slab.cut * bytes;
+      return true;
+    });
+  }
+  absl::erase_if(sizes_, [](const auto& entry) { return entry.second.slabs.empty(); });
+}
+
+void BufferPool::Return(uint8_t* ptr, size_t bytes) {
   absl::MutexLock lock(&mutex_);
-  free_[bytes].push_back(ptr);
+  sizes_[bytes].free.push_back(ptr);
   used_ -= bytes;
   pooled_ += bytes;
 }

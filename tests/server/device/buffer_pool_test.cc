@@ -2,10 +2,13 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <set>
 #include <utility>
+#include <vector>
 
 #include "common/base/status.h"
 
@@ -128,6 +131,75 @@ TEST_F(BufferPoolTest, PoolLivesUntilItsLastBuffer) {
   EXPECT_EQ(log_.live.size(), 1u);
   held = DeviceBuffer();
   EXPECT_TRUE(log_.live.empty());
+}
+
+TEST_F(BufferPoolTest, ManySmallBuffersShareSlabsOfHugePages) {
+  constexpr size_t kBytes = 4000;
+  constexpr size_t kCount = 12000;
+  std::shared_ptr<BufferPool> pool = Make(kCount * kBytes);
+  std::vector<DeviceBuffer> buffers;
+  for (size_t i = 0; i < kCount; ++i) {
+    buffers.push_back(*pool->Allocate(kBytes));
+    std::memset(buffers.back().data(), static_cast<int>(i % 251), kBytes);
+  }
+  for (size_t i = 0; i < kCount; ++i) {
+    ASSERT_EQ(std::count(buffers[i].data(), buffers[i].data() + kBytes, i % 251), kBytes) << i;
+  }
+  EXPECT_LT(log_.allocations, 200);
+  EXPECT_TRUE(log_.live.contains(size_t{2} << 20));
+  EXPECT_LT(log_.live_bytes(), kCount * 4032 * 17 / 16);
+  EXPECT_EQ(pool->usage().used_bytes, kCount * kBytes);
+  EXPECT_EQ(GetReason(pool->Allocate(kBytes).status()), Reason::kDeviceMemory);
+  buffers.clear();
+  EXPECT_EQ(pool->usage().pooled_bytes, kCount * kBytes);
+  pool->Trim();
+  EXPECT_TRUE(log_.live.empty());
+  EXPECT_EQ(pool->usage().pooled_bytes, 0u);
+}
+
+TEST_F(BufferPoolTest, ASlabIsGivenBackWhenAllOfItIsFree) {
+  constexpr size_t kBytes = 64;
+  std::shared_ptr<BufferPool> pool = Make(1 << 20);
+  std::vector<DeviceBuffer> buffers;
+  for (size_t i = 0; i < 100; ++i) buffers.push_back(*pool->Allocate(kBytes));
+  // The first 32 have slabs of their own, the next two share one.
+  DeviceBuffer held = std::move(buffers[32]);
+  ASSERT_EQ(buffers[33].data(), held.data() + kBytes);
+  uint8_t* const neighbour = buffers[33].data();
+  buffers.clear();
+  pool->Trim();
+  EXPECT_EQ(log_.live, (std::multiset<size_t>{2 * kBytes}));
+  EXPECT_EQ(pool->usage().used_bytes, kBytes);
+  EXPECT_EQ(pool->usage().pooled_bytes, kBytes);
+  EXPECT_EQ((*pool->Allocate(kBytes)).data(), neighbour);
+  held = DeviceBuffer();
+  pool->Trim();
+  EXPECT_TRUE(log_.live.empty());
+}
+
+TEST_F(BufferPoolTest, WhatOnlyItsOwnSizeCanUseDoesNotRefuseOthers) {
+  std::shared_ptr<BufferPool> pool = Make(100 * 64);
+  std::vector<DeviceBuffer> buffers;
+  for (size_t i = 0; i < 100; ++i) buffers.push_back(*pool->Allocate(64));
+  DeviceBuffer held = std::move(buffers[32]);
+  buffers.clear();
+  EXPECT_TRUE(pool->Allocate(99 * 64).ok());
+  EXPECT_FALSE(pool->Allocate(99 * 64 + 1).ok());
+}
+
+TEST_F(BufferPoolTest, HandsOutFirstWhatWasFreedFirst) {
+  std::shared_ptr<BufferPool> pool = Make(1 << 20);
+  std::vector<DeviceBuffer> buffers;
+  std::vector<uint8_t*> addresses;
+  for (size_t i = 0; i < 50; ++i) {
+    buffers.push_back(*pool->Allocate(64));
+    addresses.push_back(buffers.back().data());
+  }
+  for (DeviceBuffer& buffer : buffers) buffer = DeviceBuffer();
+  for (size_t i = 0; i < 50; ++i) {
+    buffers[i] = *pool->Allocate(64);
+    EXPECT_EQ(buffers[i].data(), addresses[i]) << i;
+  }
 }
 
 TEST_F(BufferPoolTest, ZeroBytesCostNothing) {
