@@ -11,7 +11,7 @@
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
-#include "bench/support.h"
+#include "bench/server_process.h"
 #include "client/client.h"
 #include "common/wire/status_mapping.h"
 #include "modelstate/v1/service.grpc.pb.h"

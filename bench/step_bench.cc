@@ -24,7 +24,7 @@
 #include "absl/strings/str_cat.h"
 #include "bench/plain_optimizers.h"
 #include "bench/raw_tcp.h"
-#include "bench/support.h"
+#include "bench/server_process.h"
 #include "client/client.h"
 
 ABSL_FLAG(std::vector<std::string>, sections,
@@ -132,7 +132,7 @@ class Readers {
 };
 
 [[noreturn]] void Read(const std::string& target, const std::string& module) {
-  const Client client = OrDie(Client::Connect(target));
+  const Client client = ConnectNear(target);
   client::FetchOptions options;
   options.digests = false;
   for (;;) OrDie(client.Fetch(module, options));
@@ -143,7 +143,7 @@ void PushSection(const std::string& binary) {
   RawTcp tcp(bytes, PlainServer(bytes));  // forks: before gRPC starts threads
   RawTcp only_tcp(bytes);
   const ServerProcess server(binary);
-  const Client client = OrDie(Client::Connect(server.target()));
+  const Client client = ConnectNear(server.target());
   Pushed one(client, "one", 1, bytes);
   Pushed many(client, "many", 300, bytes);
   const auto* source = reinterpret_cast<const uint8_t*>(one.gradients());
@@ -201,7 +201,7 @@ void MemorySection(const std::string& binary) {
   };
   for (int readers : {0, kReaders}) {
     const ServerProcess server(binary);
-    const Client client = OrDie(Client::Connect(server.target()));
+    const Client client = ConnectNear(server.target());
     Pushed module(client, "bench", 300, bytes);
     const Readers reading(server.target(), "bench", readers);
     for (int i = 0; i < kPushes; ++i) module.Push();
@@ -214,7 +214,7 @@ void LatencySection(const std::string& binary) {
   const size_t bytes = static_cast<size_t>(absl::GetFlag(FLAGS_latency_mb)) * 1000000;
   const int count = absl::GetFlag(FLAGS_latency_readers);
   const ServerProcess server(binary);
-  const Client client = OrDie(Client::Connect(server.target()));
+  const Client client = ConnectNear(server.target());
   Pushed module(client, "bench", 100, bytes);
   for (int i = 0; i < 20; ++i) module.Push();
   std::vector<double> alone, loaded;

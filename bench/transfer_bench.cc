@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -14,11 +15,12 @@
 #include "absl/flags/parse.h"
 #include "absl/strings/str_cat.h"
 #include "bench/raw_tcp.h"
-#include "bench/support.h"
+#include "bench/server_process.h"
 #include "client/client.h"
 
 ABSL_FLAG(int, mib, 256, "size of the module in MiB");
 ABSL_FLAG(int, rounds, 7, "rounds, each measuring every row once");
+ABSL_FLAG(std::string, only, "", "run this row alone and print nothing: for a profiler");
 ABSL_FLAG(std::string, server, "", "path of modelstate-server; default: beside this program");
 
 namespace modelstate {
@@ -29,7 +31,8 @@ constexpr size_t kTensorBytes = size_t{8} << 20;
 struct Row {
   const char* name;
   const char* baseline;  // name of the row that it is compared with
-  std::vector<double> seconds;
+  std::function<void()> run;
+  std::vector<double> seconds = {};
 };
 
 void Print(const std::vector<Row>& rows, size_t bytes) {
@@ -52,7 +55,7 @@ void Run(const std::string& server_binary) {
   const size_t bytes = tensors * kTensorBytes;
   RawTcp tcp(bytes);  // forks: before gRPC starts threads
   ServerProcess server(server_binary);
-  client::Client client = OrDie(client::Client::Connect(server.target()));
+  client::Client client = ConnectNear(server.target());
 
   std::vector<TensorSpec> specs(tensors);
   for (size_t i = 0; i < tensors; ++i) {
@@ -74,31 +77,27 @@ void Run(const std::string& server_binary) {
     push[i].bytes = absl::MakeConstSpan(source + i * kTensorBytes, kTensorBytes);
   }
 
-  std::vector<Row> rows = {{"raw TCP fetch", "raw TCP fetch", {}},
-                           {"fetch, verified", "raw TCP fetch", {}},
-                           {"fetch, no digests", "raw TCP fetch", {}},
-                           {"raw TCP push", "raw TCP push", {}},
-                           {"push and SGD step", "raw TCP push", {}}};
-  const auto timed = [](auto work) {
-    const double begin = Now();
-    work();
-    return Now() - begin;
-  };
   client::FetchOptions no_digests;
   no_digests.digests = false;
   client::StepOptions step;
   step.digests = false;
+  std::vector<Row> rows = {
+      {"raw TCP fetch", "raw TCP fetch", [&] { tcp.Fetch(destination.data()); }},
+      {"fetch, verified", "raw TCP fetch", [&] { OrDie(client.Fetch("bench")); }},
+      {"fetch, no digests", "raw TCP fetch", [&] { OrDie(client.Fetch("bench", no_digests)); }},
+      {"raw TCP push", "raw TCP push", [&] { tcp.Push(source); }},
+      {"push and SGD step", "raw TCP push", [&] { OrDie(client.ApplyStep("bench", push, step)); }},
+  };
+  const std::string only = absl::GetFlag(FLAGS_only);
   for (int round = -1; round < absl::GetFlag(FLAGS_rounds); ++round) {
-    const double seconds[] = {
-        tcp.Fetch(destination.data()),
-        timed([&] { OrDie(client.Fetch("bench")); }),
-        timed([&] { OrDie(client.Fetch("bench", no_digests)); }),
-        tcp.Push(source),
-        timed([&] { OrDie(client.ApplyStep("bench", push, step)); }),
-    };
-    if (round < 0) continue;  // warms up pools and pages
-    for (size_t i = 0; i < rows.size(); ++i) rows[i].seconds.push_back(seconds[i]);
+    for (Row& row : rows) {
+      if (!only.empty() && row.name != only) continue;
+      const double begin = Now();
+      row.run();
+      if (round >= 0) row.seconds.push_back(Now() - begin);  // the first warms up pools and pages
+    }
   }
+  if (!only.empty()) return;
   std::printf("%zu tensors, %zu MiB, %d rounds, medians\n", tensors, bytes >> 20,
               absl::GetFlag(FLAGS_rounds));
   Print(rows, bytes);

@@ -14,6 +14,7 @@
 #include "common/base/status.h"
 #include "common/wire/convert.h"
 #include "common/wire/optimizer_convert.h"
+#include "common/wire/transport_tuning.h"
 
 namespace modelstate::client {
 namespace {
@@ -87,6 +88,7 @@ absl::StatusOr<Client> Client::Connect(const std::string& target, ClientOptions 
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 2000);  // to connect in
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
+  SetTransportProfile(ProfileForTarget(options.transport_profile, target), &arguments);
   std::shared_ptr<grpc::Channel> channel =
       grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), arguments);
   if (!channel->WaitForConnected(absl::ToChronoTime(absl::Now() + options.connect_timeout))) {

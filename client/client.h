@@ -14,6 +14,7 @@
 #include "absl/types/span.h"
 #include "client/state_dict.h"
 #include "client/types.h"
+#include "common/base/transport_profile.h"
 
 namespace modelstate::client {
 
@@ -30,6 +31,8 @@ struct ClientOptions {
   int max_attempts = 5;
   absl::Duration initial_backoff = absl::Milliseconds(200);
   absl::Duration max_backoff = absl::Seconds(10);
+  // kWan leaves sockets as the host sets them up; kAuto or kLan is faster near the server.
+  TransportProfile transport_profile = TransportProfile::kWan;
 };
 
 // Ends calls that were given it: Cancel() from any thread, then they return CANCELLED, or the
@@ -60,7 +63,7 @@ class Cancellation {
 //
 // For fast transfers a program that embeds this library may tell glibc to keep what gRPC frees, as
 // the command-line tool does: mallopt(M_MMAP_THRESHOLD, 1 << 30), M_TRIM_THRESHOLD 2000000000,
-// M_TOP_PAD 64 << 20, M_ARENA_MAX 1. The library never does.
+// M_TOP_PAD 64 << 20, M_ARENA_MAX 1 (common/base/tune_malloc.h). The library never does.
 class Client {
  public:
   // `target` is HOST:PORT or any gRPC target. Waits until the server answers, at most

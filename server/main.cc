@@ -1,4 +1,3 @@
-#include <malloc.h>
 #include <signal.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
@@ -9,6 +8,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "common/base/tune_malloc.h"
 #include "server/logging.h"
 #include "server/rpc/server.h"
 #include "server/server_flags.h"
@@ -17,15 +17,6 @@ namespace {
 
 constexpr int kExitFailure = 1;
 constexpr int kExitUsage = 2;
-
-// gRPC allocates 64 KiB for each read; by default glibc gives such memory back and faults it in
-// again all the time, which costs more than half of the throughput (docs/adr has the figures).
-void TuneMalloc() {
-  mallopt(M_MMAP_THRESHOLD, 1 << 30);
-  mallopt(M_TRIM_THRESHOLD, 2'000'000'000);
-  mallopt(M_TOP_PAD, 64 << 20);
-  mallopt(M_ARENA_MAX, 1);
-}
 
 // Blocked in every thread, so that sigwait gets them.
 sigset_t BlockStopSignals() {
@@ -77,6 +68,6 @@ int Run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  TuneMalloc();
+  modelstate::TuneMalloc();
   return Run(argc, argv);
 }

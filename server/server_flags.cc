@@ -1,6 +1,7 @@
 #include "server/server_flags.h"
 
 #include <cstdlib>
+#include <optional>
 #include <set>
 
 #include "absl/flags/flag.h"
@@ -33,6 +34,10 @@ ABSL_FLAG(ByteSize, max_message_bytes, ByteSize{uint64_t{4} << 20}, "largest mes
 ABSL_FLAG(ByteSize, max_chunk_bytes, ByteSize{uint64_t{2} << 20}, "largest chunk to send or take");
 ABSL_FLAG(int32_t, compute_threads, 0, "threads for optimizer steps; 0: one per hardware thread");
 ABSL_FLAG(int32_t, io_threads, 4, "threads for checkpoints");
+ABSL_FLAG(
+    std::string, transport_profile, "auto",
+    "how sockets are set up: lan (loopback and local networks: fixed buffers, no pacing), wan "
+    "(as the host does it), or auto: by the round trip that each connection began with");
 ABSL_FLAG(absl::Duration, max_lease, absl::Hours(1), "longest lease of a pinned snapshot");
 ABSL_FLAG(int32_t, max_workers, 10000, "workers whose last push each module remembers");
 ABSL_FLAG(absl::Duration, worker_expiry, absl::Hours(24),
@@ -57,6 +62,7 @@ constexpr const char* kFlagNames[] = {"listen",
                                       "max_chunk_bytes",
                                       "compute_threads",
                                       "io_threads",
+                                      "transport_profile",
                                       "max_lease",
                                       "max_workers",
                                       "worker_expiry",
@@ -166,6 +172,13 @@ absl::StatusOr<ServerFlags> ParseServerFlags(absl::Span<char* const> arguments) 
                       Threads(absl::GetFlag(FLAGS_compute_threads), 0, "compute_threads"));
   MS_ASSIGN_OR_RETURN(options.io_threads,
                       Threads(absl::GetFlag(FLAGS_io_threads), 1, "io_threads"));
+  const std::string profile = absl::GetFlag(FLAGS_transport_profile);
+  const std::optional<TransportProfile> parsed = ParseTransportProfile(profile);
+  if (!parsed) {
+    return FlagError("--transport_profile",
+                     absl::StrCat("\"", profile, "\" is not auto, lan or wan"));
+  }
+  options.transport_profile = *parsed;
   options.max_lease = absl::GetFlag(FLAGS_max_lease);
   const int32_t max_workers = absl::GetFlag(FLAGS_max_workers);
   options.max_workers = max_workers > 0 ? static_cast<size_t>(max_workers) : 0;  // refused there

@@ -31,6 +31,7 @@ ExitCode ExitCodeOf(const absl::Status& status) {
 absl::StatusOr<Client> Context::Connect() const {
   ClientOptions options;
   options.timeout = absl::Minutes(10);  // listings with digests and verifying read every byte
+  options.transport_profile = *ParseTransportProfile(transport_profile);
   return Client::Connect(server, options);
 }
 

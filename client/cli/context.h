@@ -30,6 +30,7 @@ ExitCode ExitCodeOf(const absl::Status& status);
 // The global options, and what every command needs. One per process.
 struct Context {
   std::string server = "localhost:50051";
+  std::string transport_profile = "auto";
   bool json = false;
   // Cancelled by SIGINT and SIGTERM.
   client::Cancellation* interrupt = nullptr;

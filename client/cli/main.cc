@@ -1,5 +1,4 @@
 // The `modelstate` command line: a thin layer over client/.
-#include <malloc.h>
 #include <signal.h>
 #include <time.h>
 #include <unistd.h>
@@ -7,6 +6,7 @@
 #include <thread>
 
 #include "client/cli/context.h"
+#include "common/base/tune_malloc.h"
 
 namespace {
 
@@ -20,16 +20,6 @@ constexpr char kFooter[] =
     "  5  the server cannot be reached, or took too long\n"
     "  6  data that arrived, or a file, is corrupt\n"
     "  130  interrupted\n";
-
-// gRPC allocates for every read and glibc gives the pages back; keep them. Before any thread.
-void TuneMalloc() {
-#ifdef __GLIBC__
-  mallopt(M_MMAP_THRESHOLD, 1 << 30);
-  mallopt(M_TRIM_THRESHOLD, 2000000000);
-  mallopt(M_TOP_PAD, 64 << 20);
-  mallopt(M_ARENA_MAX, 1);
-#endif
-}
 
 // The first SIGINT or SIGTERM cancels what runs. A second one ends the process, and so does a short
 // while: connecting and short calls do not look for the first.
@@ -53,7 +43,7 @@ void CancelOnSignals(modelstate::client::Cancellation* cancellation) {
 
 int main(int argc, char** argv) {
   using modelstate::cli::Context;
-  TuneMalloc();
+  modelstate::TuneMalloc();
   // Never destroyed: the signal thread uses it to the end.
   auto* cancellation = new modelstate::client::Cancellation();
   CancelOnSignals(cancellation);
@@ -64,6 +54,12 @@ int main(int argc, char** argv) {
                "modelstate");
   app.add_option("--server", context.server, "HOST:PORT of the server")
       ->envname("MODELSTATE_SERVER")
+      ->capture_default_str();
+  app.add_option("--transport-profile", context.transport_profile,
+                 "lan (near the server: fixed buffers, no pacing), wan (sockets as the host sets "
+                 "them up), or auto: lan for a server on this host")
+      ->envname("MODELSTATE_TRANSPORT_PROFILE")
+      ->check(CLI::IsMember({"auto", "lan", "wan"}))
       ->capture_default_str();
   app.add_flag("--json", context.json, "One JSON document on stdout, for programs");
   app.require_subcommand(1);

@@ -1,6 +1,10 @@
 #include "common/base/digest.h"
 
+#if defined(__x86_64__)
+#include <xxh_x86dispatch.h>  // picks the widest vectors that the processor has
+#else
 #include <xxhash.h>
+#endif
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/numbers.h"

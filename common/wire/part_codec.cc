@@ -5,12 +5,12 @@
 #include <grpcpp/support/proto_buffer_writer.h>
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
+#include "common/wire/copy_payload.h"
 
 namespace modelstate {
 namespace {
@@ -149,10 +149,6 @@ absl::Status DecodeChunk(CodedInputStream* in, ChunkSink* sink) {
 }
 
 }  // namespace
-
-void CopyPayload(uint8_t* destination, const uint8_t* source, size_t size) {
-  std::memcpy(destination, source, size);
-}
 
 void ChunkEncoder::Begin(uint64_t offset) {
   offset_ = offset;

@@ -82,9 +82,6 @@ enum class PartKind { kHeader, kTable, kChunk, kTrailer };
 absl::StatusOr<PartKind> DecodePart(grpc::ByteBuffer* bytes, google::protobuf::MessageLite* header,
                                     v1::TensorTable* table, v1::Trailer* trailer, ChunkSink* sink);
 
-// Copies payload to its destination: the one place to tune.
-void CopyPayload(uint8_t* destination, const uint8_t* source, size_t size);
-
 }  // namespace modelstate
 
 #endif  // MODELSTATE_COMMON_WIRE_PART_CODEC_H_

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/wire/transport_tuning.h"
 #include "server/rpc/push_call.h"
 #include "server/rpc/reflection.h"
 #include "server/rpc/runtime.h"
@@ -28,6 +29,7 @@ struct ServerOptions {
   uint64_t max_chunk_bytes = uint64_t{2} << 20;
   size_t compute_threads = 0;  // one per hardware thread
   size_t io_threads = 4;
+  TransportProfile transport_profile = TransportProfile::kAuto;
   absl::Duration max_lease = absl::Hours(1);
   size_t max_workers = 10'000;  // remembered by each module
   absl::Duration worker_expiry = absl::Hours(24);
