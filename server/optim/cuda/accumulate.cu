@@ -6,7 +6,7 @@ namespace {
 
 template <int kWidth, typename T>
 __device__ void Accumulate(const CudaAddition<T>& addition, uint64_t at) {
-  T values[kWidth];
+  T values[kWidth] = {};
   if (addition.add) Load(static_cast<const T*>(addition.to), at, values);
   AddShare(addition.from, at, addition.add, values);
   Store(values, addition.to, at);

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "common/base/float_cast.h"
+#include "server/optim/cuda/launch_kernel.h"
 #include "server/optim/cuda/work.h"
 
 // Loads and stores of kWidth neighbouring elements by one thread: kCudaWidth<T>, or 1.
@@ -143,7 +144,7 @@ __device__ inline void StoreAs(CudaElement element, const T (&from)[kWidth], voi
 // Sets `to` to one part's share of the mean, or adds it.
 template <int kWidth, typename T>
 __device__ inline void AddShare(const CudaPart<T>& part, uint64_t at, bool add, T (&to)[kWidth]) {
-  T values[kWidth];
+  T values[kWidth] = {};
   LoadAs(part.element, part.data, at, values);
 #pragma unroll
   for (int k = 0; k < kWidth; ++k) {
@@ -183,9 +184,9 @@ __device__ inline uint64_t BlockEnd(uint64_t begin, uint64_t elements) {
 }
 
 // As many thread blocks as the device holds at once, each of which strides over the list.
-template <typename... Arguments>
-cudaError_t LaunchOverBlocks(void (*kernel)(Arguments...), uint64_t block_count,
-                             cudaStream_t stream, Arguments... arguments) {
+template <typename Work>
+cudaError_t LaunchOverBlocks(void (*kernel)(Work), uint64_t block_count, cudaStream_t stream,
+                             const Work& work) {
   if (block_count == 0) return cudaSuccess;
   int device = 0, processors = 0, resident = 0;
   cudaError_t error = cudaGetDevice(&device);
@@ -193,13 +194,13 @@ cudaError_t LaunchOverBlocks(void (*kernel)(Arguments...), uint64_t block_count,
     error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   }
   if (error == cudaSuccess) {
-    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kCudaThreads, 0);
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+        &resident, reinterpret_cast<const void*>(kernel), kCudaThreads, 0);
   }
   if (error != cudaSuccess) return error;
   const uint64_t most = static_cast<uint64_t>(processors) * (resident > 0 ? resident : 1);
-  kernel<<<static_cast<unsigned>(block_count < most ? block_count : most), kCudaThreads, 0,
-           stream>>>(arguments...);
-  return cudaGetLastError();
+  return LaunchKernel(kernel, static_cast<unsigned>(block_count < most ? block_count : most),
+                      kCudaThreads, stream, work);
 }
 
 }  // namespace modelstate

@@ -39,7 +39,7 @@ __device__ inline void UpdateElements(const CudaUpdateWork<T>& work, const CudaT
   const bool limited = !kPlain && work.clip_value > 0;
   const T factor = limited ? T(1) : tensor.sign * work.clip_coef;
   const CudaSlot<T>& master = tensor.slots[0];
-  T p[kWidth], g[kWidth], x[kSlots][kWidth] = {};
+  T p[kWidth] = {}, g[kWidth] = {}, x[kSlots][kWidth] = {};
   if constexpr (kPlain) {
     Load(static_cast<const T*>(tensor.output), at, g);
     Load(static_cast<const T*>(tensor.parameter), at, p);

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Runs the CUDA tests and benchmarks of a bundle (tools/gpu_bundle.sh) and prints one table. Without
+# a GPU all of them say skipped. Exit 0 when nothing failed.
+# Usage: run_gpu_checks.sh [--tests | --bench]   (default: both)
+set -uo pipefail
+here=$(dirname "$(readlink -f "$0")")
+what=${1:-}
+case $what in
+  '' | --tests | --bench) ;;
+  *) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 2 ;;
+esac
+logs=${OUT:-$(mktemp -d)}
+# The machine's own C library where it is new enough, else the bundle's, with its loader.
+start=(env "LD_LIBRARY_PATH=$here/lib")
+if ! "${start[@]}" "$here/bin/cuda_device_test" --gtest_list_tests >/dev/null 2>&1; then
+  start=("$here/libc/ld-linux-x86-64.so.2" --library-path
+    "$here/lib:$here/libc:/usr/local/nvidia/lib64:/usr/lib/x86_64-linux-gnu:/usr/lib64")
+fi
+
+rows=()
+failures=0
+# check NAME COMMAND...: passed, failed or skipped, with GoogleTest's counts.
+check() {
+  local name=$1 log=$logs/$1.log begin=$SECONDS result
+  shift
+  timeout 240 "$@" >"$log" 2>&1
+  local code=$?
+  local passed failed skipped
+  passed=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) test.*/\1/p' "$log" | tail -1)
+  failed=$(sed -n 's/^\[  FAILED  \] \([0-9]*\) test.*/\1/p' "$log" | tail -1)
+  skipped=$(sed -n 's/^\[  SKIPPED \] \([0-9]*\) test.*/\1/p' "$log" | tail -1)
+  if [ "$code" -ne 0 ]; then
+    result=FAILED
+    failures=$((failures + 1))
+    tail -40 "$log"
+  elif [ -n "$skipped" ] && [ "$skipped" -gt 0 ]; then
+    result=skipped
+  else
+    result=passed
+  fi
+  rows+=("$(printf '| %-28s | %-7s | %3s passed, %s failed, %s skipped | %4d s |' "$name" "$result" \
+    "${passed:-0}" "${failed:-0}" "${skipped:-0}" $((SECONDS - begin)))")
+}
+
+if command -v nvidia-smi >/dev/null; then
+  nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+else
+  echo 'no nvidia-smi'
+fi
+if [ "$what" != --bench ]; then
+  check cuda_device_test "${start[@]}" "$here/bin/cuda_device_test"
+  check cuda_step_test "${start[@]}" "$here/bin/cuda_step_test"
+  if command -v compute-sanitizer >/dev/null; then
+    check memcheck_device env "LD_LIBRARY_PATH=$here/lib" compute-sanitizer --error-exitcode 9 \
+      "$here/bin/cuda_device_test" --gtest_filter='StagingRingTest.AnError*:CudaDeviceTest.AnEvent*'
+    check memcheck_step env "LD_LIBRARY_PATH=$here/lib" compute-sanitizer --error-exitcode 9 \
+      "$here/bin/cuda_step_test" --gtest_filter='*Lion*:*lion*:*Norm*:*Accumulate*'
+  else
+    rows+=("| memcheck                     | skipped | no compute-sanitizer               |      |")
+  fi
+fi
+if [ "$what" != --tests ]; then
+  "${start[@]}" "$here/bin/cuda_optimizer_bench" | tee "$logs/bench.txt"
+  code=${PIPESTATUS[0]}
+  if [ "$code" -ne 0 ]; then failures=$((failures + 1)); fi
+  rows+=("| cuda_optimizer_bench         | exit $code | |      |")
+  if command -v python3 >/dev/null; then timeout 120 python3 "$here/torch_cuda_optim.py"; fi
+fi
+printf '\n| check | result | cases | time |\n|---|---|---|---|\n'
+printf '%s\n' "${rows[@]}"
+[ "$failures" -eq 0 ]
