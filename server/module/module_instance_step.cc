@@ -119,8 +119,8 @@ absl::StatusOr<StepAnswer> ModuleInstance::RunStep(const std::vector<GroupOverri
         staged += part.gradients.staged_bytes();
       }
     }
-    MS_RETURN_IF_ERROR(
-        EnsureOutputs(*current->schema, *current->device, *push_budget(), contributions));
+    MS_RETURN_IF_ERROR(EnsureOutputs(*current->schema, *current->device, *push_budget(),
+                                     *environment_.compute, contributions));
     largest_push_ = std::max(largest_push_, staged);
     next = NextVersion(MutationKind::kStep);  // before the step: nothing may fail after it
     answer.contributions = static_cast<uint32_t>(contributions.size());

@@ -18,7 +18,8 @@ struct BlockNorm {
 // The loops over elements, one table for each instruction set (block_kernels.cc is compiled once
 // for each). None of them fails. Thread-safe on disjoint elements.
 //
-// They run with round-to-nearest and subnormals, whatever their thread has set.
+// They run with round-to-nearest and subnormals, whatever their thread has set. `tensor` is one of
+// plan.tensors.
 struct BlockKernels {
   // Over the mean gradient's elements [begin, end), at most kBlockElements of them: squares in
   // double, in lanes that are joined in a fixed tree. Reads only.

@@ -1,6 +1,7 @@
 #include "server/optim/step.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <utility>
 
@@ -30,16 +31,6 @@ double TreeSum(absl::Span<double> values) {  // overwrites them
   return values[0];
 }
 
-// Calls run(item) for each.
-template <typename Run>
-void ForEachItem(const WorkList& work, ComputePool& compute, Run run) {
-  compute.ParallelFor(work.batch_ends.size(), [&](size_t batch) {
-    for (size_t i = batch == 0 ? 0 : work.batch_ends[batch - 1]; i < work.batch_ends[batch]; ++i) {
-      run(work.items[i]);
-    }
-  });
-}
-
 Norm ComputeNorm(const StepPlan& plan, const WorkList& work, const ModuleSchema& schema,
                  const BlockKernels& kernels, ComputePool& compute) {
   std::vector<size_t> first_block(plan.tensors.size() + 1, 0);
@@ -48,7 +39,7 @@ Norm ComputeNorm(const StepPlan& plan, const WorkList& work, const ModuleSchema&
         first_block[t] + (plan.tensors[t].elements + kBlockElements - 1) / kBlockElements;
   }
   std::vector<BlockNorm> blocks(first_block.back());
-  ForEachItem(work, compute, [&](const WorkItem& item) {
+  work.ForEachItem(compute, [&](const WorkItem& item) {
     for (uint64_t begin = item.begin; begin < item.end; begin += kBlockElements) {
       blocks[first_block[item.tensor] + begin / kBlockElements] = kernels.norm(
           plan, plan.tensors[item.tensor], begin, std::min(item.end, begin + kBlockElements));
@@ -76,14 +67,19 @@ Norm ComputeNorm(const StepPlan& plan, const WorkList& work, const ModuleSchema&
 }
 
 // That a step could update.
-uint64_t TrainableParameters(const ModuleSchema& schema, const Optimizer& optimizer) {
-  uint64_t count = 0;
-  for (uint32_t i = 0; i < schema.size(); ++i) {
-    const TensorSpec& spec = schema.spec(i);
-    count += schema.owner(i) == i && spec.kind == TensorKind::kParameter && spec.requires_grad &&
-             optimizer.group_of(i) != Optimizer::kNoGroup;
-  }
-  return count;
+uint64_t TrainableParameters(const ModuleSchema& schema, const Optimizer& optimizer,
+                             ComputePool& compute) {
+  std::atomic<uint64_t> total = 0;
+  ForEachPiece(schema.size(), compute, [&](size_t begin, size_t end) {
+    uint64_t count = 0;
+    for (uint32_t i = static_cast<uint32_t>(begin); i < end; ++i) {
+      const TensorSpec& spec = schema.spec(i);
+      count += schema.owner(i) == i && spec.kind == TensorKind::kParameter && spec.requires_grad &&
+               optimizer.group_of(i) != Optimizer::kNoGroup;
+    }
+    total += count;
+  });
+  return total;
 }
 
 }  // namespace
@@ -126,12 +122,12 @@ absl::StatusOr<StepResult> ApplyOptimizerStep(const ModuleVersion& current,
   }
   MS_RETURN_IF_ERROR(CheckWeightAndScale(total_weight, 1));
   MS_ASSIGN_OR_RETURN(StepPlan plan,
-                      MakeStepPlan(current, optimizer, options, contributions, state));
+                      MakeStepPlan(current, optimizer, options, contributions, state, compute));
   const BlockKernels& kernels =
       GetBlockKernels(options.instruction_set.value_or(SupportedInstructionSets().back()));
 
   StepResult result;
-  const WorkList work = MakeWorkList(plan);
+  const WorkList work(plan, compute);
   Norm norm = ComputeNorm(plan, work, schema, kernels, compute);
   result.grad_norm = norm.total;
   result.nonfinite = std::move(norm.nonfinite);
@@ -142,32 +138,34 @@ absl::StatusOr<StepResult> ApplyOptimizerStep(const ModuleVersion& current,
   }
 
   result.storages.resize(schema.size());
-  MS_RETURN_IF_ERROR(AllocateSlots(optimizer, state, *current.device, &plan));
+  MS_RETURN_IF_ERROR(AllocateSlots(optimizer, state, *current.device, compute, &plan));
   result.updated = plan.tensors.size();
-  result.skipped = TrainableParameters(schema, optimizer) - result.updated;
+  result.skipped = TrainableParameters(schema, optimizer, compute) - result.updated;
 
   // From here on nothing fails.
-  ForEachItem(work, compute, [&](const WorkItem& item) {
-    kernels.update(plan, plan.tensors[item.tensor], item.begin, item.end);
-  });
-  for (TensorStep& tensor : plan.tensors) {
+  work.ForEachItem(compute, [&](const WorkItem& item) {
+    const TensorStep& tensor = plan.tensors[item.tensor];
+    kernels.update(plan, tensor, item.begin, item.end);
+    if (item.begin > 0) return;
     ParameterState& parameter = state.parameters[tensor.index];
     parameter.step = tensor.step;
     parameter.product = tensor.product;
-    for (size_t place = 0; place < kMaxSlots; ++place) {
-      PlannedSlot& slot = tensor.slots[place];
-      if (slot.storage) parameter.slots[place] = std::move(slot.storage);
-    }
-    result.storages[tensor.index] = std::move(tensor.output_storage);
+    result.storages[tensor.index] = std::move(*tensor.output_storage);
+  });
+  for (NewSlot& slot : plan.new_slots) {
+    state.parameters[slot.index].slots[slot.place] = std::move(slot.storage);
   }
   for (Contribution& contribution : contributions) {
-    bool any = false;
+    std::atomic<bool> any = false;
     for (ScaledGradients& part : contribution.parts) {
-      for (GradientSet::Entry& entry : part.gradients.entries) {
-        if (schema.spec(entry.index).kind != TensorKind::kBuffer) continue;
-        result.storages[entry.index] = std::move(entry.storage);
-        any = true;
-      }
+      std::vector<GradientSet::Entry>& entries = part.gradients.entries;
+      ForEachPiece(entries.size(), compute, [&](size_t begin, size_t end) {
+        for (size_t i = begin; i < end; ++i) {
+          if (schema.spec(entries[i].index).kind != TensorKind::kBuffer) continue;
+          result.storages[entries[i].index] = std::move(entries[i].storage);
+          any = true;
+        }
+      });
     }
     if (any) break;
   }

@@ -84,7 +84,7 @@ absl::StatusOr<StepResult> ApplyOptimizerStep(const ModuleVersion& current,
 // Allocates a place for each new parameter that no gradient has the width for, and that was not
 // staged with one. On an error nothing has changed. RESOURCE_EXHAUSTED PUSH_MEMORY, DEVICE_MEMORY.
 absl::Status EnsureOutputs(const ModuleSchema& schema, Device& device, MemoryBudget& push_budget,
-                           std::vector<Contribution>& contributions);
+                           ComputePool& compute, std::vector<Contribution>& contributions);
 
 // FAILED_PRECONDITION NOT_IN_A_GROUP for a gradient of a parameter that no group has.
 absl::Status CheckGroups(const Optimizer& optimizer, const GradientSet& gradients);

@@ -1,11 +1,13 @@
 #include "server/optim/step_plan.h"
 
 #include <algorithm>
-#include <cmath>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "common/base/status.h"
+#include "server/optim/default_arithmetic.h"
 
 namespace modelstate {
 namespace {
@@ -27,25 +29,44 @@ struct PartFactors {
   double coefficient;
 };
 
+// Calls task(begin, end) for [0, count) in pieces of kTensorsPerTask, on all threads. The first
+// error in the order of the pieces.
+template <typename Task>
+absl::Status TryEachPiece(size_t count, ComputePool& compute, Task task) {
+  std::vector<absl::Status> statuses((count + kTensorsPerTask - 1) / kTensorsPerTask);
+  ForEachPiece(count, compute, [&](size_t begin, size_t end) {
+    statuses[begin / kTensorsPerTask] = task(begin, end);
+  });
+  for (absl::Status& status : statuses) MS_RETURN_IF_ERROR(std::move(status));
+  return absl::OkStatus();
+}
+
 // In schema order, and for each parameter in the order of the parts.
 std::vector<Found> FindGradients(const ModuleSchema& schema,
-                                 std::vector<Contribution>& contributions) {
-  std::vector<Found> found;
+                                 std::vector<Contribution>& contributions, ComputePool& compute) {
   size_t count = 0;
   for (const Contribution& contribution : contributions) {
     for (const ScaledGradients& part : contribution.parts) count += part.gradients.entries.size();
   }
-  found.reserve(count);
+  std::vector<Found> found(count);
   uint32_t order = 0;
+  size_t first = 0;
   for (Contribution& contribution : contributions) {
     for (ScaledGradients& part : contribution.parts) {
-      for (GradientSet::Entry& entry : part.gradients.entries) {
-        if (schema.spec(entry.index).kind != TensorKind::kParameter) continue;
-        found.push_back({entry.index, order, &entry, part.gradients.tensors[entry.tensor].dtype});
-      }
+      std::vector<GradientSet::Entry>& entries = part.gradients.entries;
+      ForEachPiece(entries.size(), compute, [&](size_t begin, size_t end) {
+        for (size_t i = begin; i < end; ++i) {
+          GradientSet::Entry& entry = entries[i];
+          if (schema.spec(entry.index).kind != TensorKind::kParameter) continue;
+          found[first + i] = {entry.index, order, &entry,
+                              part.gradients.tensors[entry.tensor].dtype};
+        }
+      });
+      first += entries.size();
       ++order;
     }
   }
+  std::erase_if(found, [](const Found& tensor) { return tensor.entry == nullptr; });
   // Most often this order already.
   const auto by_place = [](const Found& a, const Found& b) {
     return std::pair(a.index, a.order) < std::pair(b.index, b.order);
@@ -58,25 +79,27 @@ std::vector<Found> FindGradients(const ModuleSchema& schema,
 
 // Where the new parameter goes: over a gradient of its width, or into what was staged for it. Null:
 // there is neither.
-RefPtr<TensorStorage> FindOutput(const TensorSpec& spec, absl::Span<const Found> parts) {
+RefPtr<TensorStorage>* FindOutput(const TensorSpec& spec, absl::Span<const Found> parts) {
   for (const bool over_gradient : {true, false}) {
     for (const Found& found : parts) {
-      const RefPtr<TensorStorage>& storage =
-          over_gradient ? found.entry->storage : found.entry->output;
-      if (storage && storage->size() == spec.nbytes() && storage->IsSoleReference()) return storage;
+      RefPtr<TensorStorage>& storage = over_gradient ? found.entry->storage : found.entry->output;
+      if (storage && storage->size() == spec.nbytes() && storage->IsSoleReference()) {
+        return &storage;
+      }
     }
   }
   return nullptr;
 }
 
-// Calls visit(parts of one parameter) for each, in schema order, until one returns an error.
-template <typename Visitor>
-absl::Status ForEachParameter(absl::Span<const Found> found, Visitor visit) {
-  for (size_t begin = 0, end = 0; begin < found.size(); begin = end) {
-    while (end < found.size() && found[end].index == found[begin].index) ++end;
-    MS_RETURN_IF_ERROR(visit(found.subspan(begin, end - begin)));
+// Where in `found` the parts of each parameter begin, and its end.
+std::vector<uint32_t> FirstParts(absl::Span<const Found> found) {
+  std::vector<uint32_t> first;
+  first.reserve(found.size() + 1);
+  for (uint32_t i = 0; i < found.size(); ++i) {
+    if (i == 0 || found[i].index != found[i - 1].index) first.push_back(i);
   }
-  return absl::OkStatus();
+  first.push_back(static_cast<uint32_t>(found.size()));
+  return first;
 }
 
 absl::Status NotInAGroup(const TensorSpec& spec) {
@@ -92,7 +115,7 @@ absl::Status NotInAGroup(const TensorSpec& spec) {
 absl::StatusOr<StepPlan> MakeStepPlan(const ModuleVersion& current, const Optimizer& optimizer,
                                       const StepOptions& options,
                                       std::vector<Contribution>& contributions,
-                                      const OptimizerState& state) {
+                                      const OptimizerState& state, ComputePool& compute) {
   const ModuleSchema& schema = *current.schema;
   double total_weight = 0;
   for (const Contribution& contribution : contributions) total_weight += contribution.weight;
@@ -114,72 +137,94 @@ absl::StatusOr<StepPlan> MakeStepPlan(const ModuleVersion& current, const Optimi
   plan.options = &options;
   plan.clip_value = optimizer.config().max_grad_value.value_or(0);
   const RuleInfo& rule = GetRule(plan.algorithm);
-  const std::vector<Found> found = FindGradients(schema, contributions);
-  plan.parts.reserve(found.size());
-  plan.tensors.reserve(found.size());
-  MS_RETURN_IF_ERROR(ForEachParameter(found, [&](absl::Span<const Found> parts) -> absl::Status {
+  const std::vector<Found> found = FindGradients(schema, contributions, compute);
+  const std::vector<uint32_t> first_parts = FirstParts(found);
+  plan.parts.resize(found.size());
+  const size_t count = first_parts.size() - 1;
+  plan.tensor_memory = std::make_unique_for_overwrite<TensorStep[]>(count);
+  plan.tensors = absl::MakeSpan(plan.tensor_memory.get(), count);
+  absl::Mutex scalars_mutex;
+
+  const auto plan_tensor = [&](size_t t) -> absl::Status {
+    const absl::Span<const Found> parts =
+        absl::MakeConstSpan(found).subspan(first_parts[t], first_parts[t + 1] - first_parts[t]);
     const uint32_t index = parts.front().index;
     const TensorSpec& spec = schema.spec(index);
     const StorageRef& parameter = current.storages[index];
     const ParameterState& before = state.parameters[index];
-    TensorStep tensor;
+    TensorStep& tensor = plan.tensors[t];
+    tensor = TensorStep();
     tensor.index = index;
     tensor.dtype = spec.dtype;
     tensor.elements = static_cast<uint64_t>(spec.shape.num_elements());
     tensor.group = optimizer.group_of(index);
     if (tensor.group == Optimizer::kNoGroup) return NotInAGroup(spec);
     tensor.output_storage = FindOutput(spec, parts);
-    if (parameter->size() != spec.nbytes() || !tensor.output_storage) {
+    if (parameter->size() != spec.nbytes() || tensor.output_storage == nullptr) {
       return absl::InternalError(
           absl::StrCat("nothing was staged that can take the new \"", spec.name, "\""));
     }
-    tensor.parameter = parameter->HostBytes().data();
-    tensor.output = tensor.output_storage->MutableHostBytes().data();
-    tensor.first_part = static_cast<uint32_t>(plan.parts.size());
+    tensor.parameter = parameter->buffer().data();
+    tensor.output = (*tensor.output_storage)->MutableBuffer().data();
+    tensor.first_part = first_parts[t];
     tensor.part_count = static_cast<uint32_t>(parts.size());
-    for (const Found& part : parts) {
-      if (part.entry->storage->size() != tensor.elements * DTypeSize(part.dtype)) {
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const TensorStorage& storage = *parts[i].entry->storage;
+      if (storage.size() != tensor.elements * DTypeSize(parts[i].dtype)) {
         return absl::InternalError(
             absl::StrCat("the gradient of \"", spec.name, "\" has not its own size"));
       }
-      const PartFactors& factor = factors[part.order];
-      plan.parts.push_back({part.entry->storage->HostBytes().data(), part.dtype,
-                            factor.inverse_scale, factor.coefficient});
+      const PartFactors& factor = factors[parts[i].order];
+      plan.parts[tensor.first_part + i] = {storage.buffer().data(), parts[i].dtype,
+                                           factor.inverse_scale, factor.coefficient};
     }
     const GradientPart& first = plan.parts[tensor.first_part];
     const bool computed_as_stored = spec.dtype == DType::kF32 || spec.dtype == DType::kF64;
-    tensor.in_place = tensor.part_count == 1 && parts[0].entry->storage == tensor.output_storage &&
+    tensor.in_place = tensor.part_count == 1 && first.data == tensor.output &&
                       first.dtype == spec.dtype && computed_as_stored && first.inverse_scale == 1 &&
                       first.coefficient == 1;
-
     tensor.step = before.step + 1;
-    const Hyperparameters& h = options.hyperparameters[tensor.group];
-    tensor.product = rule.next_product(h, tensor.step, before.product);
-    const TensorStep* last = plan.tensors.empty() ? nullptr : &plan.tensors.back();
-    if (last == nullptr || last->group != tensor.group || last->step != tensor.step ||
-        last->product != tensor.product) {
-      plan.scalars.push_back(rule.make_scalars(h, tensor.step, tensor.product));
-    }
-    tensor.scalars = static_cast<uint32_t>(plan.scalars.size() - 1);
-    plan.tensors.push_back(std::move(tensor));
+    tensor.product =
+        rule.next_product(options.hyperparameters[tensor.group], tensor.step, before.product);
     return absl::OkStatus();
-  }));
+  };
+  MS_RETURN_IF_ERROR(
+      TryEachPiece(plan.tensors.size(), compute, [&](size_t begin, size_t end) -> absl::Status {
+        const DefaultArithmetic arithmetic;
+        for (size_t t = begin; t < end; ++t) {
+          MS_RETURN_IF_ERROR(plan_tensor(t));
+          TensorStep& tensor = plan.tensors[t];
+          const TensorStep* last = t == begin ? nullptr : &plan.tensors[t - 1];
+          if (last != nullptr && last->group == tensor.group && last->step == tensor.step &&
+              last->product == tensor.product) {
+            tensor.scalars = last->scalars;
+            continue;
+          }
+          const RuleScalars scalars =
+              rule.make_scalars(options.hyperparameters[tensor.group], tensor.step, tensor.product);
+          absl::MutexLock lock(&scalars_mutex);
+          tensor.scalars = static_cast<uint32_t>(plan.scalars.size());
+          plan.scalars.push_back(scalars);
+        }
+        return absl::OkStatus();
+      }));
   return plan;
 }
 
 absl::Status EnsureOutputs(const ModuleSchema& schema, Device& device, MemoryBudget& push_budget,
-                           std::vector<Contribution>& contributions) {
+                           ComputePool& compute, std::vector<Contribution>& contributions) {
   std::vector<GradientSet::Entry*> missing;
   uint64_t bytes = 0;
-  const std::vector<Found> found = FindGradients(schema, contributions);
-  MS_RETURN_IF_ERROR(ForEachParameter(found, [&](absl::Span<const Found> parts) {
+  const std::vector<Found> found = FindGradients(schema, contributions, compute);
+  const std::vector<uint32_t> first_parts = FirstParts(found);
+  for (size_t t = 0; t + 1 < first_parts.size(); ++t) {
+    const absl::Span<const Found> parts =
+        absl::MakeConstSpan(found).subspan(first_parts[t], first_parts[t + 1] - first_parts[t]);
     const TensorSpec& spec = schema.spec(parts.front().index);
-    if (!FindOutput(spec, parts)) {
-      missing.push_back(parts.front().entry);
-      bytes += spec.nbytes();
-    }
-    return absl::OkStatus();
-  }));
+    if (FindOutput(spec, parts) != nullptr) continue;
+    missing.push_back(parts.front().entry);
+    bytes += spec.nbytes();
+  }
   if (missing.empty()) return absl::OkStatus();
   MS_ASSIGN_OR_RETURN(MemoryBudget::Reservation reservation, push_budget.Reserve(bytes));
   std::vector<RefPtr<TensorStorage>> outputs;
@@ -202,59 +247,76 @@ absl::Status CheckGroups(const Optimizer& optimizer, const GradientSet& gradient
 }
 
 absl::Status AllocateSlots(const Optimizer& optimizer, OptimizerState& state, Device& device,
-                           StepPlan* plan) {
+                           ComputePool& compute, StepPlan* plan) {
   const std::span<const SlotRule> rules = GetRule(plan->algorithm).slots;
-  SlotList kept;
-  for (size_t t = 0; t < plan->tensors.size(); ++t) {
-    TensorStep& tensor = plan->tensors[t];
-    const Hyperparameters& h = plan->options->hyperparameters[tensor.group];
-    if (t == 0 || tensor.group != plan->tensors[t - 1].group ||
-        tensor.dtype != plan->tensors[t - 1].dtype) {
-      kept = KeptSlots(optimizer.config(), h, tensor.dtype);
+  absl::Mutex new_slots_mutex;
+  return TryEachPiece(plan->tensors.size(), compute, [&](size_t begin, size_t end) -> absl::Status {
+    SlotList kept;
+    std::vector<NewSlot> new_slots;
+    for (size_t t = begin; t < end; ++t) {
+      TensorStep& tensor = plan->tensors[t];
+      const Hyperparameters& h = plan->options->hyperparameters[tensor.group];
+      if (t == begin || tensor.group != plan->tensors[t - 1].group ||
+          tensor.dtype != plan->tensors[t - 1].dtype) {
+        kept = KeptSlots(optimizer.config(), h, tensor.dtype);
+      }
+      for (const SlotInfo& info : kept) {
+        const uint64_t bytes = tensor.elements * DTypeSize(info.dtype);
+        RefPtr<TensorStorage>& held = state.parameters[tensor.index].slots[info.place];
+        if (held && held->size() != bytes) {
+          return absl::InternalError(
+              absl::StrCat("optimizer state ", info.name, " does not have its parameter's size"));
+        }
+        PlannedSlot& slot = tensor.slots[info.place];
+        if (held && held->IsSoleReference()) {
+          slot.data = held->MutableBuffer().data();
+          slot.from = slot.data;
+          continue;
+        }
+        NewSlot& made = new_slots.emplace_back(NewSlot{tensor.index, info.place, nullptr});
+        MS_ASSIGN_OR_RETURN(made.storage, TensorStorage::Allocate(device, bytes));
+        slot.data = made.storage->MutableBuffer().data();
+        slot.from = held ? held->buffer().data() : nullptr;
+        if (info.place != kMasterPlace && rules[info.place - 1].initial != nullptr) {
+          slot.initial = rules[info.place - 1].initial(h);
+        }
+      }
     }
-    for (const SlotInfo& info : kept) {
-      const uint64_t bytes = tensor.elements * DTypeSize(info.dtype);
-      RefPtr<TensorStorage>& held = state.parameters[tensor.index].slots[info.place];
-      if (held && held->size() != bytes) {
-        return absl::InternalError(
-            absl::StrCat("optimizer state ", info.name, " does not have its parameter's size"));
-      }
-      PlannedSlot& slot = tensor.slots[info.place];
-      if (held && held->IsSoleReference()) {
-        slot.data = held->MutableHostBytes().data();
-        slot.from = slot.data;
-        continue;
-      }
-      MS_ASSIGN_OR_RETURN(slot.storage, TensorStorage::Allocate(device, bytes));
-      slot.data = slot.storage->MutableHostBytes().data();
-      slot.from = held ? held->HostBytes().data() : nullptr;
-      if (info.place != kMasterPlace && rules[info.place - 1].initial != nullptr) {
-        slot.initial = rules[info.place - 1].initial(h);
-      }
-    }
-  }
-  return absl::OkStatus();
+    absl::MutexLock lock(&new_slots_mutex);
+    std::move(new_slots.begin(), new_slots.end(), std::back_inserter(plan->new_slots));
+    return absl::OkStatus();
+  });
 }
 
-WorkList MakeWorkList(const StepPlan& plan) {
-  WorkList work;
-  work.items.reserve(plan.tensors.size());
-  uint64_t in_batch = 0;
-  for (uint32_t t = 0; t < plan.tensors.size(); ++t) {
-    const uint64_t elements = plan.tensors[t].elements;
-    for (uint64_t begin = 0; begin < elements;) {
-      const uint64_t end = std::min(elements, begin + kElementsPerBatch);
-      work.items.push_back({t, begin, end});
-      in_batch += end - begin;
-      if (in_batch >= kElementsPerBatch) {
-        work.batch_ends.push_back(work.items.size());
-        in_batch = 0;
-      }
-      begin = end;
+WorkList::WorkList(const StepPlan& plan, ComputePool& compute) : plan_(&plan) {
+  const size_t count = plan.tensors.size();
+  // A batch ends with its piece of tensors, so that each can be cut by itself.
+  std::vector<std::vector<Position>> begins((count + kTensorsPerTask - 1) / kTensorsPerTask);
+  ForEachPiece(count, compute, [&](size_t first, size_t last) {
+    std::vector<Position>& of_piece = begins[first / kTensorsPerTask];
+    uint64_t in_batch = kElementsPerBatch;
+    for (uint32_t t = static_cast<uint32_t>(first); t < last; ++t) {
+      const uint64_t elements = plan.tensors[t].elements;
+      uint64_t begin = 0;
+      do {
+        if (in_batch >= kElementsPerBatch) {
+          of_piece.push_back({t, begin});
+          in_batch = 0;
+        }
+        const uint64_t end = PieceEnd(elements, begin);
+        in_batch += end - begin;
+        begin = end;
+      } while (begin < elements);
     }
+  });
+  for (const std::vector<Position>& of_piece : begins) {
+    begins_.insert(begins_.end(), of_piece.begin(), of_piece.end());
   }
-  if (in_batch > 0) work.batch_ends.push_back(work.items.size());
-  return work;
+  begins_.push_back({static_cast<uint32_t>(count), 0});
+}
+
+uint64_t WorkList::PieceEnd(uint64_t elements, uint64_t begin) {
+  return std::min(elements, begin + kElementsPerBatch);
 }
 
 }  // namespace modelstate

@@ -118,7 +118,7 @@ class SteppedModule {
     options.instruction_set = instruction_set;
     std::vector<Contribution> contributions(1);
     contributions[0].parts.push_back({std::move(gradients), grad_scale.value_or(1)});
-    MS_RETURN_IF_ERROR(EnsureOutputs(*version.schema, device_, *budget, contributions));
+    MS_RETURN_IF_ERROR(EnsureOutputs(*version.schema, device_, *budget, *compute, contributions));
     MS_ASSIGN_OR_RETURN(options.hyperparameters, optimizer->Resolve(overrides));
     MS_ASSIGN_OR_RETURN(StepResult result, ApplyOptimizerStep(version, *optimizer, options,
                                                               contributions, state, *compute));
