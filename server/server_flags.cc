@@ -34,6 +34,8 @@ ABSL_FLAG(ByteSize, max_message_bytes, ByteSize{uint64_t{4} << 20}, "largest mes
 ABSL_FLAG(ByteSize, max_chunk_bytes, ByteSize{uint64_t{2} << 20}, "largest chunk to send or take");
 ABSL_FLAG(int32_t, compute_threads, 0, "threads for optimizer steps; 0: one per hardware thread");
 ABSL_FLAG(int32_t, io_threads, 4, "threads for checkpoints");
+ABSL_FLAG(int32_t, network_threads, 0,
+          "threads that receive and send; 0: one per four hardware threads, at least one");
 ABSL_FLAG(
     std::string, transport_profile, "auto",
     "how sockets are set up: lan (loopback and local networks: fixed buffers, no pacing), wan "
@@ -62,6 +64,7 @@ constexpr const char* kFlagNames[] = {"listen",
                                       "max_chunk_bytes",
                                       "compute_threads",
                                       "io_threads",
+                                      "network_threads",
                                       "transport_profile",
                                       "max_lease",
                                       "max_workers",
@@ -172,6 +175,8 @@ absl::StatusOr<ServerFlags> ParseServerFlags(absl::Span<char* const> arguments) 
                       Threads(absl::GetFlag(FLAGS_compute_threads), 0, "compute_threads"));
   MS_ASSIGN_OR_RETURN(options.io_threads,
                       Threads(absl::GetFlag(FLAGS_io_threads), 1, "io_threads"));
+  MS_ASSIGN_OR_RETURN(options.network_threads,
+                      Threads(absl::GetFlag(FLAGS_network_threads), 0, "network_threads"));
   const std::string profile = absl::GetFlag(FLAGS_transport_profile);
   const std::optional<TransportProfile> parsed = ParseTransportProfile(profile);
   if (!parsed) {

@@ -4,13 +4,12 @@
 #include "server/rpc/module_convert.h"
 #include "server/rpc/page_token.h"
 #include "server/rpc/service.h"
-#include "server/rpc/unary_handler.h"
 
 namespace modelstate {
 
-grpc::ServerUnaryReactor* ModelStateService::ListCheckpoints(
-    Context*, const v1::ListCheckpointsRequest* request, v1::ListCheckpointsResponse* response) {
-  return UnaryHandler::AnswerOnIoThread(runtime_, [this, request, response]() -> absl::Status {
+void ModelStateService::ListCheckpoints(UnaryCall* call, const v1::ListCheckpointsRequest* request,
+                                        v1::ListCheckpointsResponse* response) {
+  call->AnswerOnIoThread([this, request, response]() -> absl::Status {
     MS_ASSIGN_OR_RETURN(const size_t page_size, PageSize(request->page_size(), 100, 1000));
     v1::ListCheckpointsRequest listing = *request;
     listing.clear_page_size();
@@ -31,10 +30,10 @@ grpc::ServerUnaryReactor* ModelStateService::ListCheckpoints(
   });
 }
 
-grpc::ServerUnaryReactor* ModelStateService::DeleteCheckpoint(
-    Context*, const v1::DeleteCheckpointRequest* request, v1::DeleteCheckpointResponse*) {
-  return UnaryHandler::AnswerOnIoThread(
-      runtime_, [this, request] { return runtime_.checkpoints->Delete(request->path()); });
+void ModelStateService::DeleteCheckpoint(UnaryCall* call,
+                                         const v1::DeleteCheckpointRequest* request,
+                                         v1::DeleteCheckpointResponse*) {
+  call->AnswerOnIoThread([this, request] { return runtime_.checkpoints->Delete(request->path()); });
 }
 
 }  // namespace modelstate

@@ -9,7 +9,9 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "common/wire/part_codec.h"
 #include "server/checkpoint/checkpoint_job.h"
+#include "server/rpc/runtime.h"
 #include "server/rpc/server_stream_handler.h"
 
 namespace modelstate {
@@ -17,14 +19,12 @@ namespace modelstate {
 // A call that runs a job on an I/O thread: it answers with the job's progress, then its result.
 // Progress is conflated: at most about ten messages a second, the newest, and each phase's first
 // and last. A caller that goes cancels the job; the call ends when the job has.
-template <typename Response>
-class JobHandler : public ServerStreamHandler<Response> {
+template <typename Request, typename Response>
+class JobHandler : public ServerStreamHandler {
+ public:
+  JobHandler(Runtime* runtime, Call* call) : ServerStreamHandler(call), runtime_(*runtime) {}
+
  protected:
-  using Base = ServerStreamHandler<Response>;
-  using typename Base::Turn;
-
-  JobHandler(Runtime& runtime, grpc::CallbackServerContext* context) : Base(runtime, context) {}
-
   // The job. Runs on an I/O thread; calls End once, then or later.
   virtual void Run() = 0;
 
@@ -35,12 +35,15 @@ class JobHandler : public ServerStreamHandler<Response> {
       end_ = std::move(status);
       result_ = std::move(response);
     }
-    this->Wake();
+    Wake();
   }
 
+  const Request& request() const { return request_; }
   const JobControl& control() const { return control_; }
   // From any thread: the job ends with CANCELLED at its next look, if it has not ended before.
   void CancelJob() { control_.Cancel(); }
+
+  Runtime& runtime_;
 
  private:
   // Bound before the job begins, and called by it alone.
@@ -59,32 +62,37 @@ class JobHandler : public ServerStreamHandler<Response> {
       reported_ = now;
       progress_ = progress;
     }
-    this->Wake();
+    Wake();
   }
 
-  Turn Next(Response* message, absl::Status* status) final {
+  absl::Status OnRequest(grpc::ByteBuffer* message) final {
+    return ParseRequest(message, &request_);
+  }
+
+  Turn Next(grpc::ByteBuffer* message, absl::Status* status) final {
     if (!started_) {
       started_ = true;
-      this->runtime_.PostIo([this, self = this->Share()] { Run(); });
+      runtime_.PostIo([this, self = Share()] { Run(); });
       return Turn::kWait;
     }
     absl::MutexLock lock(&mutex_);
-    if (this->gone()) {
+    if (gone()) {
       if (!end_) return Turn::kWait;
-      *status = this->GoneStatus();
+      *status = GoneStatus();
       return Turn::kEnd;
     }
     if (progress_ && (!end_ || end_->ok())) {
-      message->Clear();
-      message->mutable_progress()->set_phase(progress_->phase);
-      message->mutable_progress()->set_done_bytes(progress_->done_bytes);
-      message->mutable_progress()->set_total_bytes(progress_->total_bytes);
+      Response response;
+      response.mutable_progress()->set_phase(progress_->phase);
+      response.mutable_progress()->set_done_bytes(progress_->done_bytes);
+      response.mutable_progress()->set_total_bytes(progress_->total_bytes);
+      *message = SerializeMessage(response);
       progress_.reset();
       return Turn::kMessage;
     }
     if (!end_) return Turn::kWait;
     if (end_->ok() && result_) {
-      *message = *std::move(result_);
+      *message = SerializeMessage(*result_);
       result_.reset();
       return Turn::kMessage;
     }
@@ -92,8 +100,9 @@ class JobHandler : public ServerStreamHandler<Response> {
     return Turn::kEnd;
   }
 
-  void OnGone() final { control_.Cancel(); }
+  void OnCallerGone() final { control_.Cancel(); }
 
+  Request request_;
   const Reporter reporter_{this};
   JobControl control_{reporter_};
   bool started_ = false;  // by turns

@@ -15,11 +15,10 @@
 namespace modelstate {
 namespace {
 
-class LoadCheckpointHandler final : public JobHandler<v1::LoadCheckpointResponse> {
+class LoadCheckpointHandler final
+    : public JobHandler<v1::LoadCheckpointRequest, v1::LoadCheckpointResponse> {
  public:
-  LoadCheckpointHandler(Runtime& runtime, grpc::CallbackServerContext* context,
-                        const v1::LoadCheckpointRequest* request)
-      : JobHandler(runtime, context), request_(*request) {}
+  using JobHandler::JobHandler;
 
  private:
   void Run() override {
@@ -28,11 +27,11 @@ class LoadCheckpointHandler final : public JobHandler<v1::LoadCheckpointResponse
 
   // Everything up to the commit, which ends the job.
   absl::Status Load() {
-    MS_ASSIGN_OR_RETURN(LoadOptions options, LoadOptionsFromProto(request_.options()));
+    MS_ASSIGN_OR_RETURN(LoadOptions options, LoadOptionsFromProto(request().options()));
     MS_RETURN_IF_ERROR(FindOrCreateModule(options.dry_run));
     MS_ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointSource> source,
-                        CheckpointSource::Open(runtime_.checkpoints->root(), request_.path(),
-                                               request_.state_dict_key()));
+                        CheckpointSource::Open(runtime_.checkpoints->root(), request().path(),
+                                               request().state_dict_key()));
     source->Describe(&options);
     if (options.dry_run) return DryRun(*source, options);
     const VersionRef current = module_->Current();
@@ -42,7 +41,7 @@ class LoadCheckpointHandler final : public JobHandler<v1::LoadCheckpointResponse
                                                          *module_->environment().push_budget,
                                                          *runtime_.readers, control()));
     std::optional<RestoredState> restored;
-    if (!request_.weights_only()) {
+    if (!request().weights_only()) {
       MS_ASSIGN_OR_RETURN(restored, source->Restore(*staged.plan.schema, *current->device,
                                                     *module_->environment().push_budget, control(),
                                                     runtime_.readers.get()));
@@ -54,7 +53,7 @@ class LoadCheckpointHandler final : public JobHandler<v1::LoadCheckpointResponse
     result->set_format(source->format());
     result->set_optimizer_loaded(restored && restored->optimizer != nullptr);
     result->set_read_bytes(source->read_bytes());
-    staged.detail = absl::StrCat(request_.path(), " (", source->format(), ")",
+    staged.detail = absl::StrCat(request().path(), " (", source->format(), ")",
                                  restored ? ", with its step and optimizer" : "");
     const uint64_t bytes = staged.plan.total_bytes;
     control().Report({"commit", bytes, bytes});
@@ -78,7 +77,7 @@ class LoadCheckpointHandler final : public JobHandler<v1::LoadCheckpointResponse
     } else {
       MS_ASSIGN_OR_RETURN(schema, ModuleSchema::Create({}, 1));
     }
-    MS_ASSIGN_OR_RETURN(const LoadPlan plan, LoadPlan::Create(request_.module(), std::move(schema),
+    MS_ASSIGN_OR_RETURN(const LoadPlan plan, LoadPlan::Create(request().module(), std::move(schema),
                                                               source.incoming(), options));
     v1::LoadCheckpointResponse response;
     v1::LoadCheckpointResult* result = response.mutable_result();
@@ -92,11 +91,12 @@ class LoadCheckpointHandler final : public JobHandler<v1::LoadCheckpointResponse
   }
 
   absl::Status FindOrCreateModule(bool dry_run) {
-    absl::StatusOr<std::shared_ptr<ModuleInstance>> module = runtime_.FindModule(request_.module());
-    if (!module.ok() && request_.create_module() &&
+    absl::StatusOr<std::shared_ptr<ModuleInstance>> module =
+        runtime_.FindModule(request().module());
+    if (!module.ok() && request().create_module() &&
         GetReason(module.status()) == Reason::kModuleNotFound) {
-      if (dry_run) return ModuleRegistry::ValidateName(request_.module());
-      module = CreateEmptyModule(runtime_, request_.module());
+      if (dry_run) return ModuleRegistry::ValidateName(request().module());
+      module = CreateEmptyModule(runtime_, request().module());
       created_ = module.ok();
     }
     MS_RETURN_IF_ERROR(module.status());
@@ -111,18 +111,14 @@ class LoadCheckpointHandler final : public JobHandler<v1::LoadCheckpointResponse
         module_, [this, self = Share(), status = std::move(status)] { End(status); });
   }
 
-  const v1::LoadCheckpointRequest request_;
   std::shared_ptr<ModuleInstance> module_;
   bool created_ = false;
 };
 
 }  // namespace
 
-grpc::ServerWriteReactor<v1::LoadCheckpointResponse>* ModelStateService::LoadCheckpoint(
-    Context* context, const v1::LoadCheckpointRequest* request) {
-  auto* handler = new LoadCheckpointHandler(runtime_, context, request);
-  handler->Wake();
-  return handler;
+RefPtr<CallHandler> ModelStateService::LoadCheckpoint(Call* call) {
+  return RefPtr<CallHandler>::Adopt(new LoadCheckpointHandler(&runtime_, call));
 }
 
 }  // namespace modelstate

@@ -29,7 +29,7 @@ void LoadOptimizerStatePush::OnMessage(grpc::ByteBuffer* message) {
   if (first && *kind == PartKind::kHeader) {
     if (absl::Status status = Begin(); !status.ok()) return Fail(status);
   }
-  call_.ReadNext();
+  call_.Read();
 }
 
 void LoadOptimizerStatePush::Fail(const absl::Status& status) {
@@ -201,7 +201,7 @@ void LoadOptimizerStatePush::Commit() {
                                    v1::Optimizer response;
                                    OptimizerToProto(*module_, **version, *module_->optimizer(),
                                                     &response);
-                                   call_.Finish(absl::OkStatus(), SerializeMessage(response));
+                                   call_.FinishWith(SerializeMessage(response));
                                  });
 }
 

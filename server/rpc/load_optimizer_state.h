@@ -10,7 +10,7 @@
 #include "absl/status/status.h"
 #include "common/wire/tensor_receiver.h"
 #include "modelstate/v1/step.pb.h"
-#include "server/rpc/push_call.h"
+#include "server/rpc/call.h"
 #include "server/rpc/runtime.h"
 #include "server/state/captured_state.h"
 #include "server/state/optimizer_tensors.h"
@@ -21,9 +21,9 @@ namespace modelstate {
 // the optimizer, which is the header's or the module's own; the chunks go straight into fresh
 // storages, or, where the dtype is another, into temporary ones that are cast at the end. All of it
 // is published when the stream has ended after its trailer.
-class LoadOptimizerStatePush final : public PushSession, private TensorDestination {
+class LoadOptimizerStatePush final : public CallHandler, private TensorDestination {
  public:
-  LoadOptimizerStatePush(Runtime* runtime, PushCall* call) : runtime_(*runtime), call_(*call) {}
+  LoadOptimizerStatePush(Runtime* runtime, Call* call) : runtime_(*runtime), call_(*call) {}
 
   void OnMessage(grpc::ByteBuffer* message) override;
   void OnEnd() override;
@@ -44,7 +44,7 @@ class LoadOptimizerStatePush final : public PushSession, private TensorDestinati
   absl::Span<uint8_t> Destination(size_t index, uint64_t offset, uint64_t max) override;
 
   Runtime& runtime_;
-  PushCall& call_;
+  Call& call_;
   v1::OptimizerStateHeader header_;
   TensorReceiver receiver_{this};
   std::shared_ptr<ModuleInstance> module_;

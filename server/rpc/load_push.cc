@@ -58,7 +58,7 @@ void LoadPush::OnMessage(grpc::ByteBuffer* message) {
     if (absl::Status status = Begin(); !status.ok()) return Fail(status);
   }
   if (dry_plan_) return AnswerDryRun();
-  call_.ReadNext();
+  call_.Read();
 }
 
 void LoadPush::Fail(const absl::Status& status) {
@@ -211,7 +211,7 @@ void LoadPush::AnswerDryRun() {
   v1::LoadResult result;
   LoadPlanToProto(*dry_plan_, options_.skip_keys, &result);
   ModuleToProto(*module_, *module_->Current(), result.mutable_module());
-  call_.Finish(absl::OkStatus(), SerializeMessage(result));
+  call_.FinishWith(SerializeMessage(result));
 }
 
 void LoadPush::Commit() {
@@ -227,7 +227,7 @@ void LoadPush::Commit() {
       [this, result = std::move(result)](absl::StatusOr<VersionRef> version) mutable {
         if (!version.ok()) return call_.Finish(version.status());
         ModuleToProto(*module_, **version, result.mutable_module());
-        call_.Finish(absl::OkStatus(), SerializeMessage(result));
+        call_.FinishWith(SerializeMessage(result));
       });
 }
 

@@ -10,8 +10,8 @@
 #include "absl/status/status.h"
 #include "common/wire/tensor_receiver.h"
 #include "modelstate/v1/state.pb.h"
+#include "server/rpc/call.h"
 #include "server/rpc/initial_values.h"
-#include "server/rpc/push_call.h"
 #include "server/rpc/runtime.h"
 #include "server/state/load_plan.h"
 
@@ -23,9 +23,9 @@ namespace modelstate {
 // come, and those that have an initializer are filled at the end. The load is committed when the
 // stream has ended after its trailer. A dry run is answered when the table is complete; what comes
 // after that is not looked at.
-class LoadPush final : public PushSession, private TensorDestination {
+class LoadPush final : public CallHandler, private TensorDestination {
  public:
-  LoadPush(Runtime* runtime, PushCall* call) : runtime_(*runtime), call_(*call) {}
+  LoadPush(Runtime* runtime, Call* call) : runtime_(*runtime), call_(*call) {}
 
   void OnMessage(grpc::ByteBuffer* message) override;
   void OnEnd() override;
@@ -45,7 +45,7 @@ class LoadPush final : public PushSession, private TensorDestination {
   absl::Span<uint8_t> Destination(size_t index, uint64_t offset, uint64_t max) override;
 
   Runtime& runtime_;
-  PushCall& call_;
+  Call& call_;
   v1::LoadHeader header_;
   TensorReceiver receiver_{this};
   std::shared_ptr<ModuleInstance> module_;

@@ -8,14 +8,12 @@
 #include "server/rpc/module_factory.h"
 #include "server/rpc/page_token.h"
 #include "server/rpc/service.h"
-#include "server/rpc/unary_handler.h"
 
 namespace modelstate {
 
-grpc::ServerUnaryReactor* ModelStateService::CreateModule(Context*,
-                                                          const v1::CreateModuleRequest* request,
-                                                          v1::Module* response) {
-  return UnaryHandler::AnswerOnIoThread(runtime_, [this, request, response]() -> absl::Status {
+void ModelStateService::CreateModule(UnaryCall* call, const v1::CreateModuleRequest* request,
+                                     v1::Module* response) {
+  call->AnswerOnIoThread([this, request, response]() -> absl::Status {
     MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module,
                         CreateModuleFromSpec(runtime_, *request));
     ModuleToProto(*module, *module->Current(), response);
@@ -23,10 +21,9 @@ grpc::ServerUnaryReactor* ModelStateService::CreateModule(Context*,
   });
 }
 
-grpc::ServerUnaryReactor* ModelStateService::GetModule(Context*,
-                                                       const v1::GetModuleRequest* request,
-                                                       v1::Module* response) {
-  return UnaryHandler::AnswerNow(runtime_, [&]() -> absl::Status {
+void ModelStateService::GetModule(UnaryCall* call, const v1::GetModuleRequest* request,
+                                  v1::Module* response) {
+  call->AnswerNow([&]() -> absl::Status {
     MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module,
                         runtime_.FindModule(request->module()));
     ModuleToProto(*module, *module->Current(), response);
@@ -34,10 +31,9 @@ grpc::ServerUnaryReactor* ModelStateService::GetModule(Context*,
   });
 }
 
-grpc::ServerUnaryReactor* ModelStateService::ListModules(Context*,
-                                                         const v1::ListModulesRequest* request,
-                                                         v1::ListModulesResponse* response) {
-  return UnaryHandler::AnswerNow(runtime_, [&]() -> absl::Status {
+void ModelStateService::ListModules(UnaryCall* call, const v1::ListModulesRequest* request,
+                                    v1::ListModulesResponse* response) {
+  call->AnswerNow([&]() -> absl::Status {
     MS_ASSIGN_OR_RETURN(const size_t page_size, PageSize(request->page_size(), 100, 1000));
     const std::string scope = PageScope(v1::ListModulesRequest(), "modules");
     MS_ASSIGN_OR_RETURN(const std::string after, DecodePageToken(scope, request->page_token()));
@@ -56,10 +52,9 @@ grpc::ServerUnaryReactor* ModelStateService::ListModules(Context*,
   });
 }
 
-grpc::ServerUnaryReactor* ModelStateService::DeleteModule(Context*,
-                                                          const v1::DeleteModuleRequest* request,
-                                                          v1::DeleteModuleResponse*) {
-  return UnaryHandler::AnswerLater(runtime_, [&](UnaryHandler* call) -> absl::Status {
+void ModelStateService::DeleteModule(UnaryCall* call, const v1::DeleteModuleRequest* request,
+                                     v1::DeleteModuleResponse*) {
+  call->AnswerLater([&]() -> absl::Status {
     MS_RETURN_IF_ERROR(runtime_.FindModule(request->module()).status());
     return runtime_.registry->Delete(request->module(), [this, call](const ModuleInstance& module) {
       runtime_.pins->ReleaseModule(module);
@@ -68,10 +63,9 @@ grpc::ServerUnaryReactor* ModelStateService::DeleteModule(Context*,
   });
 }
 
-grpc::ServerUnaryReactor* ModelStateService::MoveModule(Context*,
-                                                        const v1::MoveModuleRequest* request,
-                                                        v1::Module* response) {
-  return UnaryHandler::AnswerLater(runtime_, [&](UnaryHandler* call) -> absl::Status {
+void ModelStateService::MoveModule(UnaryCall* call, const v1::MoveModuleRequest* request,
+                                   v1::Module* response) {
+  call->AnswerLater([&]() -> absl::Status {
     MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module,
                         runtime_.FindModule(request->module()));
     Device* device = nullptr;
@@ -98,9 +92,9 @@ grpc::ServerUnaryReactor* ModelStateService::MoveModule(Context*,
   });
 }
 
-grpc::ServerUnaryReactor* ModelStateService::SetRequiresGrad(
-    Context*, const v1::SetRequiresGradRequest* request, v1::SetRequiresGradResponse* response) {
-  return UnaryHandler::AnswerLater(runtime_, [&](UnaryHandler* call) -> absl::Status {
+void ModelStateService::SetRequiresGrad(UnaryCall* call, const v1::SetRequiresGradRequest* request,
+                                        v1::SetRequiresGradResponse* response) {
+  call->AnswerLater([&]() -> absl::Status {
     MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module,
                         runtime_.FindModule(request->module()));
     if (!request->has_selection()) {

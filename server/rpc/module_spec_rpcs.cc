@@ -7,14 +7,12 @@
 #include "common/wire/convert.h"
 #include "server/rpc/page_token.h"
 #include "server/rpc/service.h"
-#include "server/rpc/unary_handler.h"
 
 namespace modelstate {
 
-grpc::ServerUnaryReactor* ModelStateService::GetModuleSpec(Context*,
-                                                           const v1::GetModuleSpecRequest* request,
-                                                           v1::GetModuleSpecResponse* response) {
-  return UnaryHandler::AnswerNow(runtime_, [&]() -> absl::Status {
+void ModelStateService::GetModuleSpec(UnaryCall* call, const v1::GetModuleSpecRequest* request,
+                                      v1::GetModuleSpecResponse* response) {
+  call->AnswerNow([&]() -> absl::Status {
     MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module,
                         runtime_.FindModule(request->module()));
     MS_ASSIGN_OR_RETURN(const size_t page_size, PageSize(request->page_size(), 1000, 10000));

@@ -5,13 +5,13 @@
 #include "common/wire/optimizer_convert.h"
 #include "server/rpc/module_convert.h"
 #include "server/rpc/service.h"
-#include "server/rpc/unary_handler.h"
 
 namespace modelstate {
 
-grpc::ServerUnaryReactor* ModelStateService::ConfigureOptimizer(
-    Context*, const v1::ConfigureOptimizerRequest* request, v1::Optimizer* response) {
-  return UnaryHandler::AnswerLater(runtime_, [&](UnaryHandler* call) -> absl::Status {
+void ModelStateService::ConfigureOptimizer(UnaryCall* call,
+                                           const v1::ConfigureOptimizerRequest* request,
+                                           v1::Optimizer* response) {
+  call->AnswerLater([&]() -> absl::Status {
     MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module,
                         runtime_.FindModule(request->module()));
     MS_ASSIGN_OR_RETURN(OptimizerConfig config, OptimizerConfigFromProto(request->optimizer()));
@@ -29,10 +29,9 @@ grpc::ServerUnaryReactor* ModelStateService::ConfigureOptimizer(
   });
 }
 
-grpc::ServerUnaryReactor* ModelStateService::GetOptimizer(Context*,
-                                                          const v1::GetOptimizerRequest* request,
-                                                          v1::Optimizer* response) {
-  return UnaryHandler::AnswerNow(runtime_, [&]() -> absl::Status {
+void ModelStateService::GetOptimizer(UnaryCall* call, const v1::GetOptimizerRequest* request,
+                                     v1::Optimizer* response) {
+  call->AnswerNow([&]() -> absl::Status {
     MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module,
                         runtime_.FindModule(request->module()));
     const std::shared_ptr<const Optimizer> optimizer = module->optimizer();

@@ -13,7 +13,6 @@
 #include "server/rpc/page_token.h"
 #include "server/rpc/service.h"
 #include "server/rpc/tensor_statistics.h"
-#include "server/rpc/unary_handler.h"
 #include "server/rules/rule_info.h"
 #include "server/state/optimizer_tensors.h"
 
@@ -120,9 +119,9 @@ absl::Status DescribePart(const Listing& listing, OptimizerStatePart& part,
 
 }  // namespace
 
-grpc::ServerUnaryReactor* ModelStateService::ListOptimizerState(
-    Context*, const v1::ListTensorsRequest* request, v1::ListTensorsResponse* response) {
-  return UnaryHandler::AnswerLater(runtime_, [&](UnaryHandler* call) -> absl::Status {
+void ModelStateService::ListOptimizerState(UnaryCall* call, const v1::ListTensorsRequest* request,
+                                           v1::ListTensorsResponse* response) {
+  call->AnswerLater([&]() -> absl::Status {
     MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module,
                         runtime_.FindModule(request->module()));
     Listing listing;

@@ -3,10 +3,15 @@
 #include <google/protobuf/descriptor.h>
 #include <google/protobuf/descriptor.pb.h>
 
+#include <memory>
 #include <set>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/wire/part_codec.h"
 #include "grpc/health/v1/health.pb.h"
+#include "grpc/reflection/v1/reflection.pb.h"
+#include "grpc/reflection/v1alpha/reflection.pb.h"
 #include "modelstate/v1/service.pb.h"
 
 namespace modelstate {
@@ -91,49 +96,62 @@ void Answer(const Request& request, const std::vector<std::string>& services, Re
 }
 
 template <typename Request, typename Response>
-class ReflectionCall final : public grpc::ServerBidiReactor<Request, Response> {
+class ReflectionHandler final : public CallHandler {
  public:
-  explicit ReflectionCall(const std::vector<std::string>* services) : services_(*services) {
-    this->StartRead(&request_);
-  }
+  ReflectionHandler(Call* call, std::shared_ptr<const std::vector<std::string>> services)
+      : call_(*call), services_(std::move(services)) {}
 
  private:
-  void OnReadDone(bool ok) override {
-    if (!ok) return this->Finish(grpc::Status::OK);
-    Answer(request_, services_, &response_);
-    this->StartWrite(&response_);
+  void OnMessage(grpc::ByteBuffer* message) override {
+    Request request;
+    if (absl::Status status = ParseRequest(message, &request); !status.ok()) {
+      return call_.Finish(status);
+    }
+    Response response;
+    Answer(request, *services_, &response);
+    call_.Write(SerializeMessage(response));
   }
-  void OnWriteDone(bool ok) override {
-    if (!ok) return this->Finish(grpc::Status(grpc::StatusCode::CANCELLED, "the caller has gone"));
-    this->StartRead(&request_);
+  void OnEnd() override { call_.Finish(absl::OkStatus()); }
+  void OnWritten(bool ok) override {
+    if (!ok) return call_.Finish(call_.GoneStatus());
+    call_.Read();
   }
-  void OnDone() override { delete this; }
 
-  const std::vector<std::string>& services_;
-  Request request_;
-  Response response_;
+  Call& call_;
+  const std::shared_ptr<const std::vector<std::string>> services_;
 };
 
-}  // namespace
-
-template <typename Service, typename Request, typename Response>
-grpc::ServerBidiReactor<Request, Response>*
-Reflection<Service, Request, Response>::ServerReflectionInfo(grpc::CallbackServerContext*) {
-  return new ReflectionCall<Request, Response>(&services_);
+template <typename Request, typename Response>
+Call::Method ReflectionMethod(const std::string& service,
+                              std::shared_ptr<const std::vector<std::string>> services) {
+  Call::Method method;
+  method.path = absl::StrCat("/", service, "/ServerReflectionInfo");
+  method.admitted = false;
+  method.make_handler = [services = std::move(services)](Call* call) {
+    return RefPtr<CallHandler>::Adopt(new ReflectionHandler<Request, Response>(call, services));
+  };
+  return method;
 }
 
-template class Reflection<grpc::reflection::v1::ServerReflection,
-                          grpc::reflection::v1::ServerReflectionRequest,
-                          grpc::reflection::v1::ServerReflectionResponse>;
-template class Reflection<grpc::reflection::v1alpha::ServerReflection,
-                          grpc::reflection::v1alpha::ServerReflectionRequest,
-                          grpc::reflection::v1alpha::ServerReflectionResponse>;
-
+// Makes the linker keep the descriptors of services that are served without them.
 void LinkServiceDescriptors() {
   grpc::health::v1::HealthCheckRequest::descriptor();
   // service.proto has no messages, so nothing else refers to the object file with its descriptor.
   [[maybe_unused]] static const void* volatile keep =
       &descriptor_table_modelstate_2fv1_2fservice_2eproto;
+}
+
+}  // namespace
+
+std::vector<Call::Method> ReflectionMethods(std::vector<std::string> services) {
+  LinkServiceDescriptors();
+  const auto names = std::make_shared<const std::vector<std::string>>(std::move(services));
+  return {ReflectionMethod<grpc::reflection::v1::ServerReflectionRequest,
+                           grpc::reflection::v1::ServerReflectionResponse>(
+              "grpc.reflection.v1.ServerReflection", names),
+          ReflectionMethod<grpc::reflection::v1alpha::ServerReflectionRequest,
+                           grpc::reflection::v1alpha::ServerReflectionResponse>(
+              "grpc.reflection.v1alpha.ServerReflection", names)};
 }
 
 }  // namespace modelstate

@@ -9,11 +9,10 @@
 namespace modelstate {
 namespace {
 
-class SaveCheckpointHandler final : public JobHandler<v1::SaveCheckpointResponse> {
+class SaveCheckpointHandler final
+    : public JobHandler<v1::SaveCheckpointRequest, v1::SaveCheckpointResponse> {
  public:
-  SaveCheckpointHandler(Runtime& runtime, grpc::CallbackServerContext* context,
-                        const v1::SaveCheckpointRequest* request)
-      : JobHandler(runtime, context), request_(*request) {}
+  using JobHandler::JobHandler;
 
  private:
   void Run() override {
@@ -21,10 +20,10 @@ class SaveCheckpointHandler final : public JobHandler<v1::SaveCheckpointResponse
   }
 
   absl::Status CaptureAndSave() {
-    MS_RETURN_IF_ERROR(RootDirectory::ValidatePath(request_.path()));
-    MS_ASSIGN_OR_RETURN(module_, runtime_.FindModule(request_.module()));
+    MS_RETURN_IF_ERROR(RootDirectory::ValidatePath(request().path()));
+    MS_ASSIGN_OR_RETURN(module_, runtime_.FindModule(request().module()));
     module_->Capture(
-        !request_.weights_only(), [this, self = Share()](absl::StatusOr<CapturedState> state) {
+        !request().weights_only(), [this, self = Share()](absl::StatusOr<CapturedState> state) {
           if (!state.ok()) return End(state.status());
           // From the strand back to where files may be touched.
           runtime_.PostIo([this, self, state = *std::move(state)]() mutable { Save(state); });
@@ -34,14 +33,14 @@ class SaveCheckpointHandler final : public JobHandler<v1::SaveCheckpointResponse
 
   void Save(CapturedState& state) {
     SaveOptions options;
-    options.overwrite = request_.overwrite();
-    options.weights_only = request_.weights_only();
+    options.overwrite = request().overwrite();
+    options.weights_only = request().weights_only();
     const auto deletion = module_->Subscribe([this] {
       if (module_->deleted()) CancelJob();
     });
     if (module_->deleted()) CancelJob();
     absl::StatusOr<CheckpointInfo> info =
-        runtime_.checkpoints->Save(state, request_.path(), options, control());
+        runtime_.checkpoints->Save(state, request().path(), options, control());
     {
       const CapturedState ended = std::move(state);  // nothing is held when the caller hears of it
     }
@@ -54,17 +53,13 @@ class SaveCheckpointHandler final : public JobHandler<v1::SaveCheckpointResponse
     End(absl::OkStatus(), std::move(response));
   }
 
-  const v1::SaveCheckpointRequest request_;
   std::shared_ptr<ModuleInstance> module_;
 };
 
 }  // namespace
 
-grpc::ServerWriteReactor<v1::SaveCheckpointResponse>* ModelStateService::SaveCheckpoint(
-    Context* context, const v1::SaveCheckpointRequest* request) {
-  auto* handler = new SaveCheckpointHandler(runtime_, context, request);
-  handler->Wake();
-  return handler;
+RefPtr<CallHandler> ModelStateService::SaveCheckpoint(Call* call) {
+  return RefPtr<CallHandler>::Adopt(new SaveCheckpointHandler(&runtime_, call));
 }
 
 }  // namespace modelstate

@@ -1,25 +1,34 @@
 #include "server/rpc/server.h"
 
-#include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/impl/server_builder_option.h>
 #include <grpcpp/server_builder.h>
 
 #include <algorithm>
 #include <filesystem>
+#include <iterator>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/random.h"
 #include "common/base/status.h"
+#include "server/rpc/reflection.h"
 
 namespace modelstate {
 namespace {
 
-constexpr size_t kPushQueues = 2;
 constexpr uint64_t kMinMessageBytes = uint64_t{64} << 10;
 // What a chunk's message has beside its data.
 constexpr uint64_t kChunkOverhead = 64;
+
+constexpr char kServiceName[] = "modelstate.v1.ModelState";
+
+// Received bytes stay in a thread's cache best where no other thread polls; with many cores it pays
+// to share the work.
+size_t NetworkThreads(size_t wanted) {
+  return wanted != 0 ? wanted : std::max<size_t>(1, std::thread::hardware_concurrency() / 4);
+}
 
 absl::Status OptionError(absl::string_view flag, absl::string_view text) {
   return MakeError(Reason::kInvalidField, absl::StrCat("--", flag, ": ", text),
@@ -67,6 +76,8 @@ absl::Status Server::CheckOptions() const {
   if (options_.io_threads == 0 || options_.io_threads > 1024) {
     return OptionError("io_threads", "must be 1 to 1024");
   }
+  if (options_.network_threads > 1024)
+    return OptionError("network_threads", "must be at most 1024");
   if (options_.compute_threads > 1024)
     return OptionError("compute_threads", "must be at most 1024");
   if (options_.max_lease <= absl::ZeroDuration())
@@ -130,15 +141,10 @@ absl::Status Server::StartRuntime() {
 }
 
 absl::Status Server::Listen() {
-  LinkServiceDescriptors();
-  grpc::EnableDefaultHealthCheckService(true);
-  service_ = std::make_unique<ModelStateService>(&runtime_);
   const std::vector<std::string> services = {
-      "grpc.health.v1.Health", grpc::reflection::v1::ServerReflection::service_full_name(),
-      grpc::reflection::v1alpha::ServerReflection::service_full_name(),
-      v1::ModelState::service_full_name()};
-  reflection_v1_ = std::make_unique<ReflectionV1>(services);
-  reflection_v1alpha_ = std::make_unique<ReflectionV1Alpha>(services);
+      "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection",
+      "grpc.reflection.v1alpha.ServerReflection", kServiceName};
+  service_ = std::make_unique<ModelStateService>(&runtime_);
 
   grpc::ServerBuilder builder;
   builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port_);
@@ -152,10 +158,7 @@ absl::Status Server::Listen() {
   builder.SetOption(std::make_unique<SocketOption>(options_.transport_profile));
   builder.SetMaxReceiveMessageSize(static_cast<int>(options_.max_message_bytes));
   builder.SetMaxSendMessageSize(-1);
-  builder.RegisterService(service_.get());
-  builder.RegisterService(reflection_v1_.get());
-  builder.RegisterService(reflection_v1alpha_.get());
-  queues_ = std::make_unique<PushQueues>(&builder, kPushQueues);
+  queues_ = std::make_unique<CallQueues>(&builder, NetworkThreads(options_.network_threads));
   server_ = builder.BuildAndStart();
   if (server_ == nullptr || port_ == 0) {
     return absl::FailedPreconditionError(
@@ -164,11 +167,14 @@ absl::Status Server::Listen() {
   }
   address_ = absl::StrCat(options_.listen.substr(0, options_.listen.rfind(':')), ":", port_);
 
-  grpc::HealthCheckServiceInterface* health = server_->GetHealthCheckService();
-  health->SetServingStatus(v1::ModelState::service_full_name(), true);
+  health_.SetServing(kServiceName, true);
   runtime_.registry->SetListener(
-      [health](const std::string& module, bool ready) { health->SetServingStatus(module, ready); });
-  queues_->Start(&runtime_, service_->push_methods());
+      [this](const std::string& module, bool ready) { health_.SetServing(module, ready); });
+  std::vector<Call::Method> methods = service_->methods();
+  for (std::vector<Call::Method> more : {health_.methods(), ReflectionMethods(services)}) {
+    std::move(more.begin(), more.end(), std::back_inserter(methods));
+  }
+  queues_->Start(&runtime_, std::move(methods));
   return absl::OkStatus();
 }
 
@@ -184,7 +190,7 @@ void Server::Stop(absl::Duration grace) {
   if (std::exchange(stopped_, true)) return;
   if (server_ != nullptr) {
     // Health first, so that balancers look elsewhere before calls are refused.
-    server_->GetHealthCheckService()->Shutdown();
+    health_.Shutdown();
     runtime_.calls.BeginDrain();
     runtime_.calls.WaitUntilIdle(absl::Now() + grace);
     server_->Shutdown(std::chrono::system_clock::now());

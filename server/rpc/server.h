@@ -10,8 +10,8 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "common/wire/transport_tuning.h"
-#include "server/rpc/push_call.h"
-#include "server/rpc/reflection.h"
+#include "server/rpc/call_queues.h"
+#include "server/rpc/health.h"
 #include "server/rpc/runtime.h"
 #include "server/rpc/service.h"
 
@@ -29,6 +29,7 @@ struct ServerOptions {
   uint64_t max_chunk_bytes = uint64_t{2} << 20;
   size_t compute_threads = 0;  // one per hardware thread
   size_t io_threads = 4;
+  size_t network_threads = 0;  // one per four hardware threads, at least one
   TransportProfile transport_profile = TransportProfile::kAuto;
   absl::Duration max_lease = absl::Hours(1);
   size_t max_workers = 10'000;  // remembered by each module
@@ -74,9 +75,8 @@ class Server {
   bool stopped_ = false;
   Runtime runtime_;
   std::unique_ptr<ModelStateService> service_;
-  std::unique_ptr<ReflectionV1> reflection_v1_;
-  std::unique_ptr<ReflectionV1Alpha> reflection_v1alpha_;
-  std::unique_ptr<PushQueues> queues_;
+  Health health_;
+  std::unique_ptr<CallQueues> queues_;
   std::unique_ptr<grpc::Server> server_;
 };
 

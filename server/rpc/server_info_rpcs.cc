@@ -2,14 +2,12 @@
 #include "common/format/checkpoint_reader.h"
 #include "common/wire/convert.h"
 #include "server/rpc/service.h"
-#include "server/rpc/unary_handler.h"
 
 namespace modelstate {
 
-grpc::ServerUnaryReactor* ModelStateService::GetServerInfo(Context*,
-                                                           const v1::GetServerInfoRequest*,
-                                                           v1::GetServerInfoResponse* response) {
-  return UnaryHandler::AnswerNow(runtime_, [&] {
+void ModelStateService::GetServerInfo(UnaryCall* call, const v1::GetServerInfoRequest*,
+                                      v1::GetServerInfoResponse* response) {
+  call->AnswerNow([&] {
     response->set_version(MODELSTATE_VERSION);
     response->set_incarnation(runtime_.incarnation);
     for (const std::unique_ptr<Device>& device : runtime_.devices) {

@@ -3,101 +3,68 @@
 
 #include <vector>
 
-#include "modelstate/v1/service.grpc.pb.h"
-#include "server/rpc/push_call.h"
+#include "common/base/ref_counted.h"
+#include "modelstate/v1/service.pb.h"
+#include "server/rpc/call.h"
 #include "server/rpc/runtime.h"
+#include "server/rpc/unary_call.h"
 
 namespace modelstate {
 
-namespace service_internal {
-
-using Push = v1::ModelState::WithRawMethod_ApplyStep<v1::ModelState::WithRawMethod_LoadStateDict<
-    v1::ModelState::WithRawMethod_LoadOptimizerState<v1::ModelState::Service>>>;
-using Streams = v1::ModelState::WithRawCallbackMethod_StreamStateDict<
-    v1::ModelState::WithCallbackMethod_LoadCheckpoint<
-        v1::ModelState::WithCallbackMethod_SaveCheckpoint<
-            v1::ModelState::WithRawCallbackMethod_WatchModule<Push>>>>;
-using Versions = v1::ModelState::WithCallbackMethod_ListVersions<
-    v1::ModelState::WithCallbackMethod_GetModuleSpec<Streams>>;
-using Modules = v1::ModelState::WithCallbackMethod_GetServerInfo<
-    v1::ModelState::WithCallbackMethod_CreateModule<
-        v1::ModelState::WithCallbackMethod_GetModule<v1::ModelState::WithCallbackMethod_ListModules<
-            v1::ModelState::WithCallbackMethod_DeleteModule<
-                v1::ModelState::WithCallbackMethod_MoveModule<
-                    v1::ModelState::WithCallbackMethod_SetRequiresGrad<Versions>>>>>>>;
-using Tensors = v1::ModelState::WithCallbackMethod_ListParameters<
-    v1::ModelState::WithCallbackMethod_ListBuffers<
-        v1::ModelState::WithCallbackMethod_ListOptimizerState<
-            v1::ModelState::WithCallbackMethod_GetTensor<
-                v1::ModelState::WithCallbackMethod_PinSnapshot<
-                    v1::ModelState::WithCallbackMethod_ReleaseSnapshot<Modules>>>>>>;
-using All = v1::ModelState::WithCallbackMethod_ConfigureOptimizer<
-    v1::ModelState::WithCallbackMethod_GetOptimizer<
-        v1::ModelState::WithCallbackMethod_ListCheckpoints<
-            v1::ModelState::WithCallbackMethod_DeleteCheckpoint<Tensors>>>>;
-
-}  // namespace service_internal
-
-// The service modelstate.v1.ModelState; service.proto says what each method does. Unary calls and
-// streams to the client use gRPC's callback API, streams from the client its completion queues
-// (push_methods()). The methods are in one file per family, `*_rpcs.cc` and one for each stream.
-class ModelStateService final : public service_internal::All {
+// The methods of modelstate.v1.ModelState; service.proto says what each does. They are in one file
+// per family, `*_rpcs.cc`, and one for each stream.
+class ModelStateService final {
  public:
-  // `runtime` outlives the service.
+  // `runtime` outlives the service, which outlives the calls.
   explicit ModelStateService(Runtime* runtime) : runtime_(*runtime) {}
 
-  // ApplyStep, LoadStateDict and LoadOptimizerState, for PushQueues.
-  std::vector<PushCall::Method> push_methods();
+  std::vector<Call::Method> methods();
 
  private:
-  template <typename T>
-  using Writer = grpc::ServerWriteReactor<T>;
-  using Unary = grpc::ServerUnaryReactor;
-  using Context = grpc::CallbackServerContext;
-
   // server_info_rpcs.cc
-  Unary* GetServerInfo(Context*, const v1::GetServerInfoRequest*,
-                       v1::GetServerInfoResponse*) override;
+  void GetServerInfo(UnaryCall*, const v1::GetServerInfoRequest*, v1::GetServerInfoResponse*);
   // module_rpcs.cc
-  Unary* CreateModule(Context*, const v1::CreateModuleRequest*, v1::Module*) override;
-  Unary* GetModule(Context*, const v1::GetModuleRequest*, v1::Module*) override;
-  Unary* ListModules(Context*, const v1::ListModulesRequest*, v1::ListModulesResponse*) override;
-  Unary* DeleteModule(Context*, const v1::DeleteModuleRequest*, v1::DeleteModuleResponse*) override;
-  Unary* MoveModule(Context*, const v1::MoveModuleRequest*, v1::Module*) override;
-  Unary* SetRequiresGrad(Context*, const v1::SetRequiresGradRequest*,
-                         v1::SetRequiresGradResponse*) override;
+  void CreateModule(UnaryCall*, const v1::CreateModuleRequest*, v1::Module*);
+  void GetModule(UnaryCall*, const v1::GetModuleRequest*, v1::Module*);
+  void ListModules(UnaryCall*, const v1::ListModulesRequest*, v1::ListModulesResponse*);
+  void DeleteModule(UnaryCall*, const v1::DeleteModuleRequest*, v1::DeleteModuleResponse*);
+  void MoveModule(UnaryCall*, const v1::MoveModuleRequest*, v1::Module*);
+  void SetRequiresGrad(UnaryCall*, const v1::SetRequiresGradRequest*, v1::SetRequiresGradResponse*);
   // module_spec_rpcs.cc
-  Unary* GetModuleSpec(Context*, const v1::GetModuleSpecRequest*,
-                       v1::GetModuleSpecResponse*) override;
+  void GetModuleSpec(UnaryCall*, const v1::GetModuleSpecRequest*, v1::GetModuleSpecResponse*);
   // version_rpcs.cc
-  Unary* ListVersions(Context*, const v1::ListVersionsRequest*, v1::ListVersionsResponse*) override;
+  void ListVersions(UnaryCall*, const v1::ListVersionsRequest*, v1::ListVersionsResponse*);
   // tensor_rpcs.cc
-  Unary* ListParameters(Context*, const v1::ListTensorsRequest*, v1::ListTensorsResponse*) override;
-  Unary* ListBuffers(Context*, const v1::ListTensorsRequest*, v1::ListTensorsResponse*) override;
-  Unary* GetTensor(Context*, const v1::GetTensorRequest*, v1::GetTensorResponse*) override;
+  void ListParameters(UnaryCall*, const v1::ListTensorsRequest*, v1::ListTensorsResponse*);
+  void ListBuffers(UnaryCall*, const v1::ListTensorsRequest*, v1::ListTensorsResponse*);
+  void GetTensor(UnaryCall*, const v1::GetTensorRequest*, v1::GetTensorResponse*);
   // optimizer_state_rpcs.cc
-  Unary* ListOptimizerState(Context*, const v1::ListTensorsRequest*,
-                            v1::ListTensorsResponse*) override;
+  void ListOptimizerState(UnaryCall*, const v1::ListTensorsRequest*, v1::ListTensorsResponse*);
   // snapshot_rpcs.cc
-  Unary* PinSnapshot(Context*, const v1::PinSnapshotRequest*, v1::Snapshot*) override;
-  Unary* ReleaseSnapshot(Context*, const v1::ReleaseSnapshotRequest*,
-                         v1::ReleaseSnapshotResponse*) override;
+  void PinSnapshot(UnaryCall*, const v1::PinSnapshotRequest*, v1::Snapshot*);
+  void ReleaseSnapshot(UnaryCall*, const v1::ReleaseSnapshotRequest*, v1::ReleaseSnapshotResponse*);
   // optimizer_rpcs.cc
-  Unary* ConfigureOptimizer(Context*, const v1::ConfigureOptimizerRequest*,
-                            v1::Optimizer*) override;
-  Unary* GetOptimizer(Context*, const v1::GetOptimizerRequest*, v1::Optimizer*) override;
+  void ConfigureOptimizer(UnaryCall*, const v1::ConfigureOptimizerRequest*, v1::Optimizer*);
+  void GetOptimizer(UnaryCall*, const v1::GetOptimizerRequest*, v1::Optimizer*);
   // checkpoint_rpcs.cc
-  Unary* ListCheckpoints(Context*, const v1::ListCheckpointsRequest*,
-                         v1::ListCheckpointsResponse*) override;
-  Unary* DeleteCheckpoint(Context*, const v1::DeleteCheckpointRequest*,
-                          v1::DeleteCheckpointResponse*) override;
-  // load_checkpoint.cc, save_checkpoint.cc, watch_module.cc, stream_state_dict.cc
-  Writer<v1::LoadCheckpointResponse>* LoadCheckpoint(Context*,
-                                                     const v1::LoadCheckpointRequest*) override;
-  Writer<v1::SaveCheckpointResponse>* SaveCheckpoint(Context*,
-                                                     const v1::SaveCheckpointRequest*) override;
-  Writer<grpc::ByteBuffer>* WatchModule(Context*, const grpc::ByteBuffer*) override;
-  Writer<grpc::ByteBuffer>* StreamStateDict(Context*, const grpc::ByteBuffer*) override;
+  void ListCheckpoints(UnaryCall*, const v1::ListCheckpointsRequest*, v1::ListCheckpointsResponse*);
+  void DeleteCheckpoint(UnaryCall*, const v1::DeleteCheckpointRequest*,
+                        v1::DeleteCheckpointResponse*);
+
+  // Streams to the caller: load_checkpoint.cc, save_checkpoint.cc, watch_module.cc,
+  // stream_state_dict.cc.
+  RefPtr<CallHandler> LoadCheckpoint(Call*);
+  RefPtr<CallHandler> SaveCheckpoint(Call*);
+  RefPtr<CallHandler> WatchModule(Call*);
+  RefPtr<CallHandler> StreamStateDict(Call*);
+
+  // A unary method, and one whose handler takes the messages itself.
+  template <typename Request, typename Response>
+  Call::Method Unary(const char* name,
+                     void (ModelStateService::*answer)(UnaryCall*, const Request*, Response*));
+  Call::Method Stream(const char* name, RefPtr<CallHandler> (ModelStateService::*make)(Call*));
+  template <typename Push>
+  Call::Method StreamFrom(const char* name);
 
   Runtime& runtime_;
 };

@@ -6,7 +6,6 @@
 #include "common/base/status.h"
 #include "common/wire/convert.h"
 #include "server/rpc/service.h"
-#include "server/rpc/unary_handler.h"
 
 namespace modelstate {
 namespace {
@@ -45,10 +44,9 @@ absl::StatusOr<PinTable::Pin> Renew(PinTable& pins, const v1::PinSnapshotRequest
 
 }  // namespace
 
-grpc::ServerUnaryReactor* ModelStateService::PinSnapshot(Context*,
-                                                         const v1::PinSnapshotRequest* request,
-                                                         v1::Snapshot* response) {
-  return UnaryHandler::AnswerLater(runtime_, [&](UnaryHandler* call) -> absl::Status {
+void ModelStateService::PinSnapshot(UnaryCall* call, const v1::PinSnapshotRequest* request,
+                                    v1::Snapshot* response) {
+  call->AnswerLater([&]() -> absl::Status {
     PinTable& pins = *runtime_.pins;
     absl::Duration lease = std::min(kDefaultLease, pins.max_lease());
     if (request->has_lease()) {
@@ -80,10 +78,9 @@ grpc::ServerUnaryReactor* ModelStateService::PinSnapshot(Context*,
   });
 }
 
-grpc::ServerUnaryReactor* ModelStateService::ReleaseSnapshot(
-    Context*, const v1::ReleaseSnapshotRequest* request, v1::ReleaseSnapshotResponse*) {
-  return UnaryHandler::AnswerNow(runtime_,
-                                 [&] { return runtime_.pins->Release(request->snapshot_id()); });
+void ModelStateService::ReleaseSnapshot(UnaryCall* call, const v1::ReleaseSnapshotRequest* request,
+                                        v1::ReleaseSnapshotResponse*) {
+  call->AnswerNow([&] { return runtime_.pins->Release(request->snapshot_id()); });
 }
 
 }  // namespace modelstate

@@ -46,14 +46,14 @@ void StepPush::OnMessage(grpc::ByteBuffer* message) {
   const bool first = !receiver_.has_header();
   absl::StatusOr<PartKind> kind = receiver_.Receive(message, &header_);
   if (!kind.ok()) return Fail(kind.status());
-  if (!first || *kind != PartKind::kHeader) return call_.ReadNext();
+  if (!first || *kind != PartKind::kHeader) return call_.Read();
   if (absl::Status status = Begin(); !status.ok()) return Fail(status);
-  if (header_.worker().empty()) return call_.ReadNext();
+  if (header_.worker().empty()) return call_.Read();
   module_->FindStep(header_.worker(), header_.sequence(),
                     [this](absl::StatusOr<std::optional<StepAnswer>> answer) {
                       if (!answer.ok()) return call_.Finish(answer.status());
                       replay_ = answer->has_value();
-                      call_.ReadNext();
+                      call_.Read();
                     });
 }
 
@@ -171,7 +171,7 @@ void StepPush::Apply(StepRequest request) {
     if (!answer.ok()) return call_.Finish(answer.status());
     v1::ApplyStepResponse response;
     StepAnswerToProto(*answer, &response);
-    call_.Finish(absl::OkStatus(), SerializeMessage(response));
+    call_.FinishWith(SerializeMessage(response));
   });
 }
 

@@ -11,7 +11,7 @@
 #include "common/wire/tensor_receiver.h"
 #include "modelstate/v1/step.pb.h"
 #include "server/optim/gradient_set.h"
-#include "server/rpc/push_call.h"
+#include "server/rpc/call.h"
 #include "server/rpc/runtime.h"
 
 namespace modelstate {
@@ -22,9 +22,9 @@ namespace modelstate {
 // where it is sent once more, is only hashed and compared. Else the table is matched with the
 // module's schema, which admits and allocates the storages that the chunks are then copied into.
 // Nothing of it touches the module before the stream has ended after its trailer.
-class StepPush final : public PushSession, private TensorDestination {
+class StepPush final : public CallHandler, private TensorDestination {
  public:
-  StepPush(Runtime* runtime, PushCall* call) : runtime_(*runtime), call_(*call) {}
+  StepPush(Runtime* runtime, Call* call) : runtime_(*runtime), call_(*call) {}
 
   void OnMessage(grpc::ByteBuffer* message) override;
   void OnEnd() override;
@@ -43,7 +43,7 @@ class StepPush final : public PushSession, private TensorDestination {
   absl::Span<uint8_t> Destination(size_t index, uint64_t offset, uint64_t max) override;
 
   Runtime& runtime_;
-  PushCall& call_;
+  Call& call_;
   v1::StepHeader header_;
   TensorReceiver receiver_{this};
   std::shared_ptr<ModuleInstance> module_;

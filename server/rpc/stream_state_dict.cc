@@ -1,6 +1,3 @@
-#include <google/protobuf/io/zero_copy_stream.h>
-#include <grpcpp/support/proto_buffer_reader.h>
-
 #include <algorithm>
 #include <atomic>
 #include <optional>
@@ -126,21 +123,16 @@ absl::StatusOr<StateStream::Contents> WithOptimizerState(const CapturedState& he
   return contents;
 }
 
-class StreamStateDictHandler final : public ServerStreamHandler<grpc::ByteBuffer> {
+class StreamStateDictHandler final : public ServerStreamHandler {
  public:
-  StreamStateDictHandler(Runtime& runtime, grpc::CallbackServerContext* context,
-                         const grpc::ByteBuffer* request)
-      : ServerStreamHandler(runtime, context) {
-    // Parsing needs a buffer of its own: reading one marks it.
-    grpc::ByteBuffer bytes = *request;
-    grpc::ProtoBufferReader reader(&bytes);
-    if (!request_.ParseFromZeroCopyStream(&reader)) {
-      status_ = MakeError(Reason::kInvalidField,
-                          "the request is not a valid StreamStateDictRequest message");
-    }
-  }
+  StreamStateDictHandler(Runtime* runtime, Call* call)
+      : ServerStreamHandler(call), runtime_(*runtime) {}
 
  private:
+  absl::Status OnRequest(grpc::ByteBuffer* message) override {
+    return ParseRequest(message, &request_);
+  }
+
   Turn Next(grpc::ByteBuffer* message, absl::Status* status) override {
     if (gone()) {
       *status = GoneStatus();
@@ -238,6 +230,7 @@ class StreamStateDictHandler final : public ServerStreamHandler<grpc::ByteBuffer
     return absl::OkStatus();
   }
 
+  Runtime& runtime_;
   v1::StreamStateDictRequest request_;
   absl::Status status_;
   std::shared_ptr<ModuleInstance> module_;
@@ -252,11 +245,8 @@ class StreamStateDictHandler final : public ServerStreamHandler<grpc::ByteBuffer
 
 }  // namespace
 
-grpc::ServerWriteReactor<grpc::ByteBuffer>* ModelStateService::StreamStateDict(
-    Context* context, const grpc::ByteBuffer* request) {
-  auto* handler = new StreamStateDictHandler(runtime_, context, request);
-  handler->Wake();
-  return handler;
+RefPtr<CallHandler> ModelStateService::StreamStateDict(Call* call) {
+  return RefPtr<CallHandler>::Adopt(new StreamStateDictHandler(&runtime_, call));
 }
 
 }  // namespace modelstate

@@ -11,7 +11,6 @@
 #include "server/rpc/service.h"
 #include "server/rpc/tensor_slice.h"
 #include "server/rpc/tensor_statistics.h"
-#include "server/rpc/unary_handler.h"
 
 namespace modelstate {
 namespace {
@@ -139,37 +138,32 @@ absl::Status GetTensor(Runtime& runtime, const v1::GetTensorRequest& request,
   return absl::OkStatus();
 }
 
-grpc::ServerUnaryReactor* AnswerList(Runtime& runtime, TensorKind kind,
-                                     const v1::ListTensorsRequest* request,
-                                     v1::ListTensorsResponse* response) {
+void AnswerList(UnaryCall* call, Runtime& runtime, TensorKind kind,
+                const v1::ListTensorsRequest* request, v1::ListTensorsResponse* response) {
   const auto list = [&runtime, kind, request, response] {
     return ListTensors(runtime, kind, *request, response);
   };
   // Both may have to read every byte of the module.
-  return request->digests() || request->statistics() ? UnaryHandler::AnswerOnIoThread(runtime, list)
-                                                     : UnaryHandler::AnswerNow(runtime, list);
+  if (request->digests() || request->statistics()) return call->AnswerOnIoThread(list);
+  call->AnswerNow(list);
 }
 
 }  // namespace
 
-grpc::ServerUnaryReactor* ModelStateService::ListParameters(Context*,
-                                                            const v1::ListTensorsRequest* request,
-                                                            v1::ListTensorsResponse* response) {
-  return AnswerList(runtime_, TensorKind::kParameter, request, response);
+void ModelStateService::ListParameters(UnaryCall* call, const v1::ListTensorsRequest* request,
+                                       v1::ListTensorsResponse* response) {
+  AnswerList(call, runtime_, TensorKind::kParameter, request, response);
 }
 
-grpc::ServerUnaryReactor* ModelStateService::ListBuffers(Context*,
-                                                         const v1::ListTensorsRequest* request,
-                                                         v1::ListTensorsResponse* response) {
-  return AnswerList(runtime_, TensorKind::kBuffer, request, response);
+void ModelStateService::ListBuffers(UnaryCall* call, const v1::ListTensorsRequest* request,
+                                    v1::ListTensorsResponse* response) {
+  AnswerList(call, runtime_, TensorKind::kBuffer, request, response);
 }
 
-grpc::ServerUnaryReactor* ModelStateService::GetTensor(Context*,
-                                                       const v1::GetTensorRequest* request,
-                                                       v1::GetTensorResponse* response) {
-  return UnaryHandler::AnswerOnIoThread(runtime_, [this, request, response] {
-    return modelstate::GetTensor(runtime_, *request, response);
-  });
+void ModelStateService::GetTensor(UnaryCall* call, const v1::GetTensorRequest* request,
+                                  v1::GetTensorResponse* response) {
+  call->AnswerOnIoThread(
+      [this, request, response] { return modelstate::GetTensor(runtime_, *request, response); });
 }
 
 }  // namespace modelstate

@@ -6,7 +6,6 @@
 #include "common/wire/convert.h"
 #include "server/rpc/page_token.h"
 #include "server/rpc/service.h"
-#include "server/rpc/unary_handler.h"
 
 namespace modelstate {
 namespace {
@@ -26,10 +25,9 @@ void RecordToProto(const VersionRecord& record, v1::VersionInfo* proto) {
 
 }  // namespace
 
-grpc::ServerUnaryReactor* ModelStateService::ListVersions(Context*,
-                                                          const v1::ListVersionsRequest* request,
-                                                          v1::ListVersionsResponse* response) {
-  return UnaryHandler::AnswerNow(runtime_, [&]() -> absl::Status {
+void ModelStateService::ListVersions(UnaryCall* call, const v1::ListVersionsRequest* request,
+                                     v1::ListVersionsResponse* response) {
+  call->AnswerNow([&]() -> absl::Status {
     MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module,
                         runtime_.FindModule(request->module()));
     MS_ASSIGN_OR_RETURN(const size_t page_size, PageSize(request->page_size(), 100, 1000));

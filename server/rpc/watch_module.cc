@@ -1,5 +1,3 @@
-#include <grpcpp/support/proto_buffer_reader.h>
-
 #include <memory>
 #include <string>
 
@@ -12,29 +10,20 @@
 namespace modelstate {
 namespace {
 
-class WatchModuleHandler final : public ServerStreamHandler<grpc::ByteBuffer> {
+class WatchModuleHandler final : public ServerStreamHandler {
  public:
-  WatchModuleHandler(Runtime& runtime, grpc::CallbackServerContext* context,
-                     const grpc::ByteBuffer* bytes)
-      : ServerStreamHandler(runtime, context) {
-    grpc::ByteBuffer copy = *bytes;  // parsing needs a buffer of its own: reading one marks it
-    grpc::ProtoBufferReader reader(&copy);
-    v1::WatchModuleRequest request;
-    if (!request.ParseFromZeroCopyStream(&reader)) {
-      status_ =
-          MakeError(Reason::kInvalidField, "the request is not a valid WatchModuleRequest message");
-      return;
-    }
-    absl::StatusOr<std::shared_ptr<ModuleInstance>> module = runtime.FindModule(request.module());
-    if (!module.ok()) {
-      status_ = module.status();
-      return;
-    }
-    module_ = *std::move(module);
-    drain_hook_ = runtime.calls.AddDrainHook([this] { Wake(); });
-  }
+  WatchModuleHandler(Runtime* runtime, Call* call)
+      : ServerStreamHandler(call), runtime_(*runtime) {}
 
  private:
+  absl::Status OnRequest(grpc::ByteBuffer* message) override {
+    v1::WatchModuleRequest request;
+    MS_RETURN_IF_ERROR(ParseRequest(message, &request));
+    MS_ASSIGN_OR_RETURN(module_, runtime_.FindModule(request.module()));
+    drain_hook_ = runtime_.calls.AddDrainHook([this] { Wake(); });
+    return absl::OkStatus();
+  }
+
   Turn Next(grpc::ByteBuffer* message, absl::Status* status) override {
     *status = Ended();
     if (!status->ok()) return Turn::kEnd;
@@ -52,7 +41,6 @@ class WatchModuleHandler final : public ServerStreamHandler<grpc::ByteBuffer> {
   }
 
   absl::Status Ended() const {
-    if (!status_.ok()) return status_;
     if (gone()) return GoneStatus();
     if (module_->deleted()) {
       return MakeError(Reason::kModuleDeleted,
@@ -68,7 +56,7 @@ class WatchModuleHandler final : public ServerStreamHandler<grpc::ByteBuffer> {
     if (drain_hook_ != 0) runtime_.calls.RemoveDrainHook(drain_hook_);
   }
 
-  absl::Status status_;
+  Runtime& runtime_;
   std::shared_ptr<ModuleInstance> module_;
   std::unique_ptr<WatchFanOut::Seat> seat_;
   uint64_t drain_hook_ = 0;
@@ -77,11 +65,8 @@ class WatchModuleHandler final : public ServerStreamHandler<grpc::ByteBuffer> {
 
 }  // namespace
 
-grpc::ServerWriteReactor<grpc::ByteBuffer>* ModelStateService::WatchModule(
-    Context* context, const grpc::ByteBuffer* request) {
-  auto* handler = new WatchModuleHandler(runtime_, context, request);
-  handler->Wake();
-  return handler;
+RefPtr<CallHandler> ModelStateService::WatchModule(Call* call) {
+  return RefPtr<CallHandler>::Adopt(new WatchModuleHandler(&runtime_, call));
 }
 
 }  // namespace modelstate
