@@ -24,6 +24,7 @@
 #include "absl/flags/parse.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/synchronization/mutex.h"
 #include "bench/plain_optimizers.h"
 #include "bench/support.h"
 #include "common/base/tensor_cast.h"
@@ -277,6 +278,7 @@ void Run() {
 int main(int argc, char** argv) {
   absl::ParseCommandLine(argc, argv);
   modelstate::TuneMalloc();
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);  // as the server does
   modelstate::Run();
   return 0;
 }

@@ -248,17 +248,22 @@ absl::Status CheckGroups(const Optimizer& optimizer, const GradientSet& gradient
 
 absl::Status AllocateSlots(const Optimizer& optimizer, OptimizerState& state, Device& device,
                            ComputePool& compute, StepPlan* plan) {
+  struct Missing {
+    TensorStep* tensor;
+    SlotInfo info;
+    uint64_t bytes;
+  };
   const std::span<const SlotRule> rules = GetRule(plan->algorithm).slots;
   absl::Mutex new_slots_mutex;
-  return TryEachPiece(plan->tensors.size(), compute, [&](size_t begin, size_t end) -> absl::Status {
+  const auto plan_piece = [&](size_t begin, size_t end) -> absl::Status {
+    std::vector<Missing> missing;
     SlotList kept;
-    std::vector<NewSlot> new_slots;
     for (size_t t = begin; t < end; ++t) {
       TensorStep& tensor = plan->tensors[t];
-      const Hyperparameters& h = plan->options->hyperparameters[tensor.group];
-      if (t == begin || tensor.group != plan->tensors[t - 1].group ||
-          tensor.dtype != plan->tensors[t - 1].dtype) {
-        kept = KeptSlots(optimizer.config(), h, tensor.dtype);
+      const TensorStep* last = t == begin ? nullptr : &plan->tensors[t - 1];
+      if (last == nullptr || tensor.group != last->group || tensor.dtype != last->dtype) {
+        kept = KeptSlots(optimizer.config(), plan->options->hyperparameters[tensor.group],
+                         tensor.dtype);
       }
       for (const SlotInfo& info : kept) {
         const uint64_t bytes = tensor.elements * DTypeSize(info.dtype);
@@ -271,21 +276,32 @@ absl::Status AllocateSlots(const Optimizer& optimizer, OptimizerState& state, De
         if (held && held->IsSoleReference()) {
           slot.data = held->MutableBuffer().data();
           slot.from = slot.data;
-          continue;
-        }
-        NewSlot& made = new_slots.emplace_back(NewSlot{tensor.index, info.place, nullptr});
-        MS_ASSIGN_OR_RETURN(made.storage, TensorStorage::Allocate(device, bytes));
-        slot.data = made.storage->MutableBuffer().data();
-        slot.from = held ? held->buffer().data() : nullptr;
-        if (info.place != kMasterPlace && rules[info.place - 1].initial != nullptr) {
-          slot.initial = rules[info.place - 1].initial(h);
+        } else {
+          missing.push_back({&tensor, info, bytes});
         }
       }
+    }
+    // Place by place, so that what steps read in turn lies side by side.
+    std::stable_sort(missing.begin(), missing.end(), [](const Missing& a, const Missing& b) {
+      return a.info.place < b.info.place;
+    });
+    std::vector<NewSlot> new_slots;
+    for (const auto& [tensor, info, bytes] : missing) {
+      const RefPtr<TensorStorage>& held = state.parameters[tensor->index].slots[info.place];
+      MS_ASSIGN_OR_RETURN(RefPtr<TensorStorage> storage, TensorStorage::Allocate(device, bytes));
+      PlannedSlot& slot = tensor->slots[info.place];
+      slot.data = storage->MutableBuffer().data();
+      slot.from = held ? held->buffer().data() : nullptr;
+      if (info.place != kMasterPlace && rules[info.place - 1].initial != nullptr) {
+        slot.initial = rules[info.place - 1].initial(plan->options->hyperparameters[tensor->group]);
+      }
+      new_slots.push_back({tensor->index, info.place, std::move(storage)});
     }
     absl::MutexLock lock(&new_slots_mutex);
     std::move(new_slots.begin(), new_slots.end(), std::back_inserter(plan->new_slots));
     return absl::OkStatus();
-  });
+  };
+  return TryEachPiece(plan->tensors.size(), compute, plan_piece);
 }
 
 WorkList::WorkList(const StepPlan& plan, ComputePool& compute) : plan_(&plan) {

@@ -161,6 +161,51 @@ TEST(StepArithmetic, SubnormalsAreKept) {
   }
 }
 
+// So many that the threads share the planning too; tensors that have stepped more often than
+// others, in two groups.
+TEST(StepDeterminism, ManySmallTensorsGiveTheSameBitsForAnyThreads) {
+  constexpr size_t kTensors = 1500;
+  const auto step_many = [](size_t threads) {
+    CpuDevice device(uint64_t{1} << 30);
+    SteppedModule module(device);
+    module.compute = std::make_shared<ComputePool>(threads);
+    std::vector<TensorSpec> specs;
+    const auto size = [](size_t i) { return i % 9 * 30; };
+    for (size_t i = 0; i < kTensors; ++i) {
+      specs.push_back(SteppedModule::Parameter(absl::StrCat(i % 5 == 0 ? "a" : "b", i),
+                                               {static_cast<int64_t>(size(i))},
+                                               i % 4 == 0 ? DType::kBF16 : DType::kF32));
+    }
+    OptimizerConfig config;
+    config.algorithm = Algorithm::kNAdam;  // it has a product beside the step count
+    config.max_grad_norm = 1;
+    ParameterGroup group;
+    group.name = "a";
+    group.hyperparameters.lr = 0.3;
+    group.selection.globs = {"a*"};
+    config.groups = {group};
+    module.Create(specs, config);
+    for (size_t step = 1; step <= 4; ++step) {
+      SteppedModule::Push push;
+      for (size_t i = 0; i < kTensors; ++i) {
+        if (i % step != 0) continue;
+        push.push_back({specs[i].name, DrawAs(specs[i].dtype, step * kTensors + i, size(i), 1)});
+      }
+      const absl::StatusOr<StepResult> result = module.Step(push);
+      EXPECT_TRUE(result.ok()) << result.status();
+      EXPECT_EQ(result->updated, push.size());
+      EXPECT_EQ(result->skipped, kTensors - push.size());
+    }
+    for (size_t i = 0; i < kTensors; ++i) {
+      const uint64_t steps = 1 + (i % 2 == 0) + (i % 3 == 0) + (i % 4 == 0);
+      EXPECT_EQ(module.state.parameters[i].step, steps) << i;
+    }
+    return BytesOf(module);
+  };
+  const AllBytes reference = step_many(1);
+  for (size_t threads : {2, 5}) EXPECT_TRUE(step_many(threads) == reference) << threads;
+}
+
 TEST(StepDeterminism, NormDoesNotDependOnTheOrderOfThePush) {
   constexpr size_t kTensors = 50;
   constexpr uint64_t kSeed = 7;

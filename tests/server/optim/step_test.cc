@@ -298,6 +298,42 @@ TEST(StepMemory, OutOfMemoryLeavesStateUntouched) {
   EXPECT_EQ(module.state.parameters[0].step, 2u);
 }
 
+TEST(StepMemory, OutOfMemoryOnOneOfManyThreadsLeavesStateUntouched) {
+  constexpr size_t kTensors = 2000;
+  int left = -1;
+  CpuDevice device(std::make_unique<FailingSource>(&left), uint64_t{1} << 30);
+  SteppedModule module(device);
+  module.compute = std::make_shared<ComputePool>(4);
+  std::vector<TensorSpec> specs;
+  SteppedModule::Push push;
+  for (size_t i = 0; i < kTensors; ++i) {
+    specs.push_back(SteppedModule::Parameter(absl::StrCat("p", i), {3}));
+    push.push_back({specs[i].name, Drawn(i, 3)});
+  }
+  module.Create(std::move(specs), AdamW());
+  ASSERT_TRUE(module.Step(push).ok());
+  const OptimizerState held = module.state;  // so that all need fresh moments
+  const StateBytes before = Dump(module.state);
+  const std::vector<StorageRef> storages = module.version.storages;
+  const uint64_t used = device.pool()->usage().used_bytes;
+  int failures = 0;
+  for (int n = 0;; ++n) {
+    ASSERT_LT(n, 100);
+    device.pool()->Trim();
+    left = n;
+    const absl::Status error = module.Step(push).status();
+    left = -1;
+    if (error.ok()) break;
+    ++failures;
+    EXPECT_EQ(GetReason(error), Reason::kDeviceMemory) << error;
+    EXPECT_EQ(Dump(module.state), before) << "allocation " << n;
+    EXPECT_EQ(module.version.storages, storages);
+    EXPECT_EQ(device.pool()->usage().used_bytes, used);
+  }
+  EXPECT_GT(failures, 8);  // slabs for 2000 gradients and 4000 moments
+  EXPECT_EQ(module.state.parameters[kTensors - 1].step, 2u);
+}
+
 TEST(StepMemory, SteadyStateAllocatesNothing) {
   int left = -1;
   CpuDevice device(std::make_unique<FailingSource>(&left), uint64_t{1} << 30);
