@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -145,9 +146,11 @@ StepPlan MakePlan(const Memory& memory, const Case& which, const StepOptions& op
   const bool narrow = which.dtype != DType::kF32;
   const uint64_t width = narrow ? 2 : 4;
   const uint64_t each = memory.elements / tensors / 8 * 8;
+  plan.tensor_memory = std::make_unique<TensorStep[]>(tensors);
+  plan.tensors = absl::MakeSpan(plan.tensor_memory.get(), tensors);
   for (uint64_t t = 0; t < tensors; ++t) {
     const uint64_t at = t * each;
-    TensorStep tensor;
+    TensorStep& tensor = plan.tensors[t];
     tensor.dtype = which.dtype;
     tensor.elements = tensors == 1 ? memory.elements : each;
     // A narrow one: parameter and gradient, its output, share one F32's place; the master has the
@@ -171,7 +174,6 @@ StepPlan MakePlan(const Memory& memory, const Case& which, const StepOptions& op
     if (narrow) slot(kMasterPlace, memory.values[1]);
     slot(kMasterPlace + 1, memory.values[2]);
     if (which.algorithm != Algorithm::kSgd) slot(kMasterPlace + 2, memory.values[3]);
-    plan.tensors.push_back(std::move(tensor));
   }
   return plan;
 }

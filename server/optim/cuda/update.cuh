@@ -87,15 +87,10 @@ __device__ inline void UpdateElements(const CudaUpdateWork<T>& work, const CudaT
   }
 }
 
-// Thread blocks at once. With all slots the compiler's own choice of registers (0) does not hold
-// them.
-template <typename Rule, int kVariant>
-inline constexpr int kAtLeast =
-    std::size(Rule::kSlots) == 3 && Rule::Uses(kVariant, 1) && Rule::Uses(kVariant, 2) ? 2 : 0;
-
+// Two thread blocks at once are asked for; left alone, the compiler would have more of them, with
+// registers spilled.
 template <typename Rule, typename T, int kVariant>
-__global__ void __launch_bounds__(kCudaThreads, kAtLeast<Rule, kVariant>)
-    UpdateKernel(CudaUpdateWork<T> work) {
+__global__ void __launch_bounds__(kCudaThreads, 2) UpdateKernel(CudaUpdateWork<T> work) {
   ForEachBlock(work.blocks, work.block_count, [&](CudaBlock block) {
     const CudaTensor<T>& tensor = work.tensors[block.tensor];
     const auto scalars = LoadScalars<Rule, T>(work.scalars + tensor.scalars * kMaxRuleScalars);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -99,9 +100,11 @@ class StepCase {
       }
       plan.scalars.push_back(rule.make_scalars(h, step + 1, products[group]));
     }
+    plan.tensor_memory = std::make_unique<TensorStep[]>(tensors_.size());
+    plan.tensors = absl::MakeSpan(plan.tensor_memory.get(), tensors_.size());
     for (size_t t = 0; t < tensors_.size(); ++t) {
       const Placed& placed = tensors_[t];
-      TensorStep tensor;
+      TensorStep& tensor = plan.tensors[t];
       tensor.index = static_cast<uint32_t>(t);
       tensor.dtype = placed.tensor.dtype;
       tensor.elements = placed.tensor.elements;
@@ -120,7 +123,6 @@ class StepCase {
                         placed.tensor.parts[0] == tensor.dtype &&
                         tensor.dtype == Computed(tensor.dtype) && inverse_scale == 1;
       PlanSlots(base, step, placed, &tensor);
-      plan.tensors.push_back(std::move(tensor));
     }
     return plan;
   }
