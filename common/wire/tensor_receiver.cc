@@ -51,6 +51,8 @@ absl::Status NoHeader(PartKind kind) {
 
 }  // namespace
 
+void TensorDestination::OnBytes(size_t, uint64_t, absl::Span<const uint8_t>) {}
+
 absl::Status TensorDestination::OnChunkDone(uint64_t, uint64_t) { return absl::OkStatus(); }
 
 absl::StatusOr<PartKind> TensorReceiver::Receive(grpc::ByteBuffer* message,
@@ -336,6 +338,7 @@ absl::Status TensorReceiver::OnCopied(uint64_t offset, absl::Span<const uint8_t>
   const uint64_t end = tensor.offset + tensor.spec.nbytes();
   next_offset_ += bytes.size();
   received_bytes_ += bytes.size();
+  destination_->OnBytes(index, offset - tensor.offset, bytes);
   const bool whole = offset == tensor.offset && next_offset_ == end;
   if (!whole) {
     if (offset == tensor.offset) {

@@ -54,6 +54,10 @@ class TensorDestination {
   // the tensor on: 1 to `max` bytes.
   virtual absl::Span<uint8_t> Destination(size_t index, uint64_t offset, uint64_t max) = 0;
 
+  // After bytes of tensor `index` from byte `offset` on were copied: `bytes` is the source, still
+  // in the cache. In ascending order.
+  virtual void OnBytes(size_t index, uint64_t offset, absl::Span<const uint8_t> bytes);
+
   // After all bytes of a chunk were copied.
   virtual absl::Status OnChunkDone(uint64_t offset, uint64_t length);
 };

@@ -112,7 +112,8 @@ absl::Status AccumulateGradients(GradientSet more, double grad_scale, Device& de
       continue;
     }
     total->tensors.push_back(more.tensors[entry.tensor]);
-    added.push_back({entry.index, total->tensors.size() - 1, std::move(entry.storage), nullptr});
+    added.push_back(
+        {entry.index, total->tensors.size() - 1, std::move(entry.storage), nullptr, std::nullopt});
   }
   for (GradientSet::Entry& entry : added) total->entries.push_back(std::move(entry));
   // What was added over has given its memory back.

@@ -56,6 +56,12 @@ void WithCodec(DType dtype, Function function) {
   }
 }
 
+// An element that arrived in the middle of other bytes.
+template <typename T>
+struct [[gnu::packed]] Unaligned {
+  T value;
+};
+
 template <typename Codec, typename T>
 [[gnu::flatten]] void LoadLoop(const void* from, uint64_t begin, size_t n, T* __restrict__ to) {
   const auto* stored = static_cast<const typename Codec::Stored*>(from) + begin;
@@ -80,10 +86,10 @@ struct PartScalars {
 template <typename Codec, typename T, bool kAdd>
 [[gnu::flatten]] void ShareLoop(const void* from, uint64_t begin, size_t n,
                                 const PartScalars<T>& scalars, T* __restrict__ to) {
-  const auto* stored = static_cast<const typename Codec::Stored*>(from) + begin;
+  const auto* stored = static_cast<const Unaligned<typename Codec::Stored>*>(from) + begin;
   const PartScalars<T> s = scalars;
   for (size_t i = 0; i < n; ++i) {
-    const T share = static_cast<T>(Codec::Load(stored[i])) * s.inverse_scale * s.coefficient;
+    const T share = static_cast<T>(Codec::Load(stored[i].value)) * s.inverse_scale * s.coefficient;
     to[i] = kAdd ? to[i] + share : share;
   }
 }
@@ -108,16 +114,17 @@ void LoadGradient(const StepPlan& plan, const TensorStep& tensor, uint64_t begin
 
 // x - x is 0 for finite x only.
 template <typename T>
-[[gnu::flatten]] bool AllFinite(const T* g, size_t n) {
+[[gnu::flatten]] bool AllFinite(const Unaligned<T>* g, size_t n) {
   for (size_t i = 0; i < n; ++i) {
-    if (g[i] - g[i] != 0) return false;
+    if (g[i].value - g[i].value != 0) return false;
   }
   return true;
 }
 
 // Reads in four places at once: one alone does not keep the memory busy.
 template <typename T>
-[[gnu::flatten]] BlockNorm SumOfSquares(const T* g, size_t n) {
+[[gnu::flatten]] BlockNorm SumOfSquares(const void* from, size_t n) {
+  const auto* g = static_cast<const Unaligned<T>*>(from);
   constexpr size_t kPlaces = 4;
   constexpr size_t kLanes = 16;
   double sums[kPlaces * kLanes] = {};
@@ -125,14 +132,14 @@ template <typename T>
   for (size_t i = 0; i < stride; i += kLanes) {
     for (size_t place = 0; place < kPlaces; ++place) {
       for (size_t lane = 0; lane < kLanes; ++lane) {
-        const double x = static_cast<double>(g[place * stride + i + lane]);
+        const double x = static_cast<double>(g[place * stride + i + lane].value);
         sums[place * kLanes + lane] += x * x;
       }
     }
   }
-  const T* rest = g + kPlaces * stride;
+  const Unaligned<T>* rest = g + kPlaces * stride;
   for (size_t i = 0; i < n - kPlaces * stride; ++i) {
-    const double x = static_cast<double>(rest[i]);
+    const double x = static_cast<double>(rest[i].value);
     sums[i] += x * x;
   }
   for (size_t width = kPlaces * kLanes / 2; width > 0; width /= 2) {
@@ -157,11 +164,20 @@ template <typename T>
 BlockNorm NormOf(const StepPlan& plan, const TensorStep& tensor, uint64_t begin, uint64_t end) {
   if (tensor.in_place) {
     if (end == tensor.elements) PrefetchNext(plan, tensor);
-    return SumOfSquares(reinterpret_cast<const T*>(tensor.output) + begin, end - begin);
+    return SumOfSquares<T>(reinterpret_cast<const T*>(tensor.output) + begin, end - begin);
   }
   T values[kBlockElements];
   LoadGradient(plan, tensor, begin, end - begin, values);
-  return SumOfSquares(values, end - begin);
+  return SumOfSquares<T>(values, end - begin);
+}
+
+template <typename T>
+BlockNorm PartNormOf(const GradientPart& part, size_t n) {
+  constexpr DType kComputed = std::is_same_v<T, double> ? DType::kF64 : DType::kF32;
+  if (part.dtype == kComputed && part.inverse_scale == 1) return SumOfSquares<T>(part.data, n);
+  T values[kBlockElements];
+  Share<T, false>(part, 0, n, values);
+  return SumOfSquares<T>(values, n);
 }
 
 template <typename T>
@@ -308,6 +324,11 @@ BlockNorm Norm(const StepPlan& plan, const TensorStep& tensor, uint64_t begin, u
                                      : NormOf<float>(plan, tensor, begin, end);
 }
 
+BlockNorm PartNorm(const GradientPart& part, bool wide, size_t n) {
+  const DefaultArithmetic arithmetic;
+  return wide ? PartNormOf<double>(part, n) : PartNormOf<float>(part, n);
+}
+
 void Update(const StepPlan& plan, const TensorStep& tensor, uint64_t begin, uint64_t end) {
   const DefaultArithmetic arithmetic;
   WithCodec(tensor.dtype, [&](auto codec) { UpdateOf<decltype(codec)>(plan, tensor, begin, end); });
@@ -326,6 +347,6 @@ void Accumulate(const GradientPart& from, uint8_t* to, bool wide, bool add, uint
 }  // namespace
 
 extern const BlockKernels kKernels;
-const BlockKernels kKernels = {Norm, Update, Accumulate};
+const BlockKernels kKernels = {Norm, PartNorm, Update, Accumulate};
 
 }  // namespace modelstate::MODELSTATE_KERNELS

@@ -24,6 +24,9 @@ struct BlockKernels {
   // Over the mean gradient's elements [begin, end), at most kBlockElements of them: squares in
   // double, in lanes that are joined in a fixed tree. Reads only.
   BlockNorm (*norm)(const StepPlan& plan, const TensorStep& tensor, uint64_t begin, uint64_t end);
+  // The same over the first `n` elements of one part, at most kBlockElements, times its
+  // inverse_scale; in double where `wide`. They need not be aligned.
+  BlockNorm (*part_norm)(const GradientPart& part, bool wide, size_t n);
   // Updates the elements [begin, end) of parameter and slots.
   void (*update)(const StepPlan& plan, const TensorStep& tensor, uint64_t begin, uint64_t end);
   // to[i] = (add ? to[i] : 0) + from[i] * from.inverse_scale, over [begin, end); `to` is F64 where

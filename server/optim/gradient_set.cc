@@ -175,7 +175,9 @@ absl::Status RematchGradients(std::shared_ptr<const ModuleSchema> schema, Gradie
   entries.reserve(gradients.entries.size());
   for (GradientSet::Entry& entry : gradients.entries) {
     if (const std::optional<uint32_t> owner = targets[entry.tensor]) {
-      entries.push_back({*owner, entry.tensor, std::move(entry.storage), std::move(entry.output)});
+      // The norm depends on the parameter's dtype, which may be another now.
+      entries.push_back(
+          {*owner, entry.tensor, std::move(entry.storage), std::move(entry.output), std::nullopt});
     }
   }
   gradients.ignored = gradients.tensors.size() - entries.size();

@@ -24,6 +24,13 @@ struct PushedTensor {
   Shape shape;
 };
 
+// What a gradient contributes to the norm: the squares of its elements, summed in double over fixed
+// blocks and then in a fixed tree.
+struct TensorNorm {
+  double sum_of_squares = 0;
+  bool finite = true;
+};
+
 // A push, matched with a schema: where each tensor goes. The storages are filled by the receiver
 // and consumed by the step, which writes the new parameter over the gradient where their widths are
 // the same.
@@ -33,10 +40,13 @@ struct GradientSet {
     size_t tensor = 0;              // in `tensors`, whose dtype and shape its elements have
     RefPtr<TensorStorage> storage;  // sole reference
     RefPtr<TensorStorage> output;   // for the new parameter, where `storage` cannot take it
+    // Of `storage`, multiplied by 1 / norm_scale: where the receiver has computed it (NormStream).
+    std::optional<TensorNorm> norm;
   };
   std::shared_ptr<const ModuleSchema> schema;  // that the entries were matched with
   std::vector<PushedTensor> tensors;           // the table, in its order
   std::vector<Entry> entries;                  // in the order of `tensors`, less the ignored ones
+  double norm_scale = 1;                       // of the entries' norms
   // With ignore_frozen: gradients of frozen parameters have no entry, they are counted.
   bool ignore_frozen = false;
   uint64_t ignored = 0;

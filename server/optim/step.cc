@@ -9,6 +9,7 @@
 #include "common/base/status.h"
 #include "server/optim/block_kernels.h"
 #include "server/optim/default_arithmetic.h"
+#include "server/optim/norm_stream.h"
 #include "server/optim/step_plan.h"
 
 namespace modelstate {
@@ -21,44 +22,47 @@ struct Norm {
   std::vector<std::string> nonfinite;
 };
 
-// Sums neighbours, then neighbours of those: a tree that depends on the count alone.
-double TreeSum(absl::Span<double> values) {  // overwrites them
-  if (values.empty()) return 0;
-  for (size_t count = values.size(); count > 1; count = (count + 1) / 2) {
-    for (size_t i = 0; i < count / 2; ++i) values[i] = values[2 * i] + values[2 * i + 1];
-    if (count % 2 != 0) values[count / 2] = values[count - 1];
-  }
-  return values[0];
-}
-
 Norm ComputeNorm(const StepPlan& plan, const WorkList& work, const ModuleSchema& schema,
                  const BlockKernels& kernels, ComputePool& compute) {
-  std::vector<size_t> first_block(plan.tensors.size() + 1, 0);
+  std::vector<TensorNorm> norms(plan.tensors.size());
+  std::vector<size_t> first_block(plan.tensors.size() + 1, 0);  // of those without a norm
   for (size_t t = 0; t < plan.tensors.size(); ++t) {
+    const TensorStep& tensor = plan.tensors[t];
+    const bool known = tensor.norm != nullptr;
+    if (known) norms[t] = *tensor.norm;
     first_block[t + 1] =
-        first_block[t] + (plan.tensors[t].elements + kBlockElements - 1) / kBlockElements;
+        first_block[t] + (known ? 0 : (tensor.elements + kBlockElements - 1) / kBlockElements);
   }
-  std::vector<BlockNorm> blocks(first_block.back());
-  work.ForEachItem(compute, [&](const WorkItem& item) {
-    for (uint64_t begin = item.begin; begin < item.end; begin += kBlockElements) {
-      blocks[first_block[item.tensor] + begin / kBlockElements] = kernels.norm(
-          plan, plan.tensors[item.tensor], begin, std::min(item.end, begin + kBlockElements));
+  if (first_block.back() > 0) {
+    std::vector<double> sums(first_block.back());
+    std::vector<uint8_t> finite(first_block.back());
+    work.ForEachItem(compute, [&](const WorkItem& item) {
+      const TensorStep& tensor = plan.tensors[item.tensor];
+      if (tensor.norm != nullptr) return;
+      for (uint64_t begin = item.begin; begin < item.end; begin += kBlockElements) {
+        const BlockNorm norm =
+            kernels.norm(plan, tensor, begin, std::min(item.end, begin + kBlockElements));
+        const size_t block = first_block[item.tensor] + begin / kBlockElements;
+        sums[block] = norm.sum_of_squares;
+        finite[block] = norm.finite;
+      }
+    });
+    for (size_t t = 0; t < plan.tensors.size(); ++t) {
+      const size_t begin = first_block[t];
+      const size_t count = first_block[t + 1] - begin;
+      if (plan.tensors[t].norm != nullptr) continue;
+      norms[t].finite = std::count(finite.begin() + static_cast<int64_t>(begin),
+                                   finite.begin() + static_cast<int64_t>(begin + count), 0) == 0;
+      norms[t].sum_of_squares = TreeSum(absl::MakeSpan(sums).subspan(begin, count));
     }
-  });
+  }
 
   Norm norm;
   std::vector<double> tensor_sums;
-  tensor_sums.reserve(plan.tensors.size());
-  std::vector<double> sums;
-  for (size_t t = 0; t < plan.tensors.size(); ++t) {
-    sums.clear();
-    bool finite = true;
-    for (size_t b = first_block[t]; b < first_block[t + 1]; ++b) {
-      sums.push_back(blocks[b].sum_of_squares);
-      finite &= blocks[b].finite;
-    }
-    tensor_sums.push_back(TreeSum(absl::MakeSpan(sums)));
-    if (!finite && norm.nonfinite.size() < kNamesShown) {
+  tensor_sums.reserve(norms.size());
+  for (size_t t = 0; t < norms.size(); ++t) {
+    tensor_sums.push_back(norms[t].sum_of_squares);
+    if (!norms[t].finite && norm.nonfinite.size() < kNamesShown) {
       norm.nonfinite.push_back(schema.spec(plan.tensors[t].index).name);
     }
   }

@@ -27,6 +27,7 @@ struct Found {
 struct PartFactors {
   double inverse_scale;
   double coefficient;
+  bool norms_apply;  // the norms that came with it are those of the part as it is added
 };
 
 // Calls task(begin, end) for [0, count) in pieces of kTensorsPerTask, on all threads. The first
@@ -125,7 +126,9 @@ absl::StatusOr<StepPlan> MakeStepPlan(const ModuleVersion& current, const Optimi
       if (part.gradients.schema != current.schema) {
         return absl::InternalError("a step was given gradients of another schema");
       }
-      factors.push_back({1 / part.grad_scale, contribution.weight / total_weight});
+      const double coefficient = contribution.weight / total_weight;
+      factors.push_back({1 / part.grad_scale, coefficient,
+                         coefficient == 1 && part.gradients.norm_scale == part.grad_scale});
     }
   }
   if (state.parameters.size() != schema.size() ||
@@ -183,6 +186,10 @@ absl::StatusOr<StepPlan> MakeStepPlan(const ModuleVersion& current, const Optimi
     tensor.in_place = tensor.part_count == 1 && first.data == tensor.output &&
                       first.dtype == spec.dtype && computed_as_stored && first.inverse_scale == 1 &&
                       first.coefficient == 1;
+    const GradientSet::Entry& entry = *parts.front().entry;
+    if (parts.size() == 1 && factors[parts.front().order].norms_apply && entry.norm) {
+      tensor.norm = &*entry.norm;
+    }
     tensor.step = before.step + 1;
     tensor.product =
         rule.next_product(options.hyperparameters[tensor.group], tensor.step, before.product);

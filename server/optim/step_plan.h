@@ -49,6 +49,7 @@ struct TensorStep {
   const uint8_t* parameter;
   uint8_t* output;  // becomes the new parameter; may be the storage of one of the parts
   RefPtr<TensorStorage>* output_storage;  // in the contributions
+  const TensorNorm* norm;                 // in the contributions; null: to be computed
   uint32_t first_part;  // in StepPlan::parts, in the order in which they are added
   uint32_t part_count;
   uint32_t group;

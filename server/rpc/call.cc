@@ -36,10 +36,12 @@ void Call::OnAccepted() {
   if (method->second.admitted) {
     absl::StatusOr<CallToken> token = queues_.runtime_->calls.Admit();
     if (!token.ok()) return Finish(token.status());
-    token_ = *std::move(token);
     watch_ = queues_.runtime_->stalls->Watch(context_.c_call());
+    handler_ = method->second.make_handler(this);
+    handler_->token_ = *std::move(token);
+  } else {
+    handler_ = method->second.make_handler(this);
   }
-  handler_ = method->second.make_handler(this);
   Read();
 }
 

@@ -37,6 +37,11 @@ class CallHandler : public RefCounted<CallHandler> {
   virtual void OnGone() {}
   // After all others: the call is over.
   virtual void OnOver() {}
+
+ private:
+  friend class Call;
+  // Here, and so given back last: the call counts as running for as long as anybody works on it.
+  CallToken token_;
 };
 
 // One call of any kind, with messages as bytes, on a completion queue whose only thread polls,
@@ -90,8 +95,7 @@ class Call {
   Tag write_tag_{this, Op::kWrite};
   Tag finish_tag_{this, Op::kFinish};
   Tag done_tag_{this, Op::kDone};
-  int parts_to_end_ = 2;  // kFinish and kDone
-  CallToken token_;
+  int parts_to_end_ = 2;               // kFinish and kDone
   std::shared_ptr<StallWatch> watch_;  // null where the method is not admitted
   grpc::ByteBuffer message_;
   RefPtr<CallHandler> handler_;

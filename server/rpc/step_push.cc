@@ -58,7 +58,7 @@ void StepPush::OnMessage(grpc::ByteBuffer* message) {
 }
 
 void StepPush::Fail(const absl::Status& status) {
-  destinations_.clear();
+  entries_.clear();
   gradients_.reset();
   call_.Finish(status);
 }
@@ -115,12 +115,13 @@ absl::Status StepPush::OnTable(absl::Span<const ReceivedTensor> tensors) {
       gradients_, StageGradients(module_->Current()->schema, std::move(table), module_->device(),
                                  *budget(), header_.ignore_frozen(),
                                  /*outputs=*/!header_.accumulate() && !module_->has_rounds()));
-  destinations_.resize(tensors.size());
-  for (const GradientSet::Entry& entry : gradients_->entries) {
-    const ReceivedTensor& tensor = tensors[entry.tensor];
-    destinations_[entry.tensor] = entry.storage->MutableHostBytes();
-    if (tensor.values) {
-      std::memcpy(destinations_[entry.tensor].data(), tensor.values->data(), tensor.values->size());
+  gradients_->norm_scale = header_.has_grad_scale() ? header_.grad_scale() : 1;
+  entries_.resize(tensors.size());
+  for (GradientSet::Entry& entry : gradients_->entries) {
+    entries_[entry.tensor] = &entry;
+    const std::optional<std::string>& values = tensors[entry.tensor].values;
+    if (values) {
+      std::memcpy(entry.storage->MutableHostBytes().data(), values->data(), values->size());
     }
   }
   if (gradients_->ignored > 0) scratch_.resize(kScratchBytes);
@@ -129,10 +130,23 @@ absl::Status StepPush::OnTable(absl::Span<const ReceivedTensor> tensors) {
 
 absl::Span<uint8_t> StepPush::Destination(size_t index, uint64_t offset, uint64_t max) {
   // What is replayed or ignored is only checked and hashed.
-  if (replay_ || destinations_[index].empty()) {
+  if (replay_ || entries_[index] == nullptr) {
     return absl::MakeSpan(scratch_).subspan(0, std::min<uint64_t>(max, kScratchBytes));
   }
-  return destinations_[index].subspan(offset, max);
+  return entries_[index]->storage->MutableHostBytes().subspan(offset, max);
+}
+
+void StepPush::OnBytes(size_t index, uint64_t offset, absl::Span<const uint8_t> bytes) {
+  // What is accumulated is added to something else before its norm is asked for.
+  if (replay_ || header_.accumulate() || entries_[index] == nullptr) return;
+  const TensorSpec& spec = receiver_.tensors()[index].spec;
+  if (spec.kind != TensorKind::kGradient) return;
+  GradientSet::Entry& entry = *entries_[index];
+  if (offset == 0) {
+    norm_.Begin(spec.dtype, gradients_->schema->spec(entry.index).dtype, gradients_->norm_scale);
+  }
+  norm_.Update(bytes);
+  if (offset + bytes.size() == spec.nbytes()) entry.norm = norm_.Finish();
 }
 
 void StepPush::OnEnd() {

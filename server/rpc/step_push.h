@@ -11,6 +11,7 @@
 #include "common/wire/tensor_receiver.h"
 #include "modelstate/v1/step.pb.h"
 #include "server/optim/gradient_set.h"
+#include "server/optim/norm_stream.h"
 #include "server/rpc/call.h"
 #include "server/rpc/runtime.h"
 
@@ -41,6 +42,7 @@ class StepPush final : public CallHandler, private TensorDestination {
 
   absl::Status OnTable(absl::Span<const ReceivedTensor> tensors) override;
   absl::Span<uint8_t> Destination(size_t index, uint64_t offset, uint64_t max) override;
+  void OnBytes(size_t index, uint64_t offset, absl::Span<const uint8_t> bytes) override;
 
   Runtime& runtime_;
   Call& call_;
@@ -49,7 +51,9 @@ class StepPush final : public CallHandler, private TensorDestination {
   std::shared_ptr<ModuleInstance> module_;
   bool replay_ = false;  // answered before: hash, and drop
   std::optional<GradientSet> gradients_;
-  std::vector<absl::Span<uint8_t>> destinations_;  // by table index
+  // By table index; null: what arrives is not kept.
+  std::vector<GradientSet::Entry*> entries_;
+  NormStream norm_;
   std::vector<uint8_t> scratch_;  // where bytes go that are not kept: a replay's, ignored ones
 };
 

@@ -328,7 +328,8 @@ TEST_F(RoundTest, DeletingTheModuleAndDrainingEndWaits) {
   Delete(*module_);
   ASSERT_TRUE(other->done.HasBeenNotified());
   EXPECT_THAT(ReasonOf(other->answer), Eq(Reason::kModuleDeleted));
-  EXPECT_EQ(push_budget_->used(), 0u);
+  // The first module gives its memory back when the last of its strand's tasks is gone.
+  while (push_budget_->used() != 0) std::this_thread::yield();
 }
 
 // What a crash would lose must not be remembered as done.
