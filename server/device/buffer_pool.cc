@@ -24,18 +24,18 @@ size_t SlabCount(size_t stride) { return stride > kSlabBytes / 16 ? 1 : kSlabByt
 
 }  // namespace
 
-DeviceBuffer::DeviceBuffer(std::shared_ptr<BufferPool> pool, uint8_t* ptr, size_t bytes)
-    : pool_(std::move(pool)), ptr_(ptr), bytes_(bytes) {}
+DeviceBuffer::DeviceBuffer(BufferPool* pool, uint8_t* ptr, size_t bytes)
+    : pool_(pool), ptr_(ptr), bytes_(bytes) {}
 
 DeviceBuffer::DeviceBuffer(DeviceBuffer&& other) noexcept
-    : pool_(std::move(other.pool_)),
+    : pool_(std::exchange(other.pool_, nullptr)),
       ptr_(std::exchange(other.ptr_, nullptr)),
       bytes_(std::exchange(other.bytes_, 0)) {}
 
 DeviceBuffer& DeviceBuffer::operator=(DeviceBuffer&& other) noexcept {
   if (this != &other) {
     if (pool_ != nullptr) pool_->Return(ptr_, bytes_);
-    pool_ = std::move(other.pool_);
+    pool_ = std::exchange(other.pool_, nullptr);
     ptr_ = std::exchange(other.ptr_, nullptr);
     bytes_ = std::exchange(other.bytes_, 0);
   }
@@ -74,10 +74,7 @@ absl::StatusOr<DeviceBuffer> BufferPool::Allocate(size_t bytes) {
         TrimLocked();
         ptr = Cut(bytes);
       }
-      if (ptr != nullptr) {
-        used_ += bytes;
-        return DeviceBuffer(shared_from_this(), ptr, bytes);
-      }
+      if (ptr != nullptr) return HandOut(ptr, bytes);
     }
     used = used_;
   }
@@ -97,6 +94,12 @@ absl::StatusOr<DeviceBuffer> BufferPool::Allocate(size_t bytes) {
 void BufferPool::Trim() {
   absl::MutexLock lock(&mutex_);
   TrimLocked();
+}
+
+DeviceBuffer BufferPool::HandOut(uint8_t* ptr, size_t bytes) {
+  if (buffers_++ == 0) self_ = shared_from_this();
+  used_ += bytes;
+  return DeviceBuffer(this, ptr, bytes);
 }
 
 uint8_t* BufferPool::Recycle(size_t bytes) {
@@ -148,7 +151,9 @@ void BufferPool::TrimLocked() {
 }
 
 void BufferPool::Return(uint8_t* ptr, size_t bytes) {
+  std::shared_ptr<BufferPool> last;  // ends after the lock, and the pool maybe with it
   absl::MutexLock lock(&mutex_);
+  if (--buffers_ == 0) last = std::move(self_);
   sizes_[bytes].free.push_back(ptr);
   used_ -= bytes;
   pooled_ += bytes;

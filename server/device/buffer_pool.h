@@ -41,9 +41,9 @@ class DeviceBuffer {
 
  private:
   friend class BufferPool;
-  DeviceBuffer(std::shared_ptr<BufferPool> pool, uint8_t* ptr, size_t bytes);
+  DeviceBuffer(BufferPool* pool, uint8_t* ptr, size_t bytes);
 
-  std::shared_ptr<BufferPool> pool_;
+  BufferPool* pool_ = nullptr;
   uint8_t* ptr_ = nullptr;
   size_t bytes_ = 0;
 };
@@ -96,6 +96,7 @@ class BufferPool : public std::enable_shared_from_this<BufferPool> {
     size_t count = 0;         // of buffers, over all slabs
   };
   void Return(uint8_t* ptr, size_t bytes);
+  DeviceBuffer HandOut(uint8_t* ptr, size_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   uint8_t* Recycle(size_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Null when the source has no more.
   uint8_t* Cut(size_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -107,6 +108,9 @@ class BufferPool : public std::enable_shared_from_this<BufferPool> {
 
   mutable absl::Mutex mutex_;
   absl::flat_hash_map<size_t, SizeClass> sizes_ ABSL_GUARDED_BY(mutex_);
+  // While there are buffers: they need no count of the pool each.
+  std::shared_ptr<BufferPool> self_ ABSL_GUARDED_BY(mutex_);
+  uint64_t buffers_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t used_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t pooled_ ABSL_GUARDED_BY(mutex_) = 0;
 };
