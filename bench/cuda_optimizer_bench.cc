@@ -2,12 +2,14 @@
 // a plain copy in the same run. Prints one table.
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cinttypes>
 #include <cstdio>
 #include <cstring>
 #include <functional>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/flags/flag.h"
@@ -15,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "bench/support.h"
 #include "common/base/float_cast.h"
+#include "server/device/compute_pool.h"
 #include "server/device/cuda/copy_kernel.h"
 #include "server/device/cuda/cuda_memory.h"
 #include "server/device/cuda/cuda_status.h"
@@ -222,6 +225,7 @@ void MeasureSteps(const CudaStream& stream, const Memory& memory, const Copies& 
                              {"SGD momentum F32", Algorithm::kSgd, DType::kF32, 20},
                              {"AdamW BF16, F32 master", Algorithm::kAdamW, DType::kBF16, 28}};
   DeviceTimer timer(stream);
+  ComputePool compute(std::max(1u, std::thread::hardware_concurrency()));
   for (const Case& which : kCases) {
     StepOptions options;
     options.hyperparameters = {GetRule(which.algorithm).defaults()};
@@ -229,32 +233,31 @@ void MeasureSteps(const CudaStream& stream, const Memory& memory, const Copies& 
     for (const uint64_t tensors : {uint64_t{1}, absl::GetFlag(FLAGS_tensors)}) {
       CudaStepExecutor executor = OrDie(CudaStepExecutor::Create(stream));
       Fill(stream, memory);
+      const StepPlan plans[2] = {MakePlan(memory, which, options, tensors, 0),
+                                 MakePlan(memory, which, options, tensors, 1)};
       const std::string name =
           absl::StrCat(which.name, ", ", tensors, tensors == 1 ? " tensor" : " tensors");
       const uint64_t elements =
           tensors == 1 ? memory.elements : memory.elements / tensors / 8 * 8 * tensors;
       const double count = static_cast<double>(elements);
-      const auto prepare = [&](int step) {
-        Check(executor.Prepare(
-            MakePlan(memory, which, options, tensors, static_cast<uint64_t>(step))));
+      const auto row = [&](const char* what, double seconds, double bytes) {
+        Row(absl::StrCat(name, ": ", what), seconds, bytes / seconds,
+            Ratio(bytes / seconds, copies));
       };
-      const double update = timer.Median(prepare, [&] { Check(executor.Update(0.9)); });
-      Row(absl::StrCat(name, ": update"), update, which.bytes * count / update,
-          Ratio(which.bytes * count / update, copies));
-      const double norm = timer.Median([](int) {}, [&] { Check(executor.ComputeNorm().status()); });
+      const double update =
+          timer.Median([&](int step) { Check(executor.Prepare(plans[step % 2], compute)); },
+                       [&] { Check(executor.Update(0.9)); });
+      row("update", update, which.bytes * count);
       const double read = static_cast<double>(DTypeSize(which.dtype)) * count;
-      Row(absl::StrCat(name, ": norm, joined on the host"), norm, read / norm,
-          Ratio(read / norm, copies));
-      uint64_t step = 0;
-      const double whole = MedianWall([&] {
-        Check(executor.Prepare(MakePlan(memory, which, options, tensors, step++)));
-        Check(executor.ComputeNorm().status());
-        Check(executor.Update(0.9));
-        Check(stream.Synchronize());
-      });
-      const double traffic = which.bytes * count + read;
-      Row(absl::StrCat(name, ": plan, lists, norm, update"), whole, traffic / whole,
-          Ratio(traffic / whole, copies));
+      row("norm", MedianWall([&] { Check(executor.ComputeNorm().status()); }), read);
+      int step = 0;
+      row("lists, norm, update", MedianWall([&] {
+            Check(executor.Prepare(plans[step++ % 2], compute));
+            Check(executor.ComputeNorm().status());
+            Check(executor.Update(0.9));
+            Check(stream.Synchronize());
+          }),
+          which.bytes * count + read);
     }
   }
 }

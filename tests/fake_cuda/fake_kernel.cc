@@ -43,6 +43,8 @@ void TakeTurns() { swapcontext(&block->threads[block->running].context, &block->
 
 }  // namespace
 
+void __syncthreads() { TakeTurns(); }
+
 uint64_t FakeShuffleDown(uint64_t bits, int delta, int width) {
   const size_t self = block->running;
   block->threads[self].given = bits;

@@ -1,21 +1,210 @@
 // The CUDA runtime's functions that this project uses, on the host's memory.
 #include <cuda_runtime_api.h>
+#include <sys/mman.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <list>
+#include <map>
+#include <memory>
+#include <random>
 
 #include "server/optim/cuda/launch_kernel.h"
 #include "tests/fake_cuda/fake_cuda.h"
 
-namespace modelstate {
+// What the handles point to: the names are CUDA's.
+struct CUevent_st {
+  uint64_t recorded = 0;  // how often
+  uint64_t passed = 0;    // up to which of them
+};
 
-cudaError_t FakeLaunch(unsigned blocks, unsigned threads, cudaStream_t,
+namespace {
+
+// One piece of enqueued work.
+struct Operation {
+  std::function<void()> run;          // null: none
+  std::shared_ptr<CUevent_st> event;  // to wait for, or to pass
+  uint64_t generation = 0;            // of the event
+  bool waits = false;
+  const void* host = nullptr;  // the host's memory that it uses; null: none
+  size_t bytes = 0;
+};
+
+}  // namespace
+
+struct CUstream_st {
+  std::deque<Operation> queue;
+  bool destroyed = false;
+};
+
+namespace modelstate {
+namespace {
+
+[[noreturn]] void Die(const char* what) {
+  std::fprintf(stderr, "fake CUDA: %s\n", what);
+  std::abort();
+}
+
+uint64_t SeedOfEnvironment() {
+  const char* text = std::getenv("FAKE_CUDA_SEED");
+  return text == nullptr ? 1 : std::strtoull(text, nullptr, 10);
+}
+
+class Runtime {
+ public:
+  static Runtime& Get() {
+    static Runtime* runtime = new Runtime();
+    return *runtime;
+  }
+
+  std::mt19937_64 random{SeedOfEnvironment()};
+  std::list<CUstream_st> streams;
+  std::map<CUevent_st*, std::shared_ptr<CUevent_st>> events;
+  std::map<uint8_t*, size_t> device, pinned;
+  uint64_t calls = 0, fail_at = 0, pageable_copies = 0;
+  cudaError_t failure = cudaSuccess, last = cudaSuccess;
+  bool sticky = false;
+
+  // What a counted call returns before it acts.
+  cudaError_t Call() {
+    ++calls;
+    if (fail_at == 0 || calls < fail_at || (calls > fail_at && !sticky)) {
+      RunSome();
+      return cudaSuccess;
+    }
+    // Such an error ends all work.
+    if (sticky) {
+      for (CUstream_st& stream : streams) stream.queue.clear();
+    }
+    return last = failure;
+  }
+
+  void Enqueue(cudaStream_t stream, Operation operation) {
+    if (stream == nullptr) Die("the default stream is used");
+    stream->queue.push_back(std::move(operation));
+  }
+
+  // Runs the first operation of a stream, if it may run now.
+  bool RunOne(CUstream_st& stream) {
+    if (stream.queue.empty()) return false;
+    Operation& next = stream.queue.front();
+    if (next.waits && next.event->passed < next.generation) return false;
+    if (next.run) {
+      Protect(PROT_READ | PROT_WRITE);
+      next.run();
+      Protect(PROT_NONE);
+    }
+    if (!next.waits && next.event) next.event->passed = next.generation;
+    stream.queue.pop_front();
+    return true;
+  }
+
+  // Most often nothing: work is late.
+  void RunSome() {
+    if (streams.empty() || random() % 4 != 0) return;
+    for (uint64_t n = random() % 4; n > 0; --n) {
+      auto stream = streams.begin();
+      std::advance(stream, random() % streams.size());
+      RunOne(*stream);
+    }
+  }
+
+  // Until `done`; other streams go on too, as the seed says.
+  template <typename Done>
+  void RunUntil(CUstream_st* stream, Done done) {
+    while (!done()) {
+      bool any = stream != nullptr && random() % 2 == 0 && RunOne(*stream);
+      for (CUstream_st& other : streams) any |= random() % 2 == 0 && RunOne(other);
+      if (any) continue;
+      for (CUstream_st& other : streams) any |= RunOne(other);
+      if (!any) Die("work waits for what is never done");
+    }
+  }
+
+  bool Uses(const Operation& operation, const uint8_t* data, size_t size) const {
+    const auto* host = static_cast<const uint8_t*>(operation.host);
+    return host != nullptr && host < data + size && data < host + operation.bytes;
+  }
+
+  void Free(std::map<uint8_t*, size_t>& memory, void* data, bool pins) {
+    const auto it = memory.find(static_cast<uint8_t*>(data));
+    if (it == memory.end()) Die("memory is freed that was not allocated so");
+    for (const CUstream_st& stream : streams) {
+      for (const Operation& operation : stream.queue) {
+        if (pins ? Uses(operation, it->first, it->second) : static_cast<bool>(operation.run)) {
+          Die(pins ? "pinned memory is freed that a copy still needs"
+                   : "device memory is freed while work is pending");
+        }
+      }
+    }
+    munmap(it->first, Pages(it->second));
+    memory.erase(it);
+  }
+
+  bool IsPinned(const void* data, size_t size) const {
+    const auto* begin = static_cast<const uint8_t*>(data);
+    auto it = pinned.upper_bound(const_cast<uint8_t*>(begin));
+    if (it == pinned.begin()) return false;
+    --it;
+    return begin + size <= it->first + it->second;
+  }
+
+  static size_t Pages(size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
+
+ private:
+  void Protect(int how) {
+    for (const auto& [data, bytes] : device) mprotect(data, Pages(bytes), how);
+  }
+};
+
+cudaError_t Allocate(std::map<uint8_t*, size_t>& memory, void** data, size_t bytes, bool device) {
+  if (bytes > (size_t{1} << 40)) return Runtime::Get().last = cudaErrorMemoryAllocation;
+  const size_t size = Runtime::Pages(bytes);
+  void* mapped = mmap(nullptr, size, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (mapped == MAP_FAILED) return Runtime::Get().last = cudaErrorMemoryAllocation;
+  std::memset(mapped, 0xFF, size);  // NaNs
+  if (device) mprotect(mapped, size, PROT_NONE);
+  memory[static_cast<uint8_t*>(mapped)] = bytes;
+  *data = mapped;
+  return cudaSuccess;
+}
+
+}  // namespace
+
+void FakeCudaSeed(uint64_t seed) { Runtime::Get().random.seed(seed); }
+
+void FakeCudaFail(uint64_t call, cudaError_t error, bool sticky) {
+  Runtime& runtime = Runtime::Get();
+  runtime.calls = 0;
+  runtime.fail_at = call;
+  runtime.failure = error;
+  runtime.sticky = sticky;
+  runtime.last = cudaSuccess;
+}
+
+uint64_t FakeCudaCalls() { return Runtime::Get().calls; }
+uint64_t FakeCudaPageableCopies() { return Runtime::Get().pageable_copies; }
+
+cudaError_t FakeLaunch(unsigned blocks, unsigned threads, cudaStream_t stream,
                        std::function<void()> thread) {
-  FakeRunKernel(blocks, threads, thread);
+  Runtime& runtime = Runtime::Get();
+  if (const cudaError_t error = runtime.Call(); error != cudaSuccess) return error;
+  Operation operation;
+  operation.run = [blocks, threads, thread] { FakeRunKernel(blocks, threads, thread); };
+  runtime.Enqueue(stream, std::move(operation));
   return cudaSuccess;
 }
 
 }  // namespace modelstate
+
+using modelstate::Allocate;
+using modelstate::Runtime;
+
+#define FAKE_CALL() \
+  if (const cudaError_t error = Runtime::Get().Call(); error != cudaSuccess) return error
 
 extern "C" {
 
@@ -27,8 +216,15 @@ cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
-cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
-cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaSetDevice(int device) {
+  return device == 0 ? cudaSuccess : Runtime::Get().last = cudaErrorInvalidDevice;
+}
+cudaError_t cudaGetLastError() {
+  Runtime& runtime = Runtime::Get();
+  const cudaError_t error = runtime.last;
+  if (!runtime.sticky) runtime.last = cudaSuccess;
+  return error;
+}
 const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {
     case cudaErrorMemoryAllocation:
@@ -50,45 +246,103 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* count, const void
   *count = 2;
   return cudaSuccess;
 }
+
 cudaError_t cudaMalloc(void** data, size_t bytes) {
-  if (bytes > (size_t{1} << 40)) return cudaErrorMemoryAllocation;
-  *data = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
-  return cudaSuccess;
+  FAKE_CALL();
+  return Allocate(Runtime::Get().device, data, bytes, true);
 }
 cudaError_t cudaFree(void* data) {
-  std::free(data);
+  Runtime::Get().Free(Runtime::Get().device, data, false);
   return cudaSuccess;
 }
-cudaError_t cudaHostAlloc(void** data, size_t bytes, unsigned) { return cudaMalloc(data, bytes); }
-cudaError_t cudaFreeHost(void* data) { return cudaFree(data); }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = reinterpret_cast<cudaStream_t>(new int);
+cudaError_t cudaHostAlloc(void** data, size_t bytes, unsigned) {
+  FAKE_CALL();
+  return Allocate(Runtime::Get().pinned, data, bytes, false);
+}
+cudaError_t cudaFreeHost(void* data) {
+  Runtime::Get().Free(Runtime::Get().pinned, data, true);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+  FAKE_CALL();
+  if (flags != cudaStreamNonBlocking) modelstate::Die("a stream that waits for the default stream");
+  *stream = &Runtime::Get().streams.emplace_back();
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  delete reinterpret_cast<int*>(stream);
+  Runtime& runtime = Runtime::Get();
+  // A real one goes on with what is pending; nobody could tell when.
+  runtime.RunUntil(stream, [&] { return stream->queue.empty(); });
+  runtime.streams.remove_if([&](const CUstream_st& each) { return &each == stream; });
   return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  FAKE_CALL();
+  Runtime::Get().RunUntil(stream, [&] { return stream->queue.empty(); });
+  return cudaSuccess;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  FAKE_CALL();
+  Operation operation;
+  operation.event = Runtime::Get().events.at(event);
+  operation.generation = event->recorded;
+  operation.waits = true;
+  Runtime::Get().Enqueue(stream, std::move(operation));
+  return cudaSuccess;
+}
+
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = reinterpret_cast<cudaEvent_t>(new int);
+  FAKE_CALL();
+  const auto made = std::make_shared<CUevent_st>();
+  Runtime::Get().events[made.get()] = made;
+  *event = made.get();
   return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  delete reinterpret_cast<int*>(event);
+  Runtime::Get().events.erase(event);
   return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
-                            cudaStream_t) {
-  std::memcpy(to, from, bytes);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  FAKE_CALL();
+  Operation operation;
+  operation.event = Runtime::Get().events.at(event);
+  operation.generation = ++event->recorded;
+  Runtime::Get().Enqueue(stream, std::move(operation));
   return cudaSuccess;
 }
-cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-  std::memset(to, value, bytes);
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  FAKE_CALL();
+  Runtime::Get().RunUntil(nullptr, [&] { return event->passed >= event->recorded; });
+  return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  FAKE_CALL();
+  return event->passed >= event->recorded ? cudaSuccess : cudaErrorNotReady;
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream) {
+  FAKE_CALL();
+  Runtime& runtime = Runtime::Get();
+  Operation operation;
+  operation.run = [to, from, bytes] { std::memcpy(to, from, bytes); };
+  if (kind == cudaMemcpyHostToDevice) operation.host = from;
+  if (kind == cudaMemcpyDeviceToHost) operation.host = to;
+  operation.bytes = bytes;
+  const bool waits = operation.host != nullptr && !runtime.IsPinned(operation.host, bytes);
+  runtime.Enqueue(stream, std::move(operation));
+  if (waits) {
+    ++runtime.pageable_copies;
+    runtime.RunUntil(stream, [&] { return stream->queue.empty(); });
+  }
+  return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
+  FAKE_CALL();
+  Operation operation;
+  operation.run = [to, value, bytes] { std::memset(to, value, bytes); };
+  Runtime::Get().Enqueue(stream, std::move(operation));
   return cudaSuccess;
 }
 

@@ -14,7 +14,7 @@ __device__ void Accumulate(const CudaAddition<T>& addition, uint64_t at) {
 
 template <typename T>
 __global__ void __launch_bounds__(kCudaThreads) AccumulateKernel(CudaAccumulateWork<T> work) {
-  ForEachBlock(work.blocks, work.block_count, [&](CudaBlock block) {
+  ForEachBlock(work, [&](CudaBlock block) {
     const CudaAddition<T>& addition = work.additions[block.tensor];
     const uint64_t begin = block.block * kCudaBlockElements;
     ForEachElement<kCudaWidth<T>>(

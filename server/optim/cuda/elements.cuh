@@ -163,10 +163,10 @@ __device__ inline void LoadGradient(const CudaTensor<T>& tensor, const CudaPart<
   }
 }
 
-// The blocks that this thread block computes: visit(block), its elements [begin, end).
-template <typename Visit>
-__device__ inline void ForEachBlock(const CudaBlock* blocks, uint64_t count, Visit visit) {
-  for (uint64_t i = blockIdx.x; i < count; i += gridDim.x) visit(blocks[i]);
+// The blocks that this thread block computes: visit(block).
+template <typename Work, typename Visit>
+__device__ inline void ForEachBlock(const Work& work, Visit visit) {
+  for (uint64_t i = blockIdx.x; i < work.block_count; i += gridDim.x) visit(work.blocks[i]);
 }
 
 // Calls many(at), for kWidth elements, and then one(at), with places that cover [begin, end)

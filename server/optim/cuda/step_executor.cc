@@ -5,7 +5,7 @@
 #include <cstring>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "common/base/status.h"
 #include "server/device/cuda/cuda_status.h"
 #include "server/optim/cuda/kernels.h"
@@ -20,18 +20,23 @@ absl::StatusOr<CudaStepExecutor> CudaStepExecutor::Create(const CudaStream& stre
 }
 
 CudaStepExecutor::~CudaStepExecutor() {
-  if (done_.handle() != nullptr) (void)done_.Synchronize();
+  if (done_.handle() != nullptr) (void)Finish();
+}
+
+absl::Status CudaStepExecutor::Finish() const {
+  return recorded_ ? done_.Synchronize() : stream_->Synchronize();
+}
+
+absl::Status CudaStepExecutor::RecordEnd() {
+  MS_RETURN_IF_ERROR(done_.Record(*stream_));
+  recorded_ = true;
+  return absl::OkStatus();
 }
 
 uint64_t CudaStepExecutor::Place(uint64_t bytes) {
   const uint64_t place = end_;
   end_ += (bytes + 255) / 256 * 256;
   return place;
-}
-
-template <typename T>
-void CudaStepExecutor::Write(uint64_t place, const std::vector<T>& list) {
-  if (!list.empty()) std::memcpy(host_.data() + place, list.data(), list.size() * sizeof(T));
 }
 
 absl::Status CudaStepExecutor::Reserve() {
@@ -56,107 +61,109 @@ absl::Status CudaStepExecutor::CopyToDevice(uint64_t bytes) {
 }
 
 template <typename T>
-void CudaStepExecutor::PlaceLists(Placed<T>* step) {
-  step->tensors = Place(step->lists.tensors.size() * sizeof(CudaTensor<T>));
-  step->parts = Place(step->lists.parts.size() * sizeof(CudaPart<T>));
-  step->scalars = Place(step->lists.scalars.size() * sizeof(T));
-  step->blocks = Place(step->lists.blocks.size() * sizeof(CudaBlock));
+void CudaStepExecutor::PlaceLists(const StepPlan& plan, const CudaStepLayout::Half& half,
+                                  Places* places) {
+  if (half.tensors == 0) return;
+  places->tensors = Place(half.tensors * sizeof(CudaTensor<T>));
+  places->parts = Place(plan.parts.size() * sizeof(CudaPart<T>));
+  places->scalars = Place(plan.scalars.size() * kMaxRuleScalars * sizeof(T));
+  places->blocks = Place(half.blocks * sizeof(CudaBlock));
 }
 
 template <typename T>
-void CudaStepExecutor::WriteLists(const Placed<T>& step) {
-  Write(step.tensors, step.lists.tensors);
-  Write(step.parts, step.lists.parts);
-  Write(step.scalars, step.lists.scalars);
-  Write(step.blocks, step.lists.blocks);
+absl::Status CudaStepExecutor::FillLists(const StepPlan& plan, const CudaStepLayout::Half& half,
+                                         const Places& places, ComputePool& compute) {
+  if (half.tensors == 0) return absl::OkStatus();
+  return FillCudaStepLists<T>(
+      plan, layout_, compute,
+      {OnHost<CudaTensor<T>>(places.tensors), OnHost<CudaPart<T>>(places.parts),
+       OnHost<T>(places.scalars), OnHost<CudaBlock>(places.blocks)});
 }
 
-absl::Status CudaStepExecutor::Prepare(const StepPlan& plan) {
+absl::Status CudaStepExecutor::Prepare(const StepPlan& plan, ComputePool& compute) {
   const DefaultArithmetic arithmetic;  // of the scalars that are rounded
-  MS_ASSIGN_OR_RETURN(narrow_.lists, MakeCudaStepLists<float>(plan));
-  MS_ASSIGN_OR_RETURN(wide_.lists, MakeCudaStepLists<double>(plan));
+  layout_ = MakeCudaStepLayout(plan, compute);
   algorithm_ = plan.algorithm;
   clip_value_ = plan.clip_value;
   tensor_count_ = plan.tensors.size();
-  MS_RETURN_IF_ERROR(done_.Synchronize());
+  MS_RETURN_IF_ERROR(Finish());
   end_ = 0;
-  PlaceLists(&narrow_);
-  PlaceLists(&wide_);
-  norms_ = end_;
-  narrow_.norms = Place(narrow_.lists.blocks.size() * sizeof(CudaBlockNorm));
-  wide_.norms = Place(wide_.lists.blocks.size() * sizeof(CudaBlockNorm));
+  PlaceLists<float>(plan, layout_.narrow, &narrow_);
+  PlaceLists<double>(plan, layout_.wide, &wide_);
+  joins_ = Place(tensor_count_ * sizeof(CudaJoin));
+  const uint64_t lists_end = end_;
+  results_ = Place(tensor_count_ * sizeof(CudaBlockNorm));
+  const uint64_t blocks = layout_.narrow.blocks + layout_.wide.blocks;
+  norms_ = Place(blocks * sizeof(CudaBlockNorm));
+  scratch_ = Place(blocks * sizeof(CudaBlockNorm));
+  narrow_.norms = norms_;
+  wide_.norms = norms_ + layout_.narrow.blocks * sizeof(CudaBlockNorm);
   MS_RETURN_IF_ERROR(Reserve());
-  WriteLists(narrow_);
-  WriteLists(wide_);
+  MS_RETURN_IF_ERROR(FillLists<float>(plan, layout_.narrow, narrow_, compute));
+  MS_RETURN_IF_ERROR(FillLists<double>(plan, layout_.wide, wide_, compute));
+  ForEachPiece(tensor_count_, compute, [&](size_t begin, size_t end) {
+    for (size_t t = begin; t < end; ++t) {
+      const bool wide = plan.tensors[t].dtype == DType::kF64;
+      OnHost<CudaJoin>(joins_)[t] = {layout_.first_block[t] + (wide ? layout_.narrow.blocks : 0),
+                                     CudaBlockCount(plan.tensors[t].elements)};
+    }
+  });
   CudaDeviceGuard guard(stream_->device());
   MS_RETURN_IF_ERROR(guard.status());
-  MS_RETURN_IF_ERROR(CopyToDevice(norms_));
-  return done_.Record(*stream_);
+  recorded_ = false;
+  MS_RETURN_IF_ERROR(CopyToDevice(lists_end));
+  return RecordEnd();
 }
 
 template <typename T>
-cudaError_t CudaStepExecutor::LaunchNorms(const Placed<T>& step) {
-  const CudaNormWork<T> work = {OnDevice<CudaBlock>(step.blocks), step.lists.blocks.size(),
-                                OnDevice<CudaTensor<T>>(step.tensors),
-                                OnDevice<CudaPart<T>>(step.parts),
-                                reinterpret_cast<CudaBlockNorm*>(device_.data() + step.norms)};
-  return LaunchNorm(work, stream_->handle());
-}
-
-template <typename T>
-void CudaStepExecutor::JoinNorms(const Placed<T>& step, std::vector<double>* sums,
-                                 std::vector<bool>* finite) const {
-  const auto* norms = reinterpret_cast<const CudaBlockNorm*>(host_.data() + step.norms);
-  std::vector<double> blocks;
-  for (size_t t = 0; t < step.lists.tensors.size(); ++t) {
-    const uint64_t first = step.lists.first_block[t];
-    const uint64_t count =
-        (step.lists.tensors[t].elements + kCudaBlockElements - 1) / kCudaBlockElements;
-    blocks.clear();
-    bool all = true;
-    for (uint64_t b = first; b < first + count; ++b) {
-      blocks.push_back(norms[b].sum_of_squares);
-      all &= norms[b].finite != 0;
-    }
-    (*sums)[step.lists.index[t]] = TreeSum(absl::MakeSpan(blocks));
-    (*finite)[step.lists.index[t]] = all;
-  }
+cudaError_t CudaStepExecutor::LaunchNorms(const CudaStepLayout::Half& half, const Places& places) {
+  return LaunchNorm(
+      CudaNormWork<T>{OnDevice<CudaBlock>(places.blocks), half.blocks,
+                      OnDevice<CudaTensor<T>>(places.tensors), OnDevice<CudaPart<T>>(places.parts),
+                      OnDevice<CudaBlockNorm>(places.norms)},
+      stream_->handle());
 }
 
 absl::StatusOr<CudaStepNorm> CudaStepExecutor::ComputeNorm() {
   const DefaultArithmetic arithmetic;
+  constexpr absl::string_view kWhat = "start the kernels of the gradients' norm";
   CudaDeviceGuard guard(stream_->device());
   MS_RETURN_IF_ERROR(guard.status());
-  MS_RETURN_IF_ERROR(CudaStatus(LaunchNorms(narrow_), "start the kernel of the gradients' norm"));
-  MS_RETURN_IF_ERROR(CudaStatus(LaunchNorms(wide_), "start the kernel of the gradients' norm"));
-  if (end_ > norms_) {
-    MS_RETURN_IF_ERROR(
-        CudaStatus(cudaMemcpyAsync(host_.data() + norms_, device_.data() + norms_, end_ - norms_,
-                                   cudaMemcpyDeviceToHost, stream_->handle()),
-                   "copy the gradients' norms from the device"));
+  recorded_ = false;
+  MS_RETURN_IF_ERROR(CudaStatus(LaunchNorms<float>(layout_.narrow, narrow_), kWhat));
+  MS_RETURN_IF_ERROR(CudaStatus(LaunchNorms<double>(layout_.wide, wide_), kWhat));
+  const CudaJoinWork joins = {OnDevice<CudaJoin>(joins_), tensor_count_,
+                              OnDevice<CudaBlockNorm>(norms_), OnDevice<CudaBlockNorm>(scratch_),
+                              OnDevice<CudaBlockNorm>(results_)};
+  MS_RETURN_IF_ERROR(CudaStatus(LaunchJoin(joins, stream_->handle()), kWhat));
+  if (tensor_count_ > 0) {
+    MS_RETURN_IF_ERROR(CudaStatus(cudaMemcpyAsync(OnHost<uint8_t>(results_), joins.results,
+                                                  tensor_count_ * sizeof(CudaBlockNorm),
+                                                  cudaMemcpyDeviceToHost, stream_->handle()),
+                                  "copy the gradients' norms from the device"));
   }
-  MS_RETURN_IF_ERROR(done_.Record(*stream_));
+  MS_RETURN_IF_ERROR(RecordEnd());
   MS_RETURN_IF_ERROR(done_.Synchronize());
   std::vector<double> sums(tensor_count_);
-  std::vector<bool> finite(tensor_count_);
-  JoinNorms(narrow_, &sums, &finite);
-  JoinNorms(wide_, &sums, &finite);
   CudaStepNorm norm;
   for (uint32_t t = 0; t < tensor_count_; ++t) {
-    if (!finite[t]) norm.nonfinite.push_back(t);
+    const CudaBlockNorm& result = OnHost<CudaBlockNorm>(results_)[t];
+    sums[t] = result.sum_of_squares;
+    if (result.finite == 0) norm.nonfinite.push_back(t);
   }
   norm.total = std::sqrt(TreeSum(absl::MakeSpan(sums)));
   return norm;
 }
 
 template <typename T>
-cudaError_t CudaStepExecutor::LaunchUpdates(const Placed<T>& step, double clip_coef) {
-  for (const auto& launch : step.lists.launches) {
-    const CudaUpdateWork<T> work = {OnDevice<CudaBlock>(step.blocks) + launch.first_block,
+cudaError_t CudaStepExecutor::LaunchUpdates(const CudaStepLayout::Half& half, const Places& places,
+                                            double clip_coef) {
+  for (const CudaStepLayout::Launch& launch : half.launches) {
+    const CudaUpdateWork<T> work = {OnDevice<CudaBlock>(places.blocks) + launch.first_block,
                                     launch.block_count,
-                                    OnDevice<CudaTensor<T>>(step.tensors),
-                                    OnDevice<CudaPart<T>>(step.parts),
-                                    OnDevice<T>(step.scalars),
+                                    OnDevice<CudaTensor<T>>(places.tensors),
+                                    OnDevice<CudaPart<T>>(places.parts),
+                                    OnDevice<T>(places.scalars),
                                     static_cast<T>(clip_coef),
                                     static_cast<T>(clip_value_)};
     const cudaError_t error = LaunchUpdate(algorithm_, launch.variant, work, stream_->handle());
@@ -167,11 +174,13 @@ cudaError_t CudaStepExecutor::LaunchUpdates(const Placed<T>& step, double clip_c
 
 absl::Status CudaStepExecutor::Update(double clip_coef) {
   const DefaultArithmetic arithmetic;
+  constexpr absl::string_view kWhat = "start an update's kernel";
   CudaDeviceGuard guard(stream_->device());
   MS_RETURN_IF_ERROR(guard.status());
-  MS_RETURN_IF_ERROR(CudaStatus(LaunchUpdates(narrow_, clip_coef), "start an update's kernel"));
-  MS_RETURN_IF_ERROR(CudaStatus(LaunchUpdates(wide_, clip_coef), "start an update's kernel"));
-  return done_.Record(*stream_);
+  recorded_ = false;
+  MS_RETURN_IF_ERROR(CudaStatus(LaunchUpdates<float>(layout_.narrow, narrow_, clip_coef), kWhat));
+  MS_RETURN_IF_ERROR(CudaStatus(LaunchUpdates<double>(layout_.wide, wide_, clip_coef), kWhat));
+  return RecordEnd();
 }
 
 namespace {
@@ -187,10 +196,17 @@ absl::Status MakeAdditions(absl::Span<const CudaStepExecutor::Addition> addition
     each.elements = addition.elements;
     each.add = addition.add;
     each.vectors = AllowsVectors(addition.from.data) && AllowsVectors(addition.to);
-    AppendCudaBlocks(static_cast<uint32_t>(made->size()), addition.elements, blocks);
+    for (uint64_t b = 0; b < CudaBlockCount(addition.elements); ++b) {
+      blocks->push_back({static_cast<uint32_t>(made->size()), static_cast<uint32_t>(b)});
+    }
     made->push_back(each);
   }
   return absl::OkStatus();
+}
+
+template <typename T>
+void WriteTo(T* to, const std::vector<T>& list) {
+  if (!list.empty()) std::memcpy(to, list.data(), list.size() * sizeof(T));
 }
 
 }  // namespace
@@ -202,19 +218,20 @@ absl::Status CudaStepExecutor::Accumulate(absl::Span<const Addition> additions) 
   std::vector<CudaBlock> narrow_blocks, wide_blocks;
   MS_RETURN_IF_ERROR(MakeAdditions(additions, false, &narrow, &narrow_blocks));
   MS_RETURN_IF_ERROR(MakeAdditions(additions, true, &wide, &wide_blocks));
-  MS_RETURN_IF_ERROR(done_.Synchronize());
+  MS_RETURN_IF_ERROR(Finish());
   end_ = 0;
   const uint64_t narrow_place = Place(narrow.size() * sizeof(narrow[0]));
   const uint64_t wide_place = Place(wide.size() * sizeof(wide[0]));
   const uint64_t narrow_blocks_place = Place(narrow_blocks.size() * sizeof(CudaBlock));
   const uint64_t wide_blocks_place = Place(wide_blocks.size() * sizeof(CudaBlock));
   MS_RETURN_IF_ERROR(Reserve());
-  Write(narrow_place, narrow);
-  Write(wide_place, wide);
-  Write(narrow_blocks_place, narrow_blocks);
-  Write(wide_blocks_place, wide_blocks);
+  WriteTo(OnHost<CudaAddition<float>>(narrow_place), narrow);
+  WriteTo(OnHost<CudaAddition<double>>(wide_place), wide);
+  WriteTo(OnHost<CudaBlock>(narrow_blocks_place), narrow_blocks);
+  WriteTo(OnHost<CudaBlock>(wide_blocks_place), wide_blocks);
   CudaDeviceGuard guard(stream_->device());
   MS_RETURN_IF_ERROR(guard.status());
+  recorded_ = false;
   MS_RETURN_IF_ERROR(CopyToDevice(end_));
   const CudaAccumulateWork<float> narrow_work = {OnDevice<CudaBlock>(narrow_blocks_place),
                                                  narrow_blocks.size(),
@@ -226,7 +243,7 @@ absl::Status CudaStepExecutor::Accumulate(absl::Span<const Addition> additions) 
                                 "start the kernel that accumulates"));
   MS_RETURN_IF_ERROR(CudaStatus(LaunchAccumulate(wide_work, stream_->handle()),
                                 "start the kernel that accumulates"));
-  return done_.Record(*stream_);
+  return RecordEnd();
 }
 
 }  // namespace modelstate

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "server/device/compute_pool.h"
 #include "server/device/cuda/cuda_memory.h"
 #include "server/device/cuda/cuda_stream.h"
 #include "server/optim/cuda/step_lists.h"
@@ -33,11 +34,12 @@ class CudaStepExecutor {
   CudaStepExecutor& operator=(CudaStepExecutor&&) = delete;
   ~CudaStepExecutor();  // waits for what it has enqueued
 
-  // Flattens a plan with its slots (AllocateSlots), and enqueues the lists' copy to the device.
+  // Flattens a plan with its slots (AllocateSlots), on all threads, and enqueues the lists' copy to
+  // the device.
   // Waits for the former step of this executor. The plan is not needed any longer; what it points
   // to is until the stream has come past Update. Everything that can fail for want of memory is
   // here. RESOURCE_EXHAUSTED DEVICE_MEMORY.
-  absl::Status Prepare(const StepPlan& plan);
+  absl::Status Prepare(const StepPlan& plan, ComputePool& compute);
 
   // Waits for the stream. Reads the gradients only.
   absl::StatusOr<CudaStepNorm> ComputeNorm();
@@ -58,24 +60,28 @@ class CudaStepExecutor {
   absl::Status Accumulate(absl::Span<const Addition> additions);
 
  private:
-  // Lists with their places in both memories.
-  template <typename T>
-  struct Placed {
-    CudaStepLists<T> lists;
+  // Where the lists of one half are in both memories.
+  struct Places {
     uint64_t tensors = 0, parts = 0, scalars = 0, blocks = 0, norms = 0;
   };
 
   CudaStepExecutor(const CudaStream& stream, CudaEvent event)
       : stream_(&stream), done_(std::move(event)) {}
 
+  // Waits for all that was enqueued.
+  absl::Status Finish() const;
+  // After the last of what a function enqueues.
+  absl::Status RecordEnd();
+
   // Reserves `bytes` of both memories; returns where.
   uint64_t Place(uint64_t bytes);
-  // Writes a list to its place in the host's memory.
   template <typename T>
-  void Write(uint64_t place, const std::vector<T>& list);
+  T* OnHost(uint64_t place) const {
+    return reinterpret_cast<T*>(host_.data() + place);
+  }
   template <typename T>
-  const T* OnDevice(uint64_t place) const {
-    return reinterpret_cast<const T*>(device_.data() + place);
+  T* OnDevice(uint64_t place) const {
+    return reinterpret_cast<T*>(device_.data() + place);
   }
   // Makes both memories hold all that is placed.
   absl::Status Reserve();
@@ -83,27 +89,28 @@ class CudaStepExecutor {
   absl::Status CopyToDevice(uint64_t bytes);
 
   template <typename T>
-  void PlaceLists(Placed<T>* step);
+  void PlaceLists(const StepPlan& plan, const CudaStepLayout::Half& half, Places* places);
   template <typename T>
-  void WriteLists(const Placed<T>& step);
+  absl::Status FillLists(const StepPlan& plan, const CudaStepLayout::Half& half,
+                         const Places& places, ComputePool& compute);
   template <typename T>
-  cudaError_t LaunchNorms(const Placed<T>& step);
+  cudaError_t LaunchNorms(const CudaStepLayout::Half& half, const Places& places);
   template <typename T>
-  cudaError_t LaunchUpdates(const Placed<T>& step, double clip_coef);
-  template <typename T>
-  void JoinNorms(const Placed<T>& step, std::vector<double>* sums, std::vector<bool>* finite) const;
+  cudaError_t LaunchUpdates(const CudaStepLayout::Half& half, const Places& places,
+                            double clip_coef);
 
   const CudaStream* stream_;
-  CudaEvent done_;  // after the last use of both memories
+  CudaEvent done_;        // after the last use of both memories
+  bool recorded_ = true;  // false: something was enqueued that `done_` does not cover
   PinnedMemory host_;
   CudaMemory device_;
   uint64_t end_ = 0;  // of what is placed
-  uint64_t norms_ = 0;
+  uint64_t joins_ = 0, norms_ = 0, scratch_ = 0, results_ = 0;
   Algorithm algorithm_ = Algorithm::kUnknown;
   double clip_value_ = 0;
   size_t tensor_count_ = 0;
-  Placed<float> narrow_;
-  Placed<double> wide_;
+  CudaStepLayout layout_;
+  Places narrow_, wide_;
 };
 
 }  // namespace modelstate

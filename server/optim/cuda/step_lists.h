@@ -4,44 +4,63 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "server/device/compute_pool.h"
+#include "server/optim/cuda/kernels.h"
 #include "server/optim/cuda/work.h"
 #include "server/optim/step_plan.h"
 
 namespace modelstate {
 
-// What of a plan is computed in T, as the kernels read it.
-template <typename T>
-struct CudaStepLists {
-  // The blocks of the tensors that one variant of the rule updates.
+// How a plan's tensors are spread over the kernels' lists: those that are F64 are computed in
+// double, all others in float.
+struct CudaStepLayout {
+  // The blocks of the tensors that one kernel updates.
   struct Launch {
-    int variant = 0;
+    CudaVariant variant;
     uint64_t first_block = 0;
     uint64_t block_count = 0;
   };
-  std::vector<CudaTensor<T>> tensors;
-  std::vector<CudaPart<T>> parts;
-  std::vector<T> scalars;
-  std::vector<CudaBlock> blocks;
-  std::vector<Launch> launches;
-  std::vector<uint32_t> index;        // of each tensor, in the plan
-  std::vector<uint64_t> first_block;  // of each tensor
+  struct Half {
+    uint32_t tensors = 0;
+    uint64_t blocks = 0;
+    std::vector<Launch> launches;
+  };
+  Half narrow, wide;
+  // By index in the plan: the tensor's place in its half, and its first block among the half's.
+  std::vector<uint32_t> place;
+  std::vector<uint64_t> first_block;
+};
+CudaStepLayout MakeCudaStepLayout(const StepPlan& plan, ComputePool& compute);
+
+// The memory of a half's lists: as many tensors and blocks as it has, and as many parts and scalars
+// as the plan.
+template <typename T>
+struct CudaStepLists {
+  CudaTensor<T>* tensors = nullptr;
+  CudaPart<T>* parts = nullptr;
+  T* scalars = nullptr;
+  CudaBlock* blocks = nullptr;
 };
 
-// Of the plan's tensors those that are F64 for double, all others for float. INTERNAL for what no
-// plan holds.
+// Writes them, on all threads. INTERNAL for what no plan holds.
 template <typename T>
-absl::StatusOr<CudaStepLists<T>> MakeCudaStepLists(const StepPlan& plan);
+absl::Status FillCudaStepLists(const StepPlan& plan, const CudaStepLayout& layout,
+                               ComputePool& compute, const CudaStepLists<T>& lists);
 
 // INTERNAL where the part is of no type that gradients have, or not at a multiple of its size.
 template <typename T>
 absl::StatusOr<CudaPart<T>> MakeCudaPart(const GradientPart& part);
 
-// The blocks of a tensor, appended.
-void AppendCudaBlocks(uint32_t tensor, uint64_t elements, std::vector<CudaBlock>* blocks);
+inline uint64_t CudaBlockCount(uint64_t elements) {
+  return (elements + kCudaBlockElements - 1) / kCudaBlockElements;
+}
 
 // Whether a pointer is a multiple of 16; null is.
-bool AllowsVectors(const void* pointer);
+inline bool AllowsVectors(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+}
 
 }  // namespace modelstate
 

@@ -1,6 +1,5 @@
 #include <type_traits>
 
-#include "server/optim/cuda/kernels.h"
 #include "server/optim/cuda/launch_rule.h"
 #include "server/rules/rules.h"
 
@@ -8,7 +7,7 @@ namespace modelstate {
 namespace {
 
 template <typename T>
-cudaError_t Launch(Algorithm algorithm, int variant, const CudaUpdateWork<T>& work,
+cudaError_t Launch(Algorithm algorithm, CudaVariant variant, const CudaUpdateWork<T>& work,
                    cudaStream_t stream) {
   cudaError_t error = cudaErrorInvalidValue;
   AllRules::Visit(algorithm, [&](auto rule) {
@@ -22,13 +21,13 @@ cudaError_t Launch(Algorithm algorithm, int variant, const CudaUpdateWork<T>& wo
 
 }  // namespace
 
-cudaError_t LaunchUpdate(Algorithm algorithm, int variant, const CudaUpdateWork<float>& work,
-                         cudaStream_t stream) {
+cudaError_t LaunchUpdate(Algorithm algorithm, CudaVariant variant,
+                         const CudaUpdateWork<float>& work, cudaStream_t stream) {
   return Launch(algorithm, variant, work, stream);
 }
 
-cudaError_t LaunchUpdate(Algorithm algorithm, int variant, const CudaUpdateWork<double>& work,
-                         cudaStream_t stream) {
+cudaError_t LaunchUpdate(Algorithm algorithm, CudaVariant variant,
+                         const CudaUpdateWork<double>& work, cudaStream_t stream) {
   return Launch(algorithm, variant, work, stream);
 }
 

@@ -2,6 +2,7 @@
 #define MODELSTATE_SERVER_OPTIM_CUDA_UPDATE_CUH_
 
 #include <iterator>
+#include <type_traits>
 #include <utility>
 
 #include "server/optim/cuda/elements.cuh"
@@ -30,7 +31,7 @@ __device__ inline void BringSlot(const CudaSlot<T>& slot, uint64_t at, T (&to)[k
   for (int k = 0; k < kWidth; ++k) to[k] = slot.initial;
 }
 
-// kWidth elements from `at` on. kPlain: the tensor is, and there is no limit for elements.
+// kWidth elements from `at` on.
 template <typename Rule, typename T, int kVariant, int kWidth, bool kPlain>
 __device__ inline void UpdateElements(const CudaUpdateWork<T>& work, const CudaTensor<T>& tensor,
                                       const typename Rule::template Scalars<T>& scalars,
@@ -89,58 +90,49 @@ __device__ inline void UpdateElements(const CudaUpdateWork<T>& work, const CudaT
 
 // Two thread blocks at once are asked for; left alone, the compiler would have more of them, with
 // registers spilled.
-template <typename Rule, typename T, int kVariant>
+template <typename Rule, typename T, int kVariant, bool kPlain>
 __global__ void __launch_bounds__(kCudaThreads, 2) UpdateKernel(CudaUpdateWork<T> work) {
-  ForEachBlock(work.blocks, work.block_count, [&](CudaBlock block) {
-    const CudaTensor<T>& tensor = work.tensors[block.tensor];
+  ForEachBlock(work, [&](CudaBlock block) {
+    const CudaTensor<T>& listed = work.tensors[block.tensor];
+    // By value: what a plain one points to stays in registers over the loop's stores.
+    const std::conditional_t<kPlain, const CudaTensor<T>, const CudaTensor<T>&> tensor = listed;
     const auto scalars = LoadScalars<Rule, T>(work.scalars + tensor.scalars * kMaxRuleScalars);
     const uint64_t begin = block.block * kCudaBlockElements;
-    const uint64_t end = BlockEnd(begin, tensor.elements);
-    constexpr int kWidth = kCudaWidth<T>;
-    const bool plain = tensor.plain && !(work.clip_value > 0);
-    const auto one = [&](uint64_t at) {
-      UpdateElements<Rule, T, kVariant, 1, false>(work, tensor, scalars, at);
-    };
-    if (plain) {
-      // By value: what it points to stays in registers over the loop's stores.
-      const CudaTensor<T> same = tensor;
-      ForEachElement<kWidth>(
-          begin, end, tensor.vectors,
-          [&](uint64_t at) {
-            UpdateElements<Rule, T, kVariant, kWidth, true>(work, same, scalars, at);
-          },
-          one);
-    } else {
-      ForEachElement<kWidth>(
-          begin, end, tensor.vectors,
-          [&](uint64_t at) {
-            UpdateElements<Rule, T, kVariant, kWidth, false>(work, tensor, scalars, at);
-          },
-          one);
-    }
+    ForEachElement<kCudaWidth<T>>(
+        begin, BlockEnd(begin, tensor.elements), tensor.vectors,
+        [&](uint64_t at) {
+          UpdateElements<Rule, T, kVariant, kCudaWidth<T>, kPlain>(work, tensor, scalars, at);
+        },
+        [&](uint64_t at) {
+          UpdateElements<Rule, T, kVariant, 1, kPlain>(work, tensor, scalars, at);
+        });
   });
 }
 
 template <typename Rule, typename T, int... kVariants>
-cudaError_t LaunchVariant(std::integer_sequence<int, kVariants...>, int variant,
-                          const CudaUpdateWork<T>& work, cudaStream_t stream) {
-  cudaError_t error = cudaErrorInvalidValue;
-  (void)((kVariants == variant && (error = LaunchOverBlocks(UpdateKernel<Rule, T, kVariants>,
-                                                            work.block_count, stream, work),
-                                   true)) ||
+auto KernelOf(std::integer_sequence<int, kVariants...>, CudaVariant variant) {
+  void (*kernel)(CudaUpdateWork<T>) = nullptr;
+  (void)((kVariants == variant.variant &&
+          (kernel = variant.plain ? UpdateKernel<Rule, T, kVariants, true>
+                                  : UpdateKernel<Rule, T, kVariants, false>,
+           true)) ||
          ...);
-  return error;
+  return kernel;
 }
 
 template <typename Rule, typename T>
-cudaError_t LaunchRule(int variant, const CudaUpdateWork<T>& work, cudaStream_t stream) {
-  return LaunchVariant<Rule, T>(std::make_integer_sequence<int, Rule::kVariants>(), variant, work,
-                                stream);
+cudaError_t LaunchRule(CudaVariant variant, const CudaUpdateWork<T>& work, cudaStream_t stream) {
+  const auto kernel =
+      KernelOf<Rule, T>(std::make_integer_sequence<int, Rule::kVariants>(), variant);
+  if (kernel == nullptr) return cudaErrorInvalidValue;
+  return LaunchOverBlocks(kernel, work.block_count, stream, work);
 }
 
-#define MODELSTATE_CUDA_RULE(Rule)                                                               \
-  template cudaError_t LaunchRule<Rule, float>(int, const CudaUpdateWork<float>&, cudaStream_t); \
-  template cudaError_t LaunchRule<Rule, double>(int, const CudaUpdateWork<double>&, cudaStream_t)
+#define MODELSTATE_CUDA_RULE(Rule)                                                          \
+  template cudaError_t LaunchRule<Rule, float>(CudaVariant, const CudaUpdateWork<float>&,   \
+                                               cudaStream_t);                               \
+  template cudaError_t LaunchRule<Rule, double>(CudaVariant, const CudaUpdateWork<double>&, \
+                                                cudaStream_t)
 
 }  // namespace modelstate
 

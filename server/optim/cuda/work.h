@@ -52,7 +52,7 @@ struct CudaTensor {
   bool in_place;        // the gradient is in `output`, as T
   // Every pointer is a multiple of 16: kCudaWidth<T> elements are taken at once.
   bool vectors;
-  // Parameter of type T, gradient in place, every slot in place: the common case.
+  // Parameter of type T, gradient and slots in place, no limit for elements: the common case.
   bool plain;
 };
 
@@ -74,6 +74,20 @@ struct CudaNormWork {
   const CudaTensor<T>* tensors;
   const CudaPart<T>* parts;
   CudaBlockNorm* norms;  // one for each block
+};
+
+// The norms of one tensor's blocks.
+struct CudaJoin {
+  uint64_t first;
+  uint64_t count;
+};
+
+struct CudaJoinWork {
+  const CudaJoin* joins;
+  uint64_t join_count;
+  CudaBlockNorm* norms;    // of the blocks; overwritten
+  CudaBlockNorm* scratch;  // as many
+  CudaBlockNorm* results;  // one for each join
 };
 
 template <typename T>

@@ -42,7 +42,7 @@ class CudaStepTest : public ::testing::TestWithParam<Algorithm> {
     here.clip_coef = max_norm > 0 ? std::min(1.0, max_norm / (norm + 1e-6)) : 1;
     StepCase::Update(here);
 
-    absl::Status status = executor_->Prepare(there);
+    absl::Status status = executor_->Prepare(there, compute_);
     ASSERT_TRUE(status.ok()) << status;
     const absl::StatusOr<CudaStepNorm> cuda_norm = executor_->ComputeNorm();
     ASSERT_TRUE(cuda_norm.ok()) << cuda_norm.status();
@@ -54,6 +54,7 @@ class CudaStepTest : public ::testing::TestWithParam<Algorithm> {
     ASSERT_EQ(arenas.Compare(*stream_), "");
   }
 
+  ComputePool compute_{2};
   std::optional<CudaStream> stream_;
   std::optional<CudaStepExecutor> executor_;
 };
@@ -184,7 +185,7 @@ TEST_P(CudaNormTest, ElementsThatAreNotFiniteAreFoundWhereTheyAre) {
   std::vector<uint32_t> nonfinite;
   StepCase::Norm(step_case.Plan(arenas.host(), 0, 1, 0), &nonfinite);
   EXPECT_EQ(nonfinite, (std::vector<uint32_t>{2, 5, 14}));
-  ASSERT_TRUE(executor_->Prepare(step_case.Plan(arenas.device(), 0, 1, 0)).ok());
+  ASSERT_TRUE(executor_->Prepare(step_case.Plan(arenas.device(), 0, 1, 0), compute_).ok());
   const absl::StatusOr<CudaStepNorm> norm = executor_->ComputeNorm();
   ASSERT_TRUE(norm.ok()) << norm.status();
   EXPECT_EQ(norm->nonfinite, nonfinite);

@@ -29,6 +29,9 @@ cudaError_t FakeLaunch(unsigned blocks, unsigned threads, cudaStream_t stream,
 // group must get here.
 uint64_t FakeShuffleDown(uint64_t bits, int delta, int width);
 
+// All threads of the block must get here.
+void __syncthreads();
+
 template <typename T>
 T __ldcs(const T* from) {
   return *from;
