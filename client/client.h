@@ -179,6 +179,18 @@ class Client {
   absl::Status Watch(const std::string& module, const std::function<bool(const WatchEvent&)>& event,
                      Cancellation* cancellation = nullptr) const;
 
+  // Keeps a copy of a module, or of a selection of it, current: calls `on_version` with the whole
+  // state_dict, then again each time that it is newer (versions in between are skipped), always
+  // exactly one version. After the first only what changed is sent. Goes on through failures of the
+  // connection and restarts of the server, with a whole copy where that is needed. Ends when
+  // `on_version` returns false (then OK) or an error, the module is deleted (ABORTED
+  // MODULE_DELETED), the call is cancelled, or the server stays away (UNAVAILABLE). Takes the
+  // memory of the copy and of what changes at a time.
+  absl::Status Follow(
+      const std::string& module, const FollowOptions& options,
+      const std::function<absl::StatusOr<bool>(const StateDict&, const FollowUpdate&)>& on_version,
+      Cancellation* cancellation = nullptr) const;
+
   // For the library itself.
   Connection& connection() const { return *connection_; }
   const ClientOptions& connection_options() const;

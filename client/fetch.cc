@@ -124,6 +124,10 @@ absl::StatusOr<StateDict> Client::Fetch(const std::string& module, const FetchOp
   if (options.if_newer_than) {
     VersionToProto(*options.if_newer_than, request.mutable_if_newer_than());
   }
+  if (options.changed_since) {
+    VersionToProto(*options.changed_since, request.mutable_changed_since());
+  }
+  request.set_layout_digest(options.layout_digest);
   request.set_chunk_bytes(options.chunk_bytes);
   request.set_skip_digests(!options.digests);
   request.set_optimizer_state(options.optimizer_state);

@@ -21,7 +21,7 @@ install(FILES ${CMAKE_CURRENT_BINARY_DIR}/modelstateConfig.cmake
 # Headers keep their paths below include/modelstate, where they find each other.
 set(include_dir ${CMAKE_INSTALL_INCLUDEDIR}/modelstate)
 install(FILES client.h module_types.h state_dict.h types.h worker.h DESTINATION ${include_dir}/client COMPONENT client)
-install(FILES files/compare.h files/fetch_to_file.h files/spec_file.h files/tensor_file.h
+install(FILES files/compare.h files/fetch_to_file.h files/follow_file.h files/spec_file.h files/tensor_file.h
   files/tensor_source.h
   DESTINATION ${include_dir}/client/files COMPONENT client)
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/common/base/ DESTINATION ${include_dir}/common/base

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "common/base/tensor_spec.h"
@@ -48,6 +49,10 @@ class StateDict {
 
  private:
   friend class StateDictBuilder;
+  friend class Follower;
+
+  // Takes over the tensors of `delta`, which are among these, and its version: their indices.
+  absl::StatusOr<std::vector<size_t>> Update(const StateDict& delta);
 
   std::vector<TensorSpec> specs_;
   std::vector<uint64_t> offsets_;

@@ -196,11 +196,29 @@ struct FetchOptions {
   std::string snapshot_id;
   // When this is the current version, nothing is sent and `not_modified` is set.
   std::optional<Version> if_newer_than;
+  // Only tensors that were written after this version, for a caller that keeps a copy (see
+  // Client::Follow); `layout_digest` is then that of its copy. Not with optimizer_state.
+  std::optional<Version> changed_since;
+  // When not empty: LAYOUT_MISMATCH where the selection's layout is another.
+  std::string layout_digest;
   // The optimizer state of the selected parameters follows the state_dict, with spec.slot.
   bool optimizer_state = false;
   uint32_t chunk_bytes = 0;  // 0: the server chooses
   bool digests = true;       // verify the XXH3 of every tensor
   ProgressCallback progress;
+};
+
+struct FollowOptions {
+  Selection selection;
+  uint32_t chunk_bytes = 0;  // 0: the server chooses
+  bool digests = true;       // verify the XXH3 of every tensor that comes
+};
+
+// What brought a followed state_dict to its version.
+struct FollowUpdate {
+  bool whole = false;           // all of it was fetched
+  std::vector<size_t> changed;  // indices of the tensors that came
+  uint64_t received_bytes = 0;  // of tensors
 };
 
 }  // namespace modelstate::client

@@ -73,6 +73,7 @@ int main(int argc, char** argv) {
   modelstate::cli::AddCatCommand(&app, &context);
   modelstate::cli::AddStepCommands(&app, &context);
   modelstate::cli::AddTransferCommands(&app, &context);
+  modelstate::cli::AddFollowCommand(&app, &context);
   modelstate::cli::AddDiffCommand(&app, &context);
   modelstate::cli::AddCheckpointCommands(&app, &context);
   modelstate::cli::AddCompletionCommand(&app, &context);

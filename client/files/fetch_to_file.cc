@@ -211,13 +211,9 @@ class Transfer final : public RangeSink {
   }
 
   absl::StatusOr<std::string> Header(const std::vector<uint64_t>& digests) const {
-    return SafetensorsHeader(specs_, layout_,
-                             {{"format", "pt"},
-                              {"modelstate.module", record_.module},
-                              {"modelstate.version", absl::StrCat(record_.version.number)},
-                              {"modelstate.step", absl::StrCat(step_)},
-                              {kKindsMetadataKey, KindsMetadata(specs_)},
-                              {kDigestsMetadataKey, DigestsMetadata(specs_, digests)}});
+    return SafetensorsHeader(
+        specs_, layout_,
+        StateDictMetadata(record_.module, record_.version, step_, specs_, digests));
   }
 
   absl::Status HashTheRest() {
@@ -269,16 +265,6 @@ class Transfer final : public RangeSink {
       }
       verified_[i] = true;
     }
-    return absl::OkStatus();
-  }
-
-  static absl::Status SyncFolderOf(const std::string& path) {
-    const size_t slash = path.rfind('/');
-    const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
-    const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) return ErrnoError(errno, absl::StrCat("open ", folder));
-    const File closer(fd, folder);
-    if (::fsync(fd) != 0) return ErrnoError(errno, absl::StrCat("sync ", folder));
     return absl::OkStatus();
   }
 

@@ -257,6 +257,35 @@ absl::StatusOr<File> CreateForWrite(const std::string& path) {
   return file;
 }
 
+absl::Status ReplaceFile(const std::string& path,
+                         absl::Span<const absl::Span<const uint8_t>> pieces) {
+  const std::string temporary = absl::StrCat(path, ".", getpid(), ".tmp");
+  unlink(temporary.c_str());
+  auto remove = absl::MakeCleanup([&temporary] { unlink(temporary.c_str()); });
+  {
+    MS_ASSIGN_OR_RETURN(const File file, CreateForWrite(temporary));
+    uint64_t offset = 0;
+    for (absl::Span<const uint8_t> piece : pieces) {
+      MS_RETURN_IF_ERROR(file.WriteAt(offset, piece));
+      offset += piece.size();
+    }
+    MS_RETURN_IF_ERROR(file.SyncData());
+  }
+  if (std::rename(temporary.c_str(), path.c_str()) != 0) return PathError(errno, "rename", path);
+  std::move(remove).Cancel();
+  return SyncFolderOf(path);
+}
+
+absl::Status SyncFolderOf(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
+  const int fd = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return PathError(errno, "open directory", folder);
+  const File closer(fd, folder);
+  if (fsync(fd) != 0) return PathError(errno, "sync", folder);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<RootDirectory> RootDirectory::Open(const std::string& path) {
   const int fd = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0) return PathError(errno, "open directory", path);

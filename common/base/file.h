@@ -46,6 +46,12 @@ class File {
 // Opens a path of the caller's own choosing, for command-line tools and tests.
 absl::StatusOr<File> OpenForRead(const std::string& path);
 absl::StatusOr<File> CreateForWrite(const std::string& path);
+// Puts a file of these pieces in the place of `path` in one rename, after its bytes are synced;
+// then syncs the folder. On failure what was there stays, and nothing else is left.
+absl::Status ReplaceFile(const std::string& path,
+                         absl::Span<const absl::Span<const uint8_t>> pieces);
+// Makes a rename in the folder of `path` last.
+absl::Status SyncFolderOf(const std::string& path);
 
 // A directory that nothing leads out of: every path is relative to it, and the kernel refuses `..`,
 // absolute paths and symbolic links that leave it (openat2 with RESOLVE_BENEATH). Errors name paths

@@ -61,7 +61,6 @@ constexpr Row kRows[] = {
     {Reason::kCheckpointCorrupt, absl::StatusCode::kDataLoss, "CHECKPOINT_CORRUPT"},
     {Reason::kDigestMismatch, absl::StatusCode::kDataLoss, "DIGEST_MISMATCH"},
     {Reason::kDraining, absl::StatusCode::kUnavailable, "DRAINING"},
-    {Reason::kNotImplemented, absl::StatusCode::kUnimplemented, "NOT_IMPLEMENTED"},
     {Reason::kStorageError, absl::StatusCode::kInternal, "STORAGE_ERROR"},
 };
 

@@ -67,7 +67,6 @@ enum class Reason {
   // UNAVAILABLE
   kDraining,
   // UNIMPLEMENTED
-  kNotImplemented,
   // INTERNAL
   kStorageError,  // the file system failed: EIO and the like
 };

@@ -145,4 +145,16 @@ std::string DigestsMetadata(absl::Span<const TensorSpec> specs,
   return json;
 }
 
+std::map<std::string, std::string> StateDictMetadata(const std::string& module, Version version,
+                                                     uint64_t step,
+                                                     absl::Span<const TensorSpec> specs,
+                                                     absl::Span<const uint64_t> digests) {
+  return {{"format", "pt"},
+          {"modelstate.module", module},
+          {"modelstate.version", absl::StrCat(version.number)},
+          {"modelstate.step", absl::StrCat(step)},
+          {kKindsMetadataKey, KindsMetadata(specs)},
+          {kDigestsMetadataKey, DigestsMetadata(specs, digests)}};
+}
+
 }  // namespace modelstate

@@ -34,6 +34,12 @@ std::string KindsMetadata(absl::Span<const TensorSpec> specs);
 // `digests` has one entry per spec; those of aliases are ignored.
 std::string DigestsMetadata(absl::Span<const TensorSpec> specs, absl::Span<const uint64_t> digests);
 
+// All that a file of a module's state_dict at one version says of itself.
+std::map<std::string, std::string> StateDictMetadata(const std::string& module, Version version,
+                                                     uint64_t step,
+                                                     absl::Span<const TensorSpec> specs,
+                                                     absl::Span<const uint64_t> digests);
+
 }  // namespace modelstate
 
 #endif  // MODELSTATE_COMMON_FORMAT_SAFETENSORS_WRITER_H_

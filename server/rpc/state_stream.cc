@@ -11,8 +11,8 @@
 namespace modelstate {
 namespace {
 
-grpc::ByteBuffer MakeHeader(const std::string& module, const ModuleVersion& version,
-                            const StateView* view, bool not_modified) {
+v1::StatePart MakeHeader(const std::string& module, const ModuleVersion& version,
+                         const StateView* view) {
   v1::StatePart part;
   v1::Header* header = part.mutable_header();
   header->set_module(module);
@@ -24,8 +24,7 @@ grpc::ByteBuffer MakeHeader(const std::string& module, const ModuleVersion& vers
     header->set_tensor_count(view->specs.size());
     header->set_total_bytes(view->layout.total_bytes());
   }
-  header->set_not_modified(not_modified);
-  return SerializeMessage(part);
+  return part;
 }
 
 }  // namespace
@@ -62,8 +61,16 @@ StateStream::StateStream(Contents contents, Options options)
 std::unique_ptr<StateStream> StateStream::NotModified(const std::string& module,
                                                       const ModuleVersion& version,
                                                       const StateView* view) {
-  return std::unique_ptr<StateStream>(
-      new StateStream(MakeHeader(module, version, view, /*not_modified=*/true)));
+  v1::StatePart part = MakeHeader(module, version, view);
+  part.mutable_header()->set_not_modified(true);
+  return std::unique_ptr<StateStream>(new StateStream(SerializeMessage(part)));
+}
+
+v1::StatePart StateStream::HeaderOfContents() const {
+  v1::StatePart part = MakeHeader(options_.module, *contents_.snapshot, view_);
+  if (contents_.base) VersionToProto(*contents_.base, part.mutable_header()->mutable_base());
+  part.mutable_header()->set_selection_layout_digest(contents_.selection_layout_digest);
+  return part;
 }
 
 StateStream::StateStream(grpc::ByteBuffer header)
@@ -95,7 +102,7 @@ std::optional<grpc::ByteBuffer> StateStream::Next() {
     case Phase::kHeader:
       phase_ = header_alone_ ? Phase::kDone : Phase::kTable;
       if (header_alone_) return std::move(header_alone_);
-      return MakeHeader(options_.module, *contents_.snapshot, view_, /*not_modified=*/false);
+      return SerializeMessage(HeaderOfContents());
     case Phase::kTable: {
       v1::StatePart part;
       if (table_.Next(part.mutable_tensors())) return SerializeMessage(part);

@@ -47,6 +47,10 @@ class StateStream {
 
   struct Contents {
     Snapshot snapshot;  // what the storages are held by
+    // For changed_since: the version that `view` is relative to, and the layout of the selection
+    // that it is a part of.
+    std::optional<Version> base;
+    std::string selection_layout_digest;
     std::shared_ptr<const StateView> view;
     // Of the optimizer state in `view`: of its specs from indices.size() on.
     std::vector<OptimizerTensors::Value> optimizer;
@@ -70,6 +74,7 @@ class StateStream {
   StateStream(Contents contents, Options options);
   explicit StateStream(grpc::ByteBuffer header);  // and nothing else
 
+  v1::StatePart HeaderOfContents() const;
   void FillTableEntry(size_t index, v1::TensorInfo* info) const;
   grpc::ByteBuffer NextChunk();
   // Bytes [begin, end) of the tensor at `index` of the view.

@@ -41,23 +41,24 @@ absl::StatusOr<Snapshot> TakeSnapshot(Runtime& runtime, const v1::StreamStateDic
   }
 }
 
-// Whether the caller has this version already.
-absl::StatusOr<bool> IsNotModified(const v1::Version& have, const ModuleVersion& version) {
-  if (have.incarnation() != version.version.incarnation) {
-    return MakeError(Reason::kIncarnationChanged,
-                     "if_newer_than is of another life of the module (it was made anew, or the "
-                     "server was started again): fetch without it",
-                     {{"incarnation", absl::StrCat(version.version.incarnation)}});
-  }
-  return have.number() >= version.version.number;
+// Of a version that the caller has: `field` of the request.
+absl::Status CheckSameLife(absl::string_view field, const v1::Version& have,
+                           const ModuleVersion& version) {
+  if (have.incarnation() == version.version.incarnation) return absl::OkStatus();
+  return MakeError(Reason::kIncarnationChanged,
+                   absl::StrCat(field,
+                                " is of another life of the module (it was made anew, or the "
+                                "server was started again): fetch without it"),
+                   {{"incarnation", absl::StrCat(version.version.incarnation)}});
 }
 
 absl::StatusOr<StateStream::Options> OptionsOf(const Runtime& runtime,
                                                const v1::StreamStateDictRequest& request) {
-  if (request.has_changed_since()) {
-    return MakeError(
-        Reason::kNotImplemented,
-        "changed_since is not built yet; leave it out to get every tensor, or use if_newer_than");
+  if (request.has_changed_since() && (request.ranges_size() > 0 || request.optimizer_state())) {
+    return MakeError(Reason::kInvalidField,
+                     "changed_since goes together with neither ranges nor optimizer_state; what "
+                     "changed comes whole, and optimizer state changes with every step",
+                     {{"field", "changed_since"}});
   }
   StateStream::Options options;
   options.module = request.module();
@@ -177,6 +178,8 @@ class StreamStateDictHandler final : public ServerStreamHandler {
       MS_RETURN_IF_ERROR(CheckIfNewer(*contents.snapshot));
       if (stream_ != nullptr) return absl::OkStatus();
       MS_ASSIGN_OR_RETURN(contents.view, contents.snapshot->schema->View(selection_));
+      MS_RETURN_IF_ERROR(CheckLayout(request_, *contents.view));
+      if (request_.has_changed_since()) MS_RETURN_IF_ERROR(KeepWhatChanged(&contents));
       return Start(std::move(contents));
     }
     if (request_.has_snapshot_id()) {
@@ -206,14 +209,15 @@ class StreamStateDictHandler final : public ServerStreamHandler {
     MS_RETURN_IF_ERROR(CheckIfNewer(*held.snapshot));
     if (stream_ != nullptr) return absl::OkStatus();
     MS_ASSIGN_OR_RETURN(StateStream::Contents contents, WithOptimizerState(held, selection_));
+    MS_RETURN_IF_ERROR(CheckLayout(request_, *contents.view));
     return Start(std::move(contents));
   }
 
   // Where the caller has `version` already, the stream says so.
   absl::Status CheckIfNewer(const ModuleVersion& version) {
     if (!request_.has_if_newer_than()) return absl::OkStatus();
-    MS_ASSIGN_OR_RETURN(const bool current, IsNotModified(request_.if_newer_than(), version));
-    if (!current) return absl::OkStatus();
+    MS_RETURN_IF_ERROR(CheckSameLife("if_newer_than", request_.if_newer_than(), version));
+    if (request_.if_newer_than().number() < version.version.number) return absl::OkStatus();
     std::shared_ptr<const StateView> view;
     // With optimizer state the layout is known when that is held, which this spares.
     if (!request_.optimizer_state()) {
@@ -224,8 +228,26 @@ class StreamStateDictHandler final : public ServerStreamHandler {
     return absl::OkStatus();
   }
 
+  absl::Status KeepWhatChanged(StateStream::Contents* contents) const {
+    const ModuleVersion& version = *contents->snapshot;
+    const v1::Version& base = request_.changed_since();
+    MS_RETURN_IF_ERROR(CheckSameLife("changed_since", base, version));
+    if (base.number() > version.version.number) {
+      return MakeError(
+          Reason::kInvalidField,
+          absl::StrCat("changed_since is version ", base.number(),
+                       ", which is newer than the one that is asked for, ", version.version.number),
+          {{"field", "changed_since"}});
+    }
+    contents->base = VersionFromProto(base);
+    contents->selection_layout_digest = contents->view->layout.digest();
+    contents->view = version.schema->Part(*contents->view, [&](uint32_t owner) {
+      return version.changed_version[owner] > base.number();
+    });
+    return absl::OkStatus();
+  }
+
   absl::Status Start(StateStream::Contents contents) {
-    MS_RETURN_IF_ERROR(CheckLayout(request_, *contents.view));
     MS_ASSIGN_OR_RETURN(stream_, StateStream::Create(std::move(contents), std::move(options_)));
     return absl::OkStatus();
   }

@@ -158,6 +158,18 @@ absl::StatusOr<std::shared_ptr<const StateView>> ModuleSchema::View(
   return view;
 }
 
+std::shared_ptr<const StateView> ModuleSchema::Part(const StateView& view,
+                                                    absl::FunctionRef<bool(uint32_t)> keep) const {
+  std::vector<uint32_t> indices;
+  std::vector<TensorSpec> specs;
+  for (size_t i = 0; i < view.indices.size(); ++i) {
+    if (!keep(owner(view.indices[i]))) continue;
+    indices.push_back(view.indices[i]);
+    specs.push_back(view.specs[i]);
+  }
+  return MakeView(std::move(indices), std::move(specs));
+}
+
 absl::Status ModuleSchema::UnknownNames(const std::vector<std::string>& unknown) const {
   return MakeError(Reason::kTensorNotFound,
                    absl::StrCat("the module has no tensor named ", QuotedList(unknown),

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
@@ -63,6 +64,11 @@ class ModuleSchema {
   // was before when it was asked for recently.
   // NOT_FOUND TENSOR_NOT_FOUND for a name that no tensor has.
   absl::StatusOr<std::shared_ptr<const StateView>> View(const Selection& selection) const;
+
+  // The part of `view`, which is one of this schema's, whose tensors `keep` says true of. It is
+  // asked of owners, and so answers alike for tied tensors.
+  std::shared_ptr<const StateView> Part(const StateView& view,
+                                        absl::FunctionRef<bool(uint32_t owner)> keep) const;
 
   using Listing = std::shared_ptr<const std::vector<uint32_t>>;
   // Indices of the tensors of `kind` (parameter or buffer) that `view` shows and `selection`

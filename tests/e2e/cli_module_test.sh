@@ -347,6 +347,27 @@ case_FetchTakesAPinOrAVersion() {
   cli 2 pin --renew x >/dev/null
 }
 
+case_FollowWritesEachVersionWithWhatChanged() {
+  create_net || return
+  cli 0 optim set net --sgd --lr 1 >/dev/null
+  cli 0 fetch net "$WORK/gradients.safetensors" --kind parameter --names conv.weight >/dev/null
+  prints 'all 5 tensors' follow net --to "$WORK/copy.safetensors" --versions 1
+  mkdir "$WORK/all"
+  MODELSTATE_SERVER=$ADDRESS "$CLI" --json follow net --to "$WORK/all" --versions 3 >"$WORK/follow.out" &
+  local follower=$!
+  local deadline=$((SECONDS + 60))
+  local n
+  for n in 1 2; do
+    # The next step comes when the last version is written: none is skipped.
+    until [ "$(wc -l <"$WORK/follow.out")" -ge "$n" ] || [ $SECONDS -gt $deadline ]; do :; done
+    cli 0 step-from net "$WORK/gradients.safetensors" >/dev/null
+  done
+  wait "$follower" || fail "follow ended with $?"
+  expect '[true,5][false,2][false,2]' "$(jq -c '[.whole, .changed]' "$WORK/follow.out" | tr -d '\n')" 'what came'
+  cli 0 fetch net "$WORK/fetched.safetensors" >/dev/null
+  cli 0 diff "$WORK/fetched.safetensors" "$(jq -r .file "$WORK/follow.out" | tail -1)" >/dev/null
+}
+
 case_CheckpointsAreDeleted() {
   load_crepe || return
   cli 0 save crepe a/b >/dev/null

@@ -337,9 +337,9 @@ case_TensorsAreListedInPages() {
   refused ListParameters "{\"module\": \"crepe\", \"page_size\": 10, \"page_token\": $token}" INVALID_ARGUMENT INVALID_FIELD page_token
 }
 
-case_WhatIsNotBuiltNamesItself() {
+case_ChangedSinceSaysWhatItDoesNotGoWith() {
   create_tiny || return
-  refused StreamStateDict "{\"module\": \"tiny\", \"changed_since\": $(ok GetModule '{"module": "tiny"}' '.version')}" UNIMPLEMENTED NOT_IMPLEMENTED changed_since
+  refused StreamStateDict "{\"module\": \"tiny\", \"ranges\": [{\"end\": 4}], \"changed_since\": $(ok GetModule '{"module": "tiny"}' '.version')}" INVALID_ARGUMENT INVALID_FIELD changed_since
 }
 
 case_OptimizerStateIsLoadedAndStreamed() {

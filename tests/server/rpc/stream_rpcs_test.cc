@@ -207,12 +207,6 @@ TEST_F(StreamRpcsTest, WrongRequestsAreRefusedBeforeAnythingIsSent) {
   request.set_chunk_bytes(100 << 20);
   EXPECT_THAT(Fetch(request).status, FailsWith(Reason::kInvalidField));
 
-  request = Request("tiny");
-  request.mutable_changed_since()->set_number(1);
-  const absl::Status status = Fetch(request).status;
-  EXPECT_EQ(GetReason(status), Reason::kNotImplemented);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("changed_since"));
-
   v1::PinSnapshotRequest pin;
   pin.set_module("tiny");
   pin.mutable_lease()->set_seconds(1000000);
