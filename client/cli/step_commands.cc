@@ -6,6 +6,7 @@
 #include <optional>
 #include <random>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "client/cli/context.h"
@@ -123,11 +124,19 @@ Json StepJson(const client::StepResult& result, double seconds) {
           {"seconds", seconds}};
 }
 
-std::vector<client::TensorRef> GradientsOf(const client::TensorFile& file) {
+// What the file says of kinds, and which names the module has for buffers: files of others say
+// nothing.
+absl::StatusOr<std::vector<client::TensorRef>> GradientsOf(const Client& client,
+                                                           const std::string& module,
+                                                           const client::TensorFile& file) {
+  MS_ASSIGN_OR_RETURN(const client::TensorList list, client.ListBuffers(module));
+  absl::flat_hash_set<absl::string_view> buffers;
+  for (const client::TensorInfo& tensor : list.tensors) buffers.insert(tensor.spec.name);
   std::vector<client::TensorRef> refs;
   for (client::TensorRef& ref : std::vector<client::TensorRef>(file.refs(TensorKind::kGradient))) {
     if (ref.spec.is_alias()) continue;  // its owner's gradient is the one
-    if (ref.spec.kind != TensorKind::kBuffer) ref.spec.kind = TensorKind::kGradient;
+    const bool buffer = ref.spec.kind == TensorKind::kBuffer || buffers.contains(ref.spec.name);
+    ref.spec.kind = buffer ? TensorKind::kBuffer : TensorKind::kGradient;
     refs.push_back(std::move(ref));
   }
   return refs;
@@ -165,6 +174,8 @@ absl::StatusOr<Json> Step(Context* context, const Client& client, const std::str
 absl::Status StepFrom(Context* context, const FileArguments& arguments) {
   MS_ASSIGN_OR_RETURN(const Client client, context->Connect());
   MS_ASSIGN_OR_RETURN(const client::TensorFile file, client::TensorFile::Read(arguments.file));
+  MS_ASSIGN_OR_RETURN(const std::vector<client::TensorRef> tensors,
+                      GradientsOf(client, arguments.step.module, file));
   client::StepOptions options = arguments.step.options();
   options.weight = arguments.weight;
   options.grad_scale = arguments.grad_scale;
@@ -172,7 +183,7 @@ absl::Status StepFrom(Context* context, const FileArguments& arguments) {
   options.accumulated = arguments.accumulated;
   options.wait = arguments.wait;
   MS_ASSIGN_OR_RETURN(const Json step,
-                      Step(context, client, arguments.step.module, GradientsOf(file), options));
+                      Step(context, client, arguments.step.module, tensors, options));
   if (context->json) {
     Json json = {{"worker", options.worker}, {"sequence", options.sequence}};
     json.update(step);
@@ -221,7 +232,8 @@ void AddStepFrom(CLI::App* app, Context* context) {
   command->add_option("MODULE", from->step.module)->required();
   command
       ->add_option("FILE", from->file,
-                   "safetensors or PyTorch: gradients by parameter name, and buffer values")
+                   "safetensors or PyTorch: gradients by parameter name, and values by the names "
+                   "that the module has for buffers")
       ->required();
   AddStepOptions(command, &from->step,
                  "With --worker: number of the step; the same command again gets the first answer "

@@ -118,13 +118,44 @@ case_AStepFromAFile() {
   cli 0 optim set other --sgd --lr 1 >/dev/null
   cli 4 step-from other "$WORK/gradients.safetensors" >/dev/null
   said 'SHAPE_MISMATCH.*"weight"' 'another shape'
-  # A PyTorch file; what it holds for buffers are no gradients.
-  load_crepe && cli 0 optim set crepe --sgd >/dev/null
-  cli 4 step-from crepe "$MODELSTATE_SOURCE/tests/data/crepe-tiny.pth" >/dev/null
-  said 'NOT_A_PARAMETER.*running_mean' 'a gradient for a buffer'
   cli 3 step-from tiny "$WORK/none.safetensors" >/dev/null
   cli 2 step-from tiny >/dev/null
   cli 2 push tiny --gradients "$WORK/gradients.safetensors" >/dev/null
+}
+
+# floats NUMBER...: as they lie in memory, of those used here.
+floats() {
+  local number
+  for number; do
+    case $number in
+      1) printf '\0\0\x80\x3f' ;;
+      2) printf '\0\0\0\x40' ;;
+      3) printf '\0\0\x40\x40' ;;
+    esac
+  done
+}
+# plain_file HEADER FLOAT...: a safetensors file as others write it, without metadata.
+plain_file() {
+  printf "\\x$(printf '%02x' "${#1}")\\0\\0\\0\\0\\0\\0\\0%s" "$1"
+  floats "${@:2}"
+}
+
+# Neither a PyTorch file nor a plain safetensors file says what is a buffer: the module does.
+case_AStepAssignsTheBuffersOfAnyFile() {
+  create_tiny && configure_sgd || return
+  plain_file '{"weight":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},"running_mean":{"dtype":"F32","shape":[2],"data_offsets":[16,24]}}' \
+    1 1 1 1 2 3 >"$WORK/plain.safetensors"
+  json '[.outcome, .updated]' '["APPLIED",1]' step-from tiny "$WORK/plain.safetensors"
+  weight_is '[0,1,2,3]'
+  json .values '[2,3]' cat tiny running_mean
+  load_crepe || return
+  cli 0 spec crepe --out "$WORK/crepe.json" >/dev/null
+  cli 0 create zeros --spec "$WORK/crepe.json" >/dev/null
+  cli 0 optim set zeros --sgd --lr 1 >/dev/null
+  json '[.outcome, .updated]' '["APPLIED",26]' step-from zeros "$MODELSTATE_SOURCE/tests/data/crepe-tiny.pth"
+  json '.versions[0] | [.changed_parameters, .changed_buffers]' '[26,18]' history zeros
+  # The buffers are those of the file; the parameters have gone from zero by its negative.
+  expect 18 "$(cli 1 --json diff zeros crepe | jq .equal)" 'equal tensors after the step'
 }
 
 # The same command again, with the step's own name, gets the first answer and applies nothing.
