@@ -160,7 +160,7 @@ class Runtime {
 };
 
 cudaError_t Allocate(std::map<uint8_t*, size_t>& memory, void** data, size_t bytes, bool device) {
-  if (bytes > (size_t{1} << 40)) return Runtime::Get().last = cudaErrorMemoryAllocation;
+  if (bytes > (size_t{1} << 30)) return Runtime::Get().last = cudaErrorMemoryAllocation;
   const size_t size = Runtime::Pages(bytes);
   void* mapped = mmap(nullptr, size, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

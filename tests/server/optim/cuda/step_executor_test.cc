@@ -157,6 +157,67 @@ TEST_P(CudaStepTest, EveryVariantAndDTypeHasTheCpusBits) {
 INSTANTIATE_TEST_SUITE_P(Rules, CudaStepTest, ::testing::ValuesIn(AllAlgorithms()),
                          [](const auto& info) { return AlgorithmName(info.param); });
 
+using CudaLargeTest = CudaStepTest;
+
+// The rule is elementwise: what is far back is compared with a short tensor of the same elements.
+TEST_P(CudaLargeTest, ElementsBeyond32BitsAreTheirOwn) {
+  constexpr uint64_t kFar = (uint64_t{1} << 32) - 4096;
+  constexpr uint64_t kTail = 3 * 4096 + 5;
+  StepOptions options;
+  options.hyperparameters = {GetRule(Algorithm::kSgd).defaults()};
+  options.hyperparameters[0].lr = 0.5;
+  const auto plan = [&](uint8_t* parameter, uint8_t* gradient, uint64_t elements) {
+    StepPlan plan;
+    plan.algorithm = Algorithm::kSgd;
+    plan.options = &options;
+    plan.scalars = {GetRule(Algorithm::kSgd).make_scalars(options.hyperparameters[0], 1, 1)};
+    plan.parts = {{gradient, DType::kF8E5M2, 1, 1}};
+    plan.tensor_memory = std::make_unique<TensorStep[]>(1);
+    plan.tensors = absl::MakeSpan(plan.tensor_memory.get(), 1);
+    plan.tensors[0].dtype = DType::kF8E5M2;
+    plan.tensors[0].elements = elements;
+    plan.tensors[0].parameter = parameter;
+    plan.tensors[0].output = gradient;
+    plan.tensors[0].part_count = 1;
+    return plan;
+  };
+  std::vector<uint8_t> parameter(kTail), gradient(kTail);
+  Numbers numbers(3);
+  numbers.Fill(DType::kF8E5M2, kTail, 1, parameter.data());
+  numbers.Fill(DType::kF8E5M2, kTail, 1, gradient.data());
+
+  absl::StatusOr<CudaMemory> parameters = CudaMemory::Allocate(0, kFar + kTail);
+  absl::StatusOr<CudaMemory> gradients = CudaMemory::Allocate(0, kFar + kTail);
+  if (!parameters.ok() || !gradients.ok()) GTEST_SKIP() << "too little memory";
+  const auto copy = [&](uint8_t* to, const uint8_t* from, cudaMemcpyKind kind) {
+    ASSERT_EQ(cudaMemcpyAsync(to, from, kTail, kind, stream_->handle()), cudaSuccess);
+  };
+  for (const CudaMemory* memory : {&*parameters, &*gradients}) {
+    ASSERT_EQ(cudaMemsetAsync(memory->data(), 0, kFar, stream_->handle()), cudaSuccess);
+  }
+  copy(parameters->data() + kFar, parameter.data(), cudaMemcpyHostToDevice);
+  copy(gradients->data() + kFar, gradient.data(), cudaMemcpyHostToDevice);
+  const StepPlan there = plan(parameters->data(), gradients->data(), kFar + kTail);
+  const StepPlan here = plan(parameter.data(), gradient.data(), kTail);
+  std::vector<uint32_t> nonfinite;
+  const double norm = StepCase::Norm(here, &nonfinite);
+  ASSERT_TRUE(executor_->Prepare(there, compute_).ok());
+  const absl::StatusOr<CudaStepNorm> cuda_norm = executor_->ComputeNorm();
+  ASSERT_TRUE(cuda_norm.ok()) << cuda_norm.status();
+  EXPECT_NEAR(cuda_norm->total, norm, norm * 1e-12);  // another tree, of zeros too
+  ASSERT_TRUE(executor_->Update(1).ok());
+  StepCase::Update(here);
+  std::vector<uint8_t> got(kTail), front(kTail);
+  copy(got.data(), gradients->data() + kFar, cudaMemcpyDeviceToHost);
+  copy(front.data(), gradients->data(), cudaMemcpyDeviceToHost);
+  ASSERT_TRUE(stream_->Synchronize().ok());
+  EXPECT_TRUE(got == gradient);
+  EXPECT_EQ(front, std::vector<uint8_t>(kTail, 0));
+}
+
+INSTANTIATE_TEST_SUITE_P(Sgd, CudaLargeTest, ::testing::Values(Algorithm::kSgd),
+                         [](const auto& info) { return AlgorithmName(info.param); });
+
 using CudaNormTest = CudaStepTest;
 
 StepCase NormCase() {
