@@ -130,6 +130,7 @@ uint8_t* BufferPool::Cut(size_t bytes) {
 }
 
 void BufferPool::TrimLocked() {
+  uint64_t trimmed = 0;
   for (auto& [bytes, size_class] : sizes_) {
     std::deque<uint8_t*> free = std::move(size_class.free);
     std::sort(free.begin(), free.end());
@@ -143,10 +144,11 @@ void BufferPool::TrimLocked() {
       }
       source_->Free(slab.begin, slab.bytes);
       size_class.count -= slab.count;
-      pooled_ -= slab.cut * bytes;
+      trimmed += slab.cut * bytes;
       return true;
     });
   }
+  pooled_ -= trimmed;
   absl::erase_if(sizes_, [](const auto& entry) { return entry.second.slabs.empty(); });
 }
 
