@@ -29,6 +29,7 @@ absl::Status ReceiveStateDict(const Connection& connection,
     options.total_bytes = header.total_bytes();
     options.canonical_layout = true;
     options.layout_digest = header.layout_digest();
+    options.digests = !request.skip_digests();
     MS_ASSIGN_OR_RETURN(options.ranges, ByteRangesFromProto(request.ranges()));
     return receiver->Begin(std::move(options));
   };

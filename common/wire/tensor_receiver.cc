@@ -339,6 +339,10 @@ absl::Status TensorReceiver::OnCopied(uint64_t offset, absl::Span<const uint8_t>
   next_offset_ += bytes.size();
   received_bytes_ += bytes.size();
   destination_->OnBytes(index, offset - tensor.offset, bytes);
+  if (!options_.digests) {
+    position_ += next_offset_ == end;
+    return absl::OkStatus();
+  }
   const bool whole = offset == tensor.offset && next_offset_ == end;
   if (!whole) {
     if (offset == tensor.offset) {

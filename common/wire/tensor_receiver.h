@@ -83,6 +83,7 @@ class TensorReceiver final : private ChunkSink {
     std::string layout_digest;
     TensorKind default_kind = TensorKind::kParameter;
     bool allow_initializers = false;
+    bool digests = true;  // false: bytes are not hashed; for who has asked the sender for none
     uint64_t max_tensors = 1000000;
     uint64_t max_table_bytes = uint64_t{256} << 20;  // of all table messages
     uint64_t max_chunk_bytes = UINT64_MAX;           // of one chunk's data

@@ -46,6 +46,8 @@ void Call::OnAccepted() {
 }
 
 void Call::Read() {
+  // Its memory, which is in the cache, is what the next one is received into.
+  message_.Clear();
   if (watch_ != nullptr) watch_->Arm();
   stream_.Read(&message_, &read_tag_);
 }

@@ -26,7 +26,7 @@ class CallHandler : public RefCounted<CallHandler> {
  public:
   virtual ~CallHandler() = default;
 
-  // The next message, asked for by Call::Read.
+  // The next message, asked for by Call::Read; valid until the next Read.
   virtual void OnMessage(grpc::ByteBuffer* message) = 0;
   // Asked for as well, but there is none: the caller has closed its side, or has gone (who can
   // tell: what is not complete by now counts for nothing either way).
