@@ -84,7 +84,8 @@ absl::Status Cat(const Context& context, const CatArguments& arguments) {
     return absl::StrCat(Number(elements.doubles[2 * i]), imaginary < 0 ? "" : "+",
                         Number(imaginary), "j");
   };
-  std::cout << spec.name << (spec.is_alias() ? absl::StrCat(" = ", spec.alias_of) : "") << "  "
+  std::cout << Printable(spec.name)
+            << (spec.is_alias() ? absl::StrCat(" = ", Printable(spec.alias_of)) : "") << "  "
             << TensorKindName(spec.kind) << "  " << DTypeName(spec.dtype) << "  "
             << spec.shape.ToString();
   if (!arguments.options.slice.empty()) {

@@ -29,7 +29,7 @@ void PrintDecisions(const client::LoadResult& load) {
 void PrintKeys(const char* what, const std::vector<std::string>& keys) {
   if (keys.empty()) return;
   std::cout << Counted(keys.size(), what) << ":\n";
-  for (const std::string& key : keys) std::cout << "  " << key << "\n";
+  for (const std::string& key : keys) std::cout << "  " << Printable(key) << "\n";
 }
 
 void PrintDryRun(const std::string& path, const client::LoadCheckpointResult& result,
@@ -38,7 +38,7 @@ void PrintDryRun(const std::string& path, const client::LoadCheckpointResult& re
   PrintKeys("missing key", result.load.missing_keys);
   PrintKeys("unexpected key", result.load.unexpected_keys);
   PrintKeys("mismatch of size", result.load.size_mismatches);
-  std::cout << path << " (" << result.format << ") would "
+  std::cout << Printable(path) << " (" << result.format << ") would "
             << (refused ? "be refused"
                         : absl::StrCat("load ", Counted(result.load.loaded, "tensor")))
             << "; nothing has changed\n";
@@ -88,18 +88,18 @@ absl::Status Load(Context* context, LoadArguments arguments) {
     return absl::OkStatus();
   }
   std::cout << "loaded " << Counted(load.loaded, "tensor") << " (" << HumanBytes(result.read_bytes)
-            << ", " << result.format << ") into " << module.name << ": "
+            << ", " << result.format << ") into " << Printable(module.name) << ": "
             << Counted(module.parameter_count, "parameter") << ", "
             << Counted(module.buffer_count, "buffer") << ", version " << module.version.number
             << (result.optimizer_loaded ? ", with its optimizer" : "") << "\n";
   PrintDecisions(load);
   if (load.missing_count > 0) {
-    std::cout << Counted(load.missing_count, "missing key") << ": " << QuotedList(load.missing_keys)
-              << "\n";
+    std::cout << Counted(load.missing_count, "missing key") << ": "
+              << Printable(QuotedList(load.missing_keys)) << "\n";
   }
   if (load.unexpected_count > 0) {
     std::cout << Counted(load.unexpected_count, "unexpected key") << ": "
-              << QuotedList(load.unexpected_keys) << "\n";
+              << Printable(QuotedList(load.unexpected_keys)) << "\n";
   }
   return absl::OkStatus();
 }
@@ -142,8 +142,8 @@ absl::Status Save(const Context& context, const SaveArguments& arguments) {
     Context::Print(CheckpointJson(checkpoint));
   } else {
     std::cout << "saved version " << checkpoint.version.number << " (step " << checkpoint.step
-              << ") of " << arguments.module << " to " << checkpoint.path << ": "
-              << checkpoint.tensor_count << " tensors, " << HumanBytes(checkpoint.nbytes)
+              << ") of " << Printable(arguments.module) << " to " << Printable(checkpoint.path)
+              << ": " << checkpoint.tensor_count << " tensors, " << HumanBytes(checkpoint.nbytes)
               << (checkpoint.has_optimizer ? ", with its optimizer" : "") << "\n";
   }
   return absl::OkStatus();
@@ -182,7 +182,7 @@ absl::Status Delete(const Context& context, const std::string& path) {
   if (context.json) {
     Context::Print({{"deleted", path}});
   } else {
-    std::cout << "deleted " << path << "\n";
+    std::cout << "deleted " << Printable(path) << "\n";
   }
   return absl::OkStatus();
 }
@@ -199,8 +199,10 @@ void AddCheckpointCommands(CLI::App* app, Context* context) {
   command->add_option("PATH", load->path, "Relative to the checkpoint root")->required();
   command->add_flag("--create,!--no-create", load->options.create_module,
                     "Make the module when there is none (default)");
-  command->add_option("--buffers", load->options.load.buffers,
-                      "Globs of the keys that are buffers, into an empty module");
+  command
+      ->add_option("--buffers", load->options.load.buffers,
+                   "Glob of the keys that are buffers, into an empty module; repeatable")
+      ->allow_extra_args(false);
   command->add_flag("--no-strict", load->no_strict, "Allow missing and unexpected keys");
   command->add_flag("--dry-run", load->options.load.dry_run,
                     "Change nothing; print every missing and unexpected key and every shape that "

@@ -290,7 +290,7 @@ void PrintNames(const Context& context) {
   if (!client.ok()) return;
   const absl::StatusOr<std::vector<client::ModuleInfo>> modules = client->ListModules();
   if (!modules.ok()) return;
-  for (const client::ModuleInfo& module : *modules) std::cout << module.name << "\n";
+  for (const client::ModuleInfo& module : *modules) std::cout << Printable(module.name) << "\n";
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "client/cli/output.h"
 #include "common/base/status.h"
 
 namespace modelstate::cli {
@@ -44,12 +45,15 @@ void Context::Finish(const absl::Status& status) {
                   {"message", std::string(status.message())}};
     if (reason) error["reason"] = std::string(ReasonName(*reason));
     if (reason) error["metadata"] = GetErrorMetadata(status);
+    if (const std::optional<absl::Duration> delay = GetRetryAfter(status)) {
+      error["retry_after_seconds"] = absl::ToDoubleSeconds(*delay);
+    }
     Print({{"error", error}});
     return;
   }
   std::cerr << "modelstate: " << absl::StatusCodeToString(status.code())
-            << (reason ? absl::StrCat(" ", ReasonName(*reason)) : "") << ": " << status.message()
-            << "\n";
+            << (reason ? absl::StrCat(" ", ReasonName(*reason)) : "") << ": "
+            << Printable(status.message()) << "\n";
 }
 
 void Context::Print(const Json& document) {

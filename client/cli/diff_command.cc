@@ -86,7 +86,8 @@ absl::Status Diff(Context* context, const DiffArguments& arguments) {
     return absl::OkStatus();
   }
   for (const client::TensorComparison& tensor : comparison.tensors) {
-    if (arguments.all || !tensor.equal) std::cout << tensor.name << ": " << tensor.what << "\n";
+    if (arguments.all || !tensor.equal)
+      std::cout << Printable(tensor.name) << ": " << Printable(tensor.what) << "\n";
   }
   std::cout << Counted(comparison.equal, "tensor") << " equal, " << different << " different\n";
   return absl::OkStatus();

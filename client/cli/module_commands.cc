@@ -143,11 +143,11 @@ absl::Status Move(const Context& context, const MoveArguments& arguments) {
   if (context.json) {
     Context::Print(ToJson(module));
   } else if (module.version == before.version) {
-    std::cout << module.name << " is so already: version " << module.version.number << " on "
-              << module.device << ", " << HumanBytes(module.total_bytes) << "\n";
+    std::cout << Printable(module.name) << " is so already: version " << module.version.number
+              << " on " << module.device << ", " << HumanBytes(module.total_bytes) << "\n";
   } else {
-    std::cout << "moved " << module.name << ": version " << module.version.number << " on "
-              << module.device << ", " << HumanBytes(module.total_bytes) << "\n";
+    std::cout << "moved " << Printable(module.name) << ": version " << module.version.number
+              << " on " << module.device << ", " << HumanBytes(module.total_bytes) << "\n";
   }
   return absl::OkStatus();
 }
@@ -202,7 +202,7 @@ absl::Status Remove(const Context& context, const std::string& name) {
   if (context.json) {
     Context::Print({{"deleted", name}});
   } else {
-    std::cout << "deleted " << name << "\n";
+    std::cout << "deleted " << Printable(name) << "\n";
   }
   return absl::OkStatus();
 }

@@ -9,6 +9,7 @@
 #include "absl/strings/str_split.h"
 #include "client/cli/context.h"
 #include "client/cli/output.h"
+#include "client/cli/validators.h"
 #include "common/base/status.h"
 
 namespace modelstate::cli {
@@ -51,16 +52,7 @@ std::string ParseGroup(const std::string& text, ParameterGroup* group) {
   group->name = parts[0];
   group->selection.globs = absl::StrSplit(parts[1], ',', absl::SkipEmpty());
   if (group->selection.globs.empty()) return "a group needs a glob of its parameters";
-  for (const std::string& setting :
-       std::vector<std::string>(absl::StrSplit(parts[2], ',', absl::SkipEmpty()))) {
-    const std::vector<std::string> pair = absl::StrSplit(setting, absl::MaxSplits('=', 1));
-    const HyperparameterField* field = FindHyperparameter(pair[0]);
-    if (field == nullptr) return absl::StrCat("there is no hyper-parameter \"", pair[0], "\"");
-    if (pair.size() != 2 || !ParseValue(pair[1], *field, &group->hyperparameters)) {
-      return absl::StrCat("\"", setting, "\" is not written as ", pair[0], "=VALUE");
-    }
-  }
-  return "";
+  return ParseSettings(parts[2], &group->hyperparameters);
 }
 
 std::optional<Algorithm> AlgorithmNamed(const std::string& any_case) {
@@ -127,7 +119,8 @@ Json ToJson(const client::OptimizerInfo& info) {
 void PrintGroups(const client::OptimizerInfo& info) {
   for (size_t i = 0; i < info.groups.size(); ++i) {
     const client::ParameterGroupInfo& group = info.groups[i];
-    std::cout << "group " << i << (group.name.empty() ? "" : absl::StrCat(" \"", group.name, "\""))
+    std::cout << "group " << i
+              << (group.name.empty() ? "" : absl::StrCat(" \"", Printable(group.name), "\""))
               << ": " << Counted(group.parameter_count, "parameter");
     const Json hyperparameters = ToJson(group.hyperparameters);
     for (const auto& [name, value] : hyperparameters.items()) {
@@ -192,8 +185,19 @@ void Change(const SetArguments& arguments, OptimizerConfig* config) {
   if (arguments.any_staleness) config->max_staleness.reset();
   Rounds& rounds = config->rounds;
   if (arguments.quorum) rounds.quorum = *arguments.quorum;
+  if (arguments.quorum == 1u) rounds = Rounds();  // without rounds there is nothing to time out
   if (arguments.min_contributions) rounds.min_contributions = *arguments.min_contributions;
   if (arguments.round_timeout) rounds.round_timeout = absl::Seconds(*arguments.round_timeout);
+}
+
+// A glob that is mistyped takes nothing, which the server does not mind.
+void WarnOfEmptyGroups(const OptimizerConfig& config, const client::OptimizerInfo& info) {
+  for (size_t i = 0; i < config.groups.size() && i < info.groups.size(); ++i) {
+    if (info.groups[i].parameter_count > 0) continue;
+    std::cerr << "modelstate: warning: group " << i << " "
+              << Printable(QuotedList({config.groups[i].name}))
+              << " has no parameter: none has a name of it, or earlier groups have them all\n";
+  }
 }
 
 absl::Status Set(const Context& context, const SetArguments& arguments) {
@@ -219,6 +223,7 @@ absl::Status Set(const Context& context, const SetArguments& arguments) {
   Change(arguments, &config);
   MS_ASSIGN_OR_RETURN(const client::OptimizerInfo info,
                       client.ConfigureOptimizer(arguments.module, config, arguments.reset_state));
+  WarnOfEmptyGroups(config, info);
   Print(context, info);
   return absl::OkStatus();
 }
@@ -290,11 +295,14 @@ void AddGroups(CLI::App* command, SetArguments* set) {
 }
 
 void AddRounds(CLI::App* command, SetArguments* set) {
-  command->add_option("--quorum", set->quorum, "Workers that make a round; 1: each push steps");
+  command->add_option("--quorum", set->quorum,
+                      "Workers that make a round; 1: each push steps, and the timeout goes too");
   command->add_option("--min-contributions", set->min_contributions,
                       "Enough when --round-timeout is over; 0: no timeout");
-  command->add_option("--round-timeout", set->round_timeout,
-                      "Seconds from the first contribution; 0: no timeout");
+  command
+      ->add_option("--round-timeout", set->round_timeout,
+                   "Seconds from the first contribution; 0: no timeout")
+      ->check(SecondsOrNone());
 }
 
 void AddSet(CLI::App* optim, Context* context) {
@@ -332,6 +340,20 @@ void AddShow(CLI::App* optim, Context* context, const char* name, const char* wh
 }
 
 }  // namespace
+
+std::string ParseSettings(const std::string& text, Hyperparameters* h) {
+  for (const std::string& setting :
+       std::vector<std::string>(absl::StrSplit(text, ',', absl::SkipEmpty()))) {
+    const std::vector<std::string> pair = absl::StrSplit(setting, absl::MaxSplits('=', 1));
+    const HyperparameterField* field = FindHyperparameter(pair[0]);
+    if (field == nullptr) return absl::StrCat("there is no hyper-parameter \"", pair[0], "\"");
+    if (field->is_set(*h)) return absl::StrCat("\"", pair[0], "\" is given twice");
+    if (pair.size() != 2 || !ParseValue(pair[1], *field, h)) {
+      return absl::StrCat("\"", setting, "\" is not written as ", pair[0], "=VALUE");
+    }
+  }
+  return "";
+}
 
 void AddHyperparameterOptions(CLI::App* command, Hyperparameters* h) {
   for (const HyperparameterField& field : HyperparameterFields()) {

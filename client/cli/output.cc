@@ -7,6 +7,7 @@
 #include <iostream>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -21,7 +22,60 @@ bool IsNumber(const std::string& text) {
   return text.size() > sign && absl::ascii_isdigit(static_cast<unsigned char>(text[sign])) != 0;
 }
 
+// The length of the character at the start of `text`, and its code point; 0: it is not UTF-8.
+size_t DecodeUtf8(absl::string_view text, uint32_t* code_point) {
+  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
+  const unsigned char lead = byte(0);
+  size_t length = 1;
+  if (lead >= 0x80) length = lead < 0xc2 ? 0 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
+  if (length == 0 || lead > 0xf4 || text.size() < length) return 0;
+  *code_point = length == 1 ? lead : lead & (0xff >> (length + 1));
+  for (size_t i = 1; i < length; ++i) {
+    if ((byte(i) & 0xc0) != 0x80) return 0;
+    *code_point = *code_point << 6 | (byte(i) & 0x3f);
+  }
+  return length;
+}
+
+bool IsHarmless(uint32_t code_point) {
+  const auto in = [&](uint32_t first, uint32_t last) {
+    return first <= code_point && code_point <= last;
+  };
+  // C0, DEL and C1; line and paragraph separators and the overrides and isolates of direction.
+  return !in(0, 0x1f) && !in(0x7f, 0x9f) && !in(0x2028, 0x202e) && !in(0x2066, 0x2069);
+}
+
 }  // namespace
+
+std::string Printable(absl::string_view text) {
+  std::string result;
+  result.reserve(text.size());
+  while (!text.empty()) {
+    uint32_t code_point = 0;
+    size_t length = DecodeUtf8(text, &code_point);
+    if (length > 0 && IsHarmless(code_point)) {
+      absl::StrAppend(&result, text.substr(0, length));
+    } else if (length > 1) {
+      absl::StrAppendFormat(&result, "\\u%04x", code_point);
+    } else {
+      length = 1;
+      absl::StrAppend(&result, absl::CHexEscape(text.substr(0, 1)));
+    }
+    text.remove_prefix(length);
+  }
+  return result;
+}
+
+Table Table::OfPairs(std::string key, std::string value) {
+  Table table({Printable(key), Printable(value)});
+  table.numbers_right_ = false;
+  return table;
+}
+
+void Table::Add(std::vector<std::string> row) {
+  for (std::string& cell : row) cell = Printable(cell);
+  rows_.push_back(std::move(row));
+}
 
 void Table::Print() const {
   std::vector<size_t> widths(rows_[0].size());
@@ -56,7 +110,9 @@ std::string HumanTime(absl::Time time) {
   return absl::FormatTime("%Y-%m-%d %H:%M:%S", time, absl::LocalTimeZone());
 }
 
-std::string Joined(const std::vector<std::string>& parts) { return absl::StrJoin(parts, ", "); }
+std::string Joined(const std::vector<std::string>& parts) {
+  return Printable(absl::StrJoin(parts, ", "));
+}
 
 std::string Counted(uint64_t count, const char* noun) {
   return absl::StrCat(count, " ", noun, count == 1 ? "" : "s");

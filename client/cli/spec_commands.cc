@@ -58,10 +58,10 @@ absl::Status Create(const Context& context, const CreateArguments& arguments) {
   if (context.json) {
     Context::Print(ToJson(module));
   } else if (module.state == client::ModuleState::kEmpty) {
-    std::cout << "created " << module.name << " on " << module.device
+    std::cout << "created " << Printable(module.name) << " on " << module.device
               << ", empty: load a checkpoint into it\n";
   } else {
-    std::cout << "created " << module.name << " on " << module.device << ": "
+    std::cout << "created " << Printable(module.name) << " on " << module.device << ": "
               << Counted(module.parameter_count, "parameter") << ", "
               << Counted(module.buffer_count, "buffer") << ", " << HumanBytes(module.total_bytes)
               << ", version " << module.version.number << "\n";
@@ -91,7 +91,7 @@ absl::Status Spec(const Context& context, const SpecArguments& arguments) {
     Context::Print(
         {{"module", arguments.module}, {"file", arguments.out}, {"tensors", spec.tensors.size()}});
   } else {
-    std::cout << "wrote the spec of " << arguments.module << " with "
+    std::cout << "wrote the spec of " << Printable(arguments.module) << " with "
               << Counted(spec.tensors.size(), "tensor") << " to " << arguments.out << "\n";
   }
   return absl::OkStatus();

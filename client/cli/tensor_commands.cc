@@ -213,7 +213,7 @@ absl::Status SetRequiresGrad(const Context& context, const FreezeArguments& argu
     Context::Print({{"changed", changed}});
   } else {
     std::cout << (requires_grad ? "unfroze " : "froze ") << Counted(changed, "parameter") << " of "
-              << arguments.module << "\n";
+              << Printable(arguments.module) << "\n";
   }
   return absl::OkStatus();
 }
@@ -246,9 +246,10 @@ void AddFreeze(CLI::App* app, Context* context, const char* name, const char* wh
   auto arguments = std::make_shared<FreezeArguments>();
   CLI::App* command = app->add_subcommand(name, what)->group(kTensorsGroup);
   command->add_option("MODULE", arguments->module)->required();
-  command->add_option("PATTERN", arguments->patterns,
-                      "Names, or globs (with *, ? or [; buffers that match stay as they are). One "
-                      "that begins with [ and ends with ] is read as a list: put a * after it");
+  command
+      ->add_option("PATTERN", arguments->patterns,
+                   "Names, or globs (with *, ? or [; buffers that match stay as they are)")
+      ->allow_extra_args(false);  // else CLI11 reads [a] as a list
   command->add_option("--prefix", arguments->prefixes, "Names that begin so; repeatable")
       ->allow_extra_args(false);
   command->callback([context, arguments, requires_grad] {

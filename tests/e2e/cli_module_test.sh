@@ -87,6 +87,21 @@ case_FreezeTakesNamesGlobsAndPrefixes() {
     step-from net "$WORK/gradients.safetensors" --ignore-frozen
 }
 
+# CLI11 reads [a] as a list where an option takes several values.
+case_NamesMayHaveBrackets() {
+  ok CreateModule '{"name": "m", "spec": {"tensors": [
+    {"name": "[w]", "kind": "PARAMETER", "dtype": "F32", "shape": [1]},
+    {"name": "v", "kind": "PARAMETER", "dtype": "F32", "shape": [1]},
+    {"name": "u", "kind": "PARAMETER", "dtype": "F32", "shape": [1]}]}}' >/dev/null || return
+  json .tensor.name '"[w]"' cat m '[w]'
+  json '[.tensors[].name]' '["[w]"]' params m --names '[w]'
+  json '[.tensors[].name]' '["v","u"]' params m --glob '[uv]'
+  json .tensors 1 fetch m "$WORK/w.safetensors" --names '[w]'
+  json .changed 2 freeze m '[uv]'
+  json .changed 1 unfreeze m '[v]'
+  json .changed 1 freeze m '[[]w]'
+}
+
 case_CatPrintsNestedRowsAndParts() {
   create_net || return
   local output
@@ -398,7 +413,7 @@ case_BashCompletesCommandsOptionsAndModules() {
   create_net || return
   cli 0 create other >/dev/null
   expect 'spec' "$(complete_words spe)" 'a command'
-  expect 'freeze fetch' "$(complete_words f)" 'two commands'
+  expect 'freeze fetch follow' "$(complete_words f)" 'three commands'
   expect 'net' "$(complete_words info n)" 'a module'
   expect 'net other' "$(complete_words --server "$ADDRESS" params '')" 'modules of a server'
   expect '--digests' "$(complete_words params net --dig)" 'an option'

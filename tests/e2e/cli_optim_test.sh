@@ -123,6 +123,10 @@ case_AStepFromAFile() {
   cli 2 push tiny --gradients "$WORK/gradients.safetensors" >/dev/null
 }
 
+# header_of FILE: of a safetensors file, as JSON.
+header_of() {
+  tail -c +9 "$1" | head -c "$(od -An -tu8 -N8 "$1" | tr -d ' ')"
+}
 # floats NUMBER...: as they lie in memory, of those used here.
 floats() {
   local number
@@ -171,6 +175,40 @@ case_AStepThatIsSentAgainIsAppliedOnce() {
   cli 2 push tiny --random --sequence 7 >/dev/null
 }
 
+case_JsonErrorsSayWhenToTryAgain() {
+  create_tiny && cli 0 optim set tiny --sgd --quorum 2 >/dev/null || return
+  cli 0 push tiny --random --worker a >/dev/null
+  local output
+  output=$(cli 4 --json push tiny --random --worker a)
+  expect '["ALREADY_CONTRIBUTED",true]' "$(jq -c '.error | [.reason, .retry_after_seconds > 0]' <<<"$output")" 'a second contribution'
+  output=$(cli 3 --json optim show nobody)
+  expect '["MODULE_NOT_FOUND",null]' "$(jq -c '.error | [.reason, .retry_after_seconds]' <<<"$output")" 'no module'
+}
+
+case_NamesAreEscapedForTheTerminal() {
+  local name='we\u001b[31might' esc=$'\e' output command
+  ok CreateModule "{\"name\": \"m\", \"spec\": {\"metadata\": {\"git\": \"\\u001b[2J\"}, \"tensors\": [
+    {\"name\": \"$name\", \"kind\": \"PARAMETER\", \"dtype\": \"F32\", \"shape\": [1]},
+    {\"name\": \"b\\u202e\\nuffer\", \"kind\": \"BUFFER\", \"dtype\": \"F32\", \"shape\": [1]}]}}" >/dev/null || return
+  ok ConfigureOptimizer '{"module": "m", "optimizer": {"algorithm": "SGD", "groups": [
+    {"name": "gr\u001b[2Joup", "selection": {"globs": ["*"]}}]}}' >/dev/null
+  cli 0 push m --random >/dev/null
+  for command in 'info m' 'params m' 'buffers m' 'stats m' 'optim show m' 'optim groups m' 'optim state m' 'history m' "cat m we${esc}[31might"; do
+    IFS=' ' read -ra words <<<"$command"
+    output=$(cli 0 "${words[@]}")
+    [[ $output != *"$esc"* ]] || fail "modelstate $command prints an escape: $output"
+    case $command in
+      'params m' | 'stats m' | 'optim groups m' | cat*) [[ $output == *'we\x1b[31might'* ]] || fail "modelstate $command: $output" ;;&
+      'optim '[sg][hr]*) [[ $output == *'gr\x1b[2Joup'* ]] || fail "modelstate $command: $output" ;;
+      'buffers m') [[ $output == *'b\u202e\nuffer'* ]] || fail "modelstate $command: $output" ;;
+    esac
+  done
+  cli 3 cat m "no${esc}[31m" >/dev/null
+  ! grep -q "$esc" "$WORK/cli.err" || fail "an error prints an escape: $(<"$WORK/cli.err")"
+  # JSON has its own way.
+  json '.tensors[0].name' "\"$name\"" params m
+}
+
 case_StepsAccumulate() {
   create_tiny_and_gradients && configure_sgd || return
   local file=$WORK/gradients.safetensors
@@ -196,7 +234,9 @@ case_StepsOfSeveralWorkersMakeARound() {
     step-from tiny "$file" --worker b --sequence 1 --weight 3 --grad-scale 2 --wait
   weight_is '[0.375,0.75,1.125,1.5]'
   json '[.outcome, .replayed]' '["APPLIED",true]' step-from tiny "$file" --worker a --sequence 1
-  json .rounds null optim set tiny --quorum 1 --min-contributions 0 --round-timeout 0
+  # Without rounds there is nothing to time out.
+  json .rounds null optim set tiny --quorum 1
+  json '.rounds | [.quorum, .min_contributions]' '[3,0]' optim set tiny --quorum 3
 }
 
 case_ANonfiniteStepIsToldByTheExitCode() {
