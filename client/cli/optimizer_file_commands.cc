@@ -6,6 +6,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "client/cli/context.h"
 #include "client/cli/output.h"
@@ -44,6 +45,18 @@ absl::StatusOr<std::vector<std::string>> ReadOrder(const std::string& path) {
                    {{"field", "order"}});
 }
 
+// What the library asks for, as an option of this command.
+absl::Status WithOptions(const absl::Status& status) {
+  const std::optional<Reason> reason = GetReason(status);
+  if (!reason) return status;
+  return MakeError(
+      *reason,
+      absl::StrReplaceAll(status.message(),
+                          {{"give the order", "give the order (--order FILE)"},
+                           {"give the algorithm", "give the algorithm (--algorithm)"}}),
+      GetErrorMetadata(status));
+}
+
 absl::Status Export(const Context& context, const Arguments& arguments) {
   MS_ASSIGN_OR_RETURN(const std::vector<std::string> order, ReadOrder(arguments.order));
   MS_ASSIGN_OR_RETURN(const Client client, context.Connect());
@@ -76,8 +89,8 @@ absl::Status Export(const Context& context, const Arguments& arguments) {
                     {"order", result.order}});
     return absl::OkStatus();
   }
-  std::cout << "wrote " << arguments.file << ": " << algorithm << " at step " << state->step()
-            << ", " << Counted(result.groups, "group") << " of "
+  std::cout << "wrote " << Printable(arguments.file) << ": " << algorithm << " at step "
+            << state->step() << ", " << Counted(result.groups, "group") << " of "
             << Counted(result.parameters, "parameter") << ", " << Counted(result.tensors, "tensor")
             << " of state\n";
   return absl::OkStatus();
@@ -98,8 +111,10 @@ absl::Status Import(const Context& context, const Arguments& arguments) {
     return current.status();
   }
   MS_ASSIGN_OR_RETURN(const client::TensorList parameters, client.ListParameters(arguments.module));
-  MS_ASSIGN_OR_RETURN(const client::OptimizerFile file,
-                      client::OptimizerFile::Read(arguments.file, parameters.tensors, options));
+  const absl::StatusOr<client::OptimizerFile> opened =
+      client::OptimizerFile::Read(arguments.file, parameters.tensors, options);
+  if (!opened.ok()) return WithOptions(opened.status());
+  const client::OptimizerFile& file = *opened;
   client::LoadOptimizerStateOptions load;
   load.optimizer = file.config();
   load.base = parameters.version;  // that the names are of
@@ -119,9 +134,10 @@ absl::Status Import(const Context& context, const Arguments& arguments) {
                     {"version", ToJson(optimizer.version)}});
     return absl::OkStatus();
   }
-  std::cout << "loaded " << arguments.file << " into " << arguments.module << ": " << algorithm
-            << " at step " << optimizer.step << ", " << Counted(optimizer.groups.size(), "group")
-            << ", " << HumanBytes(optimizer.state_bytes) << " of state\n";
+  std::cout << "loaded " << Printable(arguments.file) << " into " << Printable(arguments.module)
+            << ": " << algorithm << " at step " << optimizer.step << ", "
+            << Counted(optimizer.groups.size(), "group") << ", "
+            << HumanBytes(optimizer.state_bytes) << " of state\n";
   return absl::OkStatus();
 }
 

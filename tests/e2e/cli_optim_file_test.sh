@@ -56,14 +56,14 @@ case_TrainingMovesFromTorchToTheServerAndBack() {
 case_WhatDoesNotFitIsRefusedWithTheWayOut() {
   load_before adamw net
   cli 4 optim import net "$GOLDENS/adamw.pt" >/dev/null
-  grep -q 'different number of parameter groups: the file 2, the module 0.*give the order' "$WORK/cli.err" ||
+  grep -q 'different number of parameter groups: the file 2, the module 0.*give the order (--order FILE)' "$WORK/cli.err" ||
     fail "import without an order: $(<"$WORK/cli.err")"
   printf '%s\n' fc2.weight fc1.weight fc1.bias scale fc2.bias >"$WORK/order.txt"
   cli 4 optim import net "$GOLDENS/adamw.pt" --order "$WORK/order.txt" >/dev/null
   grep -q 'SHAPE_MISMATCH.*"fc2.weight"' "$WORK/cli.err" || fail "import in a wrong order: $(<"$WORK/cli.err")"
   cli 4 optim import net "$MODELSTATE_SOURCE/tests/data/optimizer-torch-1.13.1/adamw.pt" \
     --order "$GOLDENS/adamw-order.txt" >/dev/null
-  grep -q 'give the algorithm' "$WORK/cli.err" || fail "import of 1.13: $(<"$WORK/cli.err")"
+  grep -q 'give the algorithm (--algorithm)' "$WORK/cli.err" || fail "import of 1.13: $(<"$WORK/cli.err")"
   json .algorithm '"ADAMW"' optim import net "$MODELSTATE_SOURCE/tests/data/optimizer-torch-1.13.1/adamw.pt" \
     --order "$GOLDENS/adamw-order.txt" --algorithm adamw
   head -c 2000 "$GOLDENS/adamw.pt" >"$WORK/short.pt"
