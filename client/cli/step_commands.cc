@@ -1,16 +1,17 @@
-#include <unistd.h>
-
 #include <cmath>
 #include <iostream>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <random>
 
 #include "absl/container/flat_hash_set.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "client/cli/context.h"
 #include "client/cli/output.h"
+#include "client/cli/validators.h"
 #include "client/files/tensor_file.h"
 #include "common/base/status.h"
 #include "common/base/tensor_cast.h"
@@ -24,17 +25,9 @@ struct StepArguments {
   std::string worker;
   std::optional<uint64_t> sequence;
   bool ignore_frozen = false;
-  Hyperparameters overrides;  // for these steps, of every group
-
-  client::StepOptions options() const {
-    client::StepOptions options;
-    options.worker = worker.empty() ? absl::StrCat("cli-", ::getpid()) : worker;
-    // The clock grows from one run of the same worker to the next: each run is a new step.
-    options.sequence = sequence.value_or(static_cast<uint64_t>(absl::ToUnixMicros(absl::Now())));
-    options.ignore_frozen = ignore_frozen;
-    if (overrides != Hyperparameters()) options.overrides.push_back({std::nullopt, overrides});
-    return options;
-  }
+  bool wait = false;
+  Hyperparameters overrides;                 // for these steps, of every group
+  std::vector<std::string> group_overrides;  // GROUP:SETTINGS, checked as they were given
 };
 
 struct FileArguments {
@@ -44,7 +37,6 @@ struct FileArguments {
   std::optional<double> grad_scale;
   bool accumulate = false;
   std::optional<uint32_t> accumulated;
-  bool wait = false;
 };
 
 struct PushArguments {
@@ -124,6 +116,12 @@ Json StepJson(const client::StepResult& result, double seconds) {
           {"seconds", seconds}};
 }
 
+// Steps without a worker have neither.
+Json NameJson(const client::StepOptions& options, const char* sequence) {
+  if (options.worker.empty()) return {{"worker", nullptr}, {sequence, nullptr}};
+  return {{"worker", options.worker}, {sequence, options.sequence}};
+}
+
 // What the file says of kinds, and which names the module has for buffers: files of others say
 // nothing.
 absl::StatusOr<std::vector<client::TensorRef>> GradientsOf(const Client& client,
@@ -142,6 +140,68 @@ absl::StatusOr<std::vector<client::TensorRef>> GradientsOf(const Client& client,
   return refs;
 }
 
+// One more than the last that the server has of this worker: its answer to an old one tells.
+absl::StatusOr<uint64_t> NextSequence(const Context& context, const Client& client,
+                                      const std::string& module, const std::string& worker) {
+  constexpr uint64_t kFirst = 1;
+  const absl::Status status =
+      client.ReplayStep(module, worker, kFirst, /*wait=*/false, context.interrupt).status();
+  if (status.ok()) return kFirst + 1;
+  const ErrorMetadata metadata = GetErrorMetadata(status);
+  const auto found = metadata.find("last_sequence");
+  uint64_t last = 0;
+  if (found != metadata.end() && absl::SimpleAtoi(found->second, &last)) {
+    return last < std::numeric_limits<uint64_t>::max() ? last + 1 : last;  // that one is refused
+  }
+  // Of a worker that has not pushed yet there is none. What else may be wrong, the step will say.
+  if (GetReason(status) && !absl::IsUnavailable(status)) return kFirst;
+  return status;
+}
+
+// A group by its name, or else by its index.
+absl::StatusOr<uint32_t> FindGroup(const client::OptimizerInfo& optimizer,
+                                   const std::string& text) {
+  std::vector<std::string> names;
+  for (size_t i = 0; i < optimizer.groups.size(); ++i) {
+    if (optimizer.groups[i].name == text) return static_cast<uint32_t>(i);
+    names.push_back(optimizer.groups[i].name);
+  }
+  uint32_t index = 0;
+  if (absl::SimpleAtoi(text, &index) && index < optimizer.groups.size()) return index;
+  return MakeError(Reason::kInvalidField,
+                   absl::StrCat("the optimizer has no group \"", text, "\" for --override; it has ",
+                                QuotedList(names), ", or an index below ", names.size()),
+                   {{"field", "override"}});
+}
+
+absl::StatusOr<client::StepOptions> OptionsOf(const Context& context, const Client& client,
+                                              const StepArguments& arguments) {
+  client::StepOptions options;
+  options.worker = arguments.worker;
+  options.ignore_frozen = arguments.ignore_frozen;
+  options.wait = arguments.wait;
+  if (arguments.overrides != Hyperparameters()) {
+    options.overrides.push_back({std::nullopt, arguments.overrides});
+  }
+  if (!arguments.group_overrides.empty()) {
+    MS_ASSIGN_OR_RETURN(const client::OptimizerInfo optimizer,
+                        client.GetOptimizer(arguments.module));
+    for (const std::string& text : arguments.group_overrides) {
+      const size_t colon = text.rfind(':');
+      GroupOverride& added = options.overrides.emplace_back();
+      MS_ASSIGN_OR_RETURN(added.group, FindGroup(optimizer, text.substr(0, colon)));
+      ParseSettings(text.substr(colon + 1), &added.hyperparameters);
+    }
+  }
+  if (arguments.sequence) {
+    options.sequence = *arguments.sequence;
+  } else if (!arguments.worker.empty()) {
+    MS_ASSIGN_OR_RETURN(options.sequence,
+                        NextSequence(context, client, arguments.module, arguments.worker));
+  }
+  return options;
+}
+
 void PrintStep(const client::StepResult& result) {
   std::cout << "step " << result.step << "  version " << result.version.number << "  "
             << OutcomeName(result.outcome) << (result.replayed ? " (replayed)" : "");
@@ -154,7 +214,9 @@ void PrintStep(const client::StepResult& result) {
   }
   if (result.skipped > 0) std::cout << "  skipped " << result.skipped;
   if (result.ignored > 0) std::cout << "  ignored " << result.ignored;
-  if (!result.nonfinite.empty()) std::cout << "  not finite: " << QuotedList(result.nonfinite);
+  if (!result.nonfinite.empty()) {
+    std::cout << "  not finite: " << Printable(QuotedList(result.nonfinite));
+  }
   std::cout << std::endl;
 }
 
@@ -163,8 +225,16 @@ absl::StatusOr<Json> Step(Context* context, const Client& client, const std::str
                           absl::Span<const client::TensorRef> tensors,
                           const client::StepOptions& options) {
   const absl::Time start = absl::Now();
-  MS_ASSIGN_OR_RETURN(const client::StepResult result,
-                      client.ApplyStep(module, tensors, options, context->interrupt));
+  const absl::StatusOr<client::StepResult> answer =
+      client.ApplyStep(module, tensors, options, context->interrupt);
+  if (!answer.ok()) {
+    const bool lost = options.worker.empty() && !GetReason(answer.status());
+    return lost ? Annotate(answer.status(),
+                           "whether the step was applied is not known (with --worker it would have "
+                           "been sent again)")
+                : answer.status();
+  }
+  const client::StepResult& result = *answer;
   const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
   if (result.outcome == client::StepOutcome::kSkippedNonfinite) context->exit_code = kDifferent;
   if (!context->json) PrintStep(result);
@@ -176,16 +246,15 @@ absl::Status StepFrom(Context* context, const FileArguments& arguments) {
   MS_ASSIGN_OR_RETURN(const client::TensorFile file, client::TensorFile::Read(arguments.file));
   MS_ASSIGN_OR_RETURN(const std::vector<client::TensorRef> tensors,
                       GradientsOf(client, arguments.step.module, file));
-  client::StepOptions options = arguments.step.options();
+  MS_ASSIGN_OR_RETURN(client::StepOptions options, OptionsOf(*context, client, arguments.step));
   options.weight = arguments.weight;
   options.grad_scale = arguments.grad_scale;
   options.accumulate = arguments.accumulate;
   options.accumulated = arguments.accumulated;
-  options.wait = arguments.wait;
   MS_ASSIGN_OR_RETURN(const Json step,
                       Step(context, client, arguments.step.module, tensors, options));
   if (context->json) {
-    Json json = {{"worker", options.worker}, {"sequence", options.sequence}};
+    Json json = NameJson(options, "sequence");
     json.update(step);
     Context::Print(json);
   }
@@ -197,33 +266,60 @@ absl::Status Push(Context* context, const PushArguments& arguments) {
   MS_ASSIGN_OR_RETURN(const client::TensorList parameters,
                       client.ListParameters(arguments.step.module));
   RandomGradients random(parameters, arguments.seed, arguments.scale);
-  client::StepOptions options = arguments.step.options();
+  MS_ASSIGN_OR_RETURN(client::StepOptions options, OptionsOf(*context, client, arguments.step));
   const uint64_t first = options.sequence;
   Json steps = Json::array();
   for (uint64_t i = 0; i < arguments.steps; ++i) {
-    options.sequence = first + i;
+    if (!options.worker.empty()) options.sequence = first + i;
     MS_ASSIGN_OR_RETURN(Json step,
                         Step(context, client, arguments.step.module, random.Next(), options));
     steps.push_back(std::move(step));
   }
   if (context->json) {
-    Context::Print(
-        {{"worker", options.worker}, {"last_sequence", options.sequence}, {"steps", steps}});
+    Json json = NameJson(options, "last_sequence");
+    json["steps"] = steps;
+    Context::Print(json);
   }
   return absl::OkStatus();
 }
 
-void AddStepOptions(CLI::App* command, StepArguments* step, const char* sequence_help) {
+CLI::Option* AddStepOptions(CLI::App* command, StepArguments* step, const char* sequence_help) {
   command->group(kTrainingGroup);
-  CLI::Option* worker = command->add_option(
-      "--worker", step->worker, "Names the steps, so that this run's own retries apply each once");
+  CLI::Option* worker =
+      command->add_option("--worker", step->worker,
+                          "Names the steps, so that this run's own retries apply each once; needed "
+                          "where the optimizer has rounds. Without it a step whose answer is lost "
+                          "is not sent again");
   command->add_option("--sequence", step->sequence, sequence_help)
       ->needs(worker)
-      ->check(CLI::PositiveNumber);
+      ->check(Positive());
   command->add_flag("--ignore-frozen", step->ignore_frozen,
                     "Leave out gradients of frozen parameters instead of refusing the step");
   AddHyperparameterOptions(command, &step->overrides);
-  command->footer("Hyper-parameters are those of every group, for these steps only.");
+  command
+      ->add_option("--override", step->group_overrides,
+                   "Hyper-parameters of one group, by its name or index: GROUP:lr=0.1,momentum=0; "
+                   "repeatable")
+      ->allow_extra_args(false)
+      ->check(CLI::Validator(
+          [](const std::string& text) -> std::string {
+            const size_t colon = text.rfind(':');
+            Hyperparameters parsed;
+            if (colon == std::string::npos || colon == 0) {
+              return "hyper-parameters of a group are written as GROUP:lr=0.1,momentum=0";
+            }
+            const std::string problem = ParseSettings(text.substr(colon + 1), &parsed);
+            if (problem.empty() && parsed == Hyperparameters()) {
+              return absl::StrCat("\"", text, "\" sets nothing");
+            }
+            return problem;
+          },
+          "GROUP"));
+  command->footer(
+      "Hyper-parameters are those of every group, and with --override of one; for these steps "
+      "only.");
+  return command->add_flag("--wait", step->wait,
+                           "Where the optimizer has rounds: until the round closes");
 }
 
 void AddStepFrom(CLI::App* app, Context* context) {
@@ -235,10 +331,11 @@ void AddStepFrom(CLI::App* app, Context* context) {
                    "safetensors or PyTorch: gradients by parameter name, and values by the names "
                    "that the module has for buffers")
       ->required();
-  AddStepOptions(command, &from->step,
-                 "With --worker: number of the step; the same command again gets the first answer "
-                 "and applies nothing");
-  command->add_option("--weight", from->weight, "In a round's mean, 1")->check(CLI::PositiveNumber);
+  CLI::Option* wait = AddStepOptions(
+      command, &from->step,
+      "With --worker: number of the step; the same command again gets the first answer and applies "
+      "nothing. Without it one more than this worker's last");
+  command->add_option("--weight", from->weight, "In a round's mean, 1")->check(Positive());
   command->add_option("--grad-scale", from->grad_scale,
                       "Of the loss, that the gradients were multiplied by");
   CLI::Option* accumulate = command->add_flag("--accumulate", from->accumulate,
@@ -246,8 +343,7 @@ void AddStepFrom(CLI::App* app, Context* context) {
   accumulate->needs("--worker");
   command->add_option("--accumulated", from->accumulated,
                       "How many the server must have accumulated of this worker before");
-  command->add_flag("--wait", from->wait, "Where the optimizer has rounds: until the round closes")
-      ->excludes(accumulate);
+  wait->excludes(accumulate);
   command->callback([context, from] { context->Finish(StepFrom(context, *from)); });
 }
 
@@ -264,9 +360,12 @@ void AddStepCommands(CLI::App* app, Context* context) {
           "Random gradients for every trainable parameter: said aloud, as they spoil a model")
       ->required();
   command->add_option("--seed", push->seed, "Of the random gradients");
-  command->add_option("--steps", push->steps, "How many");
+  command->add_option("--steps", push->steps,
+                      "How many; more than one where the optimizer has rounds needs --wait");
   command->add_option("--scale", push->scale, "Standard deviation, 0.01");
-  AddStepOptions(command, &push->step, "With --worker: number of the first step");
+  AddStepOptions(command, &push->step,
+                 "With --worker: number of the first step. Without it one more than this worker's "
+                 "last");
   command->callback([context, push] { context->Finish(Push(context, *push)); });
 }
 

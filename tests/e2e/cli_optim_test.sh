@@ -175,6 +175,62 @@ case_AStepThatIsSentAgainIsAppliedOnce() {
   cli 2 push tiny --random --sequence 7 >/dev/null
 }
 
+# Names are for those who repeat: each takes a place among the workers that the server remembers.
+case_StepsWithoutAWorkerTakeNoPlace() {
+  create_tiny_and_gradients && configure_sgd || return
+  json '[.worker, .sequence, .step]' '[null,null,1]' step-from tiny "$WORK/gradients.safetensors"
+  json '[.worker, .last_sequence, (.steps | length)]' '[null,null,2]' push tiny --random --steps 2
+  json .workers 0 optim show tiny
+  # Rounds are made of workers.
+  cli 0 optim set tiny --quorum 2 >/dev/null
+  cli 4 push tiny --random >/dev/null
+  said 'INVALID_FIELD.*worker' 'no worker in a round'
+}
+
+case_AWorkerGoesOnAfterItsLastSequence() {
+  create_tiny_and_gradients && configure_sgd || return
+  local file=$WORK/gradients.safetensors
+  json '[.sequence, .replayed]' '[1,false]' step-from tiny "$file" --worker a
+  json '[.sequence, .replayed]' '[2,false]' step-from tiny "$file" --worker a
+  # A number of one's own is above those, and is gone on from.
+  json '[.sequence, .replayed]' '[99,false]' step-from tiny "$file" --worker a --sequence 99
+  json '[.last_sequence, .steps[].step]' '[101,4,5]' push tiny --random --steps 2 --worker a
+  json .sequence 1 step-from tiny "$file" --worker b
+  json '[.workers, .step]' '[2,6]' optim show tiny
+}
+
+case_PushesWaitForTheirRounds() {
+  create_tiny && cli 0 optim set tiny --sgd --quorum 2 >/dev/null || return
+  json '[.steps[] | .outcome, .step]' '["APPLIED",1,"APPLIED",2]' push tiny --random --steps 2 --worker a --wait &
+  json '[.steps[] | .outcome, .step]' '["APPLIED",1,"APPLIED",2]' push tiny --random --steps 2 --worker b --wait
+  wait $!
+}
+
+case_HyperparametersOfOneGroupForOneStep() {
+  ok CreateModule '{"name": "two", "spec": {"tensors": [
+    {"name": "first", "kind": "PARAMETER", "dtype": "F32", "shape": [1]},
+    {"name": "second", "kind": "PARAMETER", "dtype": "F32", "shape": [1]}]}}' >/dev/null || return
+  local file=$WORK/gradients.safetensors
+  plain_file '{"first":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"second":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}' \
+    1 1 >"$file"
+  cli 0 optim set two --sgd --lr 1 --group 'head:first:' >/dev/null
+  cli 0 step-from two "$file" --override head:lr=3 >/dev/null
+  json .values '[-3]' cat two first
+  json .values '[-1]' cat two second
+  cli 0 step-from two "$file" --override 0:lr=2 --override 1:lr=5,weight_decay=1 >/dev/null
+  json .values '[-5]' cat two first
+  json .values '[-1]' cat two second
+  # Once more as they were configured.
+  cli 0 step-from two "$file" >/dev/null
+  json .values '[-6]' cat two first
+  cli 4 step-from two "$file" --override tail:lr=2 >/dev/null
+  said 'no group "tail".*"head"' 'an unknown group'
+  local wrong
+  for wrong in lr=2 head: head:speed=1 head:lr=1,lr=2; do
+    cli 2 step-from two "$file" --override "$wrong" >/dev/null
+  done
+}
+
 case_JsonErrorsSayWhenToTryAgain() {
   create_tiny && cli 0 optim set tiny --sgd --quorum 2 >/dev/null || return
   cli 0 push tiny --random --worker a >/dev/null
