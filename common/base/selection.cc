@@ -33,15 +33,14 @@ bool MatchSet(absl::string_view pattern, size_t last_close, size_t* pos, char c,
   return found != negate;
 }
 
-}  // namespace
-
-bool GlobMatch(absl::string_view pattern, absl::string_view name) {
+bool GlobMatch(absl::string_view pattern, absl::string_view name, uint64_t& steps) {
   const size_t last_close = pattern.rfind(']');
   size_t p = 0;
   size_t n = 0;
   size_t star = absl::string_view::npos;
   size_t star_name = 0;
   while (n < name.size()) {
+    ++steps;
     if (p < pattern.size() && pattern[p] == '*') {
       star = ++p;
       star_name = n;
@@ -56,7 +55,9 @@ bool GlobMatch(absl::string_view pattern, absl::string_view name) {
       if (pattern[p] == '[') {
         size_t after = p + 1;
         bool is_set = false;
-        if (MatchSet(pattern, last_close, &after, name[n], &is_set)) {
+        const bool matches = MatchSet(pattern, last_close, &after, name[n], &is_set);
+        steps += after - p;
+        if (matches) {
           p = is_set ? after : p + 1;
           ++n;
           continue;
@@ -75,24 +76,37 @@ bool GlobMatch(absl::string_view pattern, absl::string_view name) {
   return p == pattern.size();
 }
 
+}  // namespace
+
+bool GlobMatch(absl::string_view pattern, absl::string_view name, uint64_t* steps) {
+  uint64_t looked_at = 8 + pattern.size() / 16;  // what a match takes that fails at once
+  const bool matches = GlobMatch(pattern, name, looked_at);
+  if (steps != nullptr) *steps += looked_at;
+  return matches;
+}
+
+bool MatchesPattern(const Selection& selection, absl::string_view name, uint64_t* steps) {
+  if (selection.names.empty() && selection.prefixes.empty() && selection.globs.empty()) return true;
+  if (steps != nullptr) *steps += 2 * selection.prefixes.size();
+  for (const std::string& prefix : selection.prefixes) {
+    if (absl::StartsWith(name, prefix)) return true;
+  }
+  for (const std::string& glob : selection.globs) {
+    if (GlobMatch(glob, name, steps)) return true;
+  }
+  return false;
+}
+
 std::vector<uint32_t> Select(const Selection& selection, absl::Span<const TensorSpec> specs,
                              std::vector<std::string>* unknown) {
   absl::flat_hash_set<absl::string_view> names(selection.names.begin(), selection.names.end());
-  const bool any_name =
-      selection.names.empty() && selection.prefixes.empty() && selection.globs.empty();
   absl::flat_hash_set<absl::string_view> seen;
   std::vector<uint32_t> selected;
   for (uint32_t i = 0; i < specs.size(); ++i) {
     const TensorSpec& spec = specs[i];
     const bool named = names.contains(spec.name);
     if (named) seen.insert(spec.name);
-    const bool matches =
-        any_name || named ||
-        std::any_of(
-            selection.prefixes.begin(), selection.prefixes.end(),
-            [&](const std::string& prefix) { return absl::StartsWith(spec.name, prefix); }) ||
-        std::any_of(selection.globs.begin(), selection.globs.end(),
-                    [&](const std::string& glob) { return GlobMatch(glob, spec.name); });
+    const bool matches = named || MatchesPattern(selection, spec.name);
     const bool kind = selection.kinds.empty() ||
                       std::find(selection.kinds.begin(), selection.kinds.end(), spec.kind) !=
                           selection.kinds.end();

@@ -5,6 +5,7 @@
 #include <limits>
 #include <utility>
 
+#include "absl/algorithm/container.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
@@ -17,7 +18,10 @@ namespace {
 
 // Each group is held against every tensor.
 constexpr size_t kMaxGroups = 1000;
+constexpr char kDefaultGroup[] = "default";
 constexpr uint32_t kMaxQuorum = 4096;
+// Characters looked at to find who is in which group: a second or two.
+constexpr uint64_t kMaxMatchSteps = 1'000'000'000;
 
 // As Python prints a float, because the texts are torch's: "-1.0", "1e-05", "0.1".
 std::string PythonFloat(double value) {
@@ -135,7 +139,8 @@ absl::Status CheckRounds(const Rounds& rounds) {
   return absl::OkStatus();
 }
 
-absl::Status CheckGroupNames(absl::Span<const ParameterGroup> groups) {
+absl::Status CheckGroupNames(const OptimizerConfig& config) {
+  const std::vector<ParameterGroup>& groups = config.groups;
   if (groups.size() > kMaxGroups) {
     return Invalid("", "groups",
                    absl::StrCat("groups: there are ", groups.size(), "; at most ", kMaxGroups,
@@ -144,9 +149,56 @@ absl::Status CheckGroupNames(absl::Span<const ParameterGroup> groups) {
   }
   absl::flat_hash_set<absl::string_view> names;
   for (const ParameterGroup& group : groups) {
+    // It is shown in logs and error texts.
+    if (absl::c_any_of(group.name, [](unsigned char c) { return absl::ascii_iscntrl(c); })) {
+      return Invalid("", "groups",
+                     absl::StrCat("groups: the name of group ", &group - groups.data(),
+                                  " has a control character (a NUL, a line end or the like); use "
+                                  "one that can be printed"));
+    }
+    if (group.name == kDefaultGroup && !config.no_default_group) {
+      return Invalid(group.name, "groups",
+                     "the group of what no other group takes has this name; use another, or set "
+                     "no_default_group");
+    }
     if (group.name.empty() || names.insert(group.name).second) continue;
     return Invalid(group.name, "groups",
                    "two groups have this name; give each another, or leave it empty");
+  }
+  return absl::OkStatus();
+}
+
+// That the parameters that a group names are there, and in no group before it.
+absl::Status CheckNamed(const ParameterGroup& given, const ModuleSchema& schema,
+                        const std::vector<uint32_t>& group_of,
+                        const std::vector<Optimizer::Group>& groups) {
+  std::vector<std::string> unknown;
+  for (const std::string& name : given.selection.names) {
+    if (!schema.Find(name)) unknown.push_back(name);
+  }
+  if (!unknown.empty()) {
+    return MakeError(Reason::kTensorNotFound,
+                     absl::StrCat("group \"", given.name, "\": the module has no tensor named ",
+                                  QuotedList(unknown), "; list its parameters to see the names"),
+                     {{"tensor", unknown.front()}, {"group", given.name}});
+  }
+  for (const std::string& name : given.selection.names) {
+    const uint32_t index = *schema.Find(name);
+    if (schema.spec(index).kind != TensorKind::kParameter) {
+      return MakeError(Reason::kNotAParameter,
+                       absl::StrCat("group \"", given.name, "\": \"", name,
+                                    "\" is a buffer; an optimizer updates parameters only, leave "
+                                    "it out of the group"),
+                       {{"tensor", name}, {"group", given.name}});
+    }
+    const uint32_t other = group_of[schema.owner(index)];
+    if (other == Optimizer::kNoGroup) continue;
+    return MakeError(Reason::kInvalidField,
+                     absl::StrCat("group \"", given.name,
+                                  "\": some parameters appear in more than one parameter group: \"",
+                                  name, "\" is in group ", other, " (\"", groups[other].name,
+                                  "\") already; name it in one of them"),
+                     {{"tensor", name}, {"group", given.name}});
   }
   return absl::OkStatus();
 }
@@ -172,7 +224,7 @@ absl::StatusOr<std::shared_ptr<const Optimizer>> Optimizer::Create(const Optimiz
   }
   MS_RETURN_IF_ERROR(CheckClipping(config));
   MS_RETURN_IF_ERROR(CheckRounds(config.rounds));
-  MS_RETURN_IF_ERROR(CheckGroupNames(config.groups));
+  MS_RETURN_IF_ERROR(CheckGroupNames(config));
   MS_RETURN_IF_ERROR(CheckKnown(config.algorithm, "", config.hyperparameters));
   const Hyperparameters base =
       MergeHyperparameters(GetRule(config.algorithm).defaults(), config.hyperparameters);
@@ -181,46 +233,35 @@ absl::StatusOr<std::shared_ptr<const Optimizer>> Optimizer::Create(const Optimiz
   std::vector<uint32_t>& group_of = optimizer->group_of_;
   group_of.assign(schema.size(), kNoGroup);
   uint64_t taken = 0;
+  uint64_t steps = 0;
   for (const ParameterGroup& given : config.groups) {
     MS_RETURN_IF_ERROR(CheckKnown(config.algorithm, given.name, given.hyperparameters));
     Group group{given.name, MergeHyperparameters(base, given.hyperparameters), 0};
     MS_RETURN_IF_ERROR(CheckRanges(config.algorithm, given.name, group.hyperparameters));
-    Selection selection = given.selection;
-    selection.kinds.clear();
-    std::vector<std::string> unknown;
-    const std::vector<uint32_t> selected = Select(selection, schema.specs(), &unknown);
-    if (!unknown.empty()) {
-      return MakeError(Reason::kTensorNotFound,
-                       absl::StrCat("group \"", given.name, "\": the module has no tensor named ",
-                                    QuotedList(unknown), "; list its parameters to see the names"),
-                       {{"tensor", unknown.front()}, {"group", given.name}});
-    }
-    for (const std::string& name : selection.names) {
-      const uint32_t index = *schema.Find(name);
-      if (schema.spec(index).kind == TensorKind::kParameter) {
-        const uint32_t other = group_of[schema.owner(index)];
-        if (other == kNoGroup) continue;
-        return MakeError(
-            Reason::kInvalidField,
-            absl::StrCat("group \"", given.name,
-                         "\": some parameters appear in more than one parameter group: \"", name,
-                         "\" is in group ", other, " (\"", optimizer->groups_[other].name,
-                         "\") already; name it in one of them"),
-            {{"tensor", name}, {"group", given.name}});
-      }
-      return MakeError(Reason::kNotAParameter,
-                       absl::StrCat("group \"", given.name, "\": \"", name,
-                                    "\" is a buffer; an optimizer updates parameters only, leave "
-                                    "it out of the group"),
-                       {{"tensor", name}, {"group", given.name}});
-    }
-    for (uint32_t index : selected) {
-      const uint32_t owner = schema.owner(index);
-      if (schema.spec(owner).kind != TensorKind::kParameter || group_of[owner] != kNoGroup) {
-        continue;
-      }
-      group_of[owner] = static_cast<uint32_t>(optimizer->groups_.size());
+    const uint32_t number = static_cast<uint32_t>(optimizer->groups_.size());
+    MS_RETURN_IF_ERROR(CheckNamed(given, schema, group_of, optimizer->groups_));
+    const auto take = [&](uint32_t owner) {
+      group_of[owner] = number;
       ++group.parameter_count;
+    };
+    for (const std::string& name : given.selection.names) {
+      const uint32_t owner = schema.owner(*schema.Find(name));
+      if (group_of[owner] == kNoGroup) take(owner);
+    }
+    const bool only_names = !given.selection.names.empty() && given.selection.prefixes.empty() &&
+                            given.selection.globs.empty();
+    for (uint32_t i = 0; i < schema.size() && !only_names; ++i) {
+      const uint32_t owner = schema.owner(i);
+      if (group_of[owner] != kNoGroup) continue;
+      if (schema.spec(owner).kind != TensorKind::kParameter) continue;
+      if (MatchesPattern(given.selection, schema.spec(i).name, &steps)) take(owner);
+      if (steps <= kMaxMatchSteps) continue;
+      return Invalid(given.name, "groups",
+                     absl::StrCat("the groups' globs and prefixes are held against the names of ",
+                                  schema.parameter_count(), " parameters, which takes more than ",
+                                  kMaxMatchSteps,
+                                  " comparisons of characters: use fewer or "
+                                  "simpler ones, or name the parameters"));
     }
     taken += group.parameter_count;
     optimizer->groups_.push_back(std::move(group));
@@ -229,7 +270,7 @@ absl::StatusOr<std::shared_ptr<const Optimizer>> Optimizer::Create(const Optimiz
     optimizer->ungrouped_count_ = schema.parameter_count() - taken;
   } else if (taken < schema.parameter_count() || config.groups.empty()) {
     const uint32_t last = static_cast<uint32_t>(optimizer->groups_.size());
-    optimizer->groups_.push_back({"default", base, schema.parameter_count() - taken});
+    optimizer->groups_.push_back({kDefaultGroup, base, schema.parameter_count() - taken});
     for (uint32_t i = 0; i < schema.size(); ++i) {
       const bool owner = schema.owner(i) == i && schema.spec(i).kind == TensorKind::kParameter;
       if (owner && group_of[i] == kNoGroup) group_of[i] = last;

@@ -29,9 +29,10 @@ class Optimizer {
 
   // INVALID_ARGUMENT INVALID_FIELD (no known algorithm; a value out of range, with torch's wording;
   // a hyper-parameter that the algorithm does not have; ones that do not go together; more than
-  // 1000 groups, two of one name, a name in a group that an earlier one has taken; a quorum above
-  // 4096, a round_timeout without min_contributions or the reverse), NOT_A_PARAMETER (a group names
-  // a buffer); NOT_FOUND TENSOR_NOT_FOUND.
+  // 1000 groups, two of one name, one named as the default group, a control character in a name, a
+  // parameter named in a group that an earlier one has taken, patterns that take more than 10^9
+  // comparisons of characters; a quorum above 4096, a round_timeout without min_contributions or
+  // the reverse), NOT_A_PARAMETER (a group names a buffer); NOT_FOUND TENSOR_NOT_FOUND.
   static absl::StatusOr<std::shared_ptr<const Optimizer>> Create(const OptimizerConfig& config,
                                                                  const ModuleSchema& schema);
 

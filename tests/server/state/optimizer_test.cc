@@ -6,6 +6,7 @@
 #include <functional>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "server/rules/rule_info.h"
 #include "server/state/optimizer_state.h"
@@ -88,7 +89,7 @@ TEST_F(OptimizerTest, RefusesValuesInTorchsWords) {
   for (const Case& c : cases) {
     SCOPED_TRACE(c.text);
     OptimizerConfig config;
-  config.algorithm = Algorithm::kSgd;
+    config.algorithm = Algorithm::kSgd;
     config.algorithm = c.algorithm;
     c.set(config.hyperparameters);
     const absl::Status error = Error(config);
@@ -224,6 +225,46 @@ TEST(KeptSlots, AreTorchsWithAMasterForNarrowParameters) {
   EXPECT_EQ(names(Algorithm::kSgd, 0.9, DType::kBF16), "master:F32 momentum_buffer:F32 ");
   EXPECT_EQ(names(Algorithm::kAdamW, 0, DType::kF64), "exp_avg:F64 exp_avg_sq:F64 ");
   EXPECT_EQ(names(Algorithm::kAdamW, 0, DType::kF16), "master:F32 exp_avg:F32 exp_avg_sq:F32 ");
+}
+
+TEST_F(OptimizerTest, NamesOfGroupsCanBePrintedAndAreNotThatOfTheDefaultGroup) {
+  OptimizerConfig config;
+  config.algorithm = Algorithm::kSgd;
+  config.groups.resize(1);
+  config.groups[0].selection.names = {"a.w"};
+  for (const std::string& name :
+       {std::string("a\nb"), std::string("a\0b", 3), std::string("\x1b[2J")}) {
+    config.groups[0].name = name;
+    EXPECT_EQ(GetReason(Error(config)), Reason::kInvalidField);
+    EXPECT_THAT(std::string(Error(config).message()), HasSubstr("group 0 has a control character"));
+  }
+  config.groups[0].name = "default";
+  EXPECT_EQ(GetReason(Error(config)), Reason::kInvalidField);
+  config.no_default_group = true;
+  EXPECT_TRUE(Error(config).ok());
+}
+
+// Each pattern is fast, but there are up to 64,000 of them, and 100,000s of names.
+TEST_F(OptimizerTest, PatternsThatTakeTooManyComparisonsAreRefused) {
+  std::vector<TensorSpec> specs(20000);
+  for (size_t i = 0; i < specs.size(); ++i) specs[i].name = absl::StrCat("layer.", i, ".weight");
+  schema_ = *ModuleSchema::Create(std::move(specs), 1);
+  OptimizerConfig config;
+  config.algorithm = Algorithm::kSgd;
+  config.groups.resize(1000);
+  for (ParameterGroup& group : config.groups) {
+    for (int i = 0; i < 60; ++i) {
+      group.selection.globs.push_back(absl::StrCat("*0*1*2*3*4*5*6*7*", i));
+    }
+  }
+  const absl::Status refused = Error(config);
+  EXPECT_EQ(GetReason(refused), Reason::kInvalidField);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("20000 parameters"));
+  // A group for each of 1000 layers is fine.
+  for (size_t g = 0; g < config.groups.size(); ++g) {
+    config.groups[g].selection.globs = {absl::StrCat("layer.", g, ".*")};
+  }
+  EXPECT_TRUE(Error(config).ok());
 }
 
 }  // namespace
