@@ -366,8 +366,14 @@ absl::StatusOr<Algorithm> TorchOptimizerFile::GuessAlgorithm() const {
     }
     return NotClear("the file is of Adamax or RAdam, and no parameter of it has any state");
   }
-  return NotClear(absl::StrCat("the optimizer of the file has the keys ", QuotedList(group_keys_),
-                               ", which are those of none that is supported"));
+  std::string supported;
+  for (Algorithm algorithm : AllAlgorithms()) {
+    absl::StrAppend(&supported, supported.empty() ? "" : ", ", AlgorithmName(algorithm));
+  }
+  return Unsupported(absl::StrCat(HasGroupKey("lambd") ? "the file is of ASGD: it has the keys "
+                                                       : "the optimizer of the file has the keys ",
+                                  QuotedList(group_keys_),
+                                  ", which are those of none that is supported (", supported, ")"));
 }
 
 Hyperparameters TorchHyperparameters(Algorithm algorithm, const Hyperparameters& h) {

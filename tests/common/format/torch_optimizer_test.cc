@@ -316,6 +316,19 @@ TEST(TorchOptimizerTest, AdamOfAnOldTorchWithWeightDecayIsNotGuessed) {
   EXPECT_NE(status.message().find("give the algorithm"), absl::string_view::npos) << status;
 }
 
+TEST(TorchOptimizerTest, AnOptimizerThatIsNotSupportedIsNamed) {
+  const auto file = OpenText(OptimizerZip(
+      Dict({}), List({Dict({PickleString("lambd"), PickleInt(0), PickleString("t0"), PickleInt(1),
+                            PickleString("params"), List({PickleInt(0)})})})));
+  ASSERT_EQ(file.status(), absl::OkStatus());
+  const absl::Status status = file->GuessAlgorithm().status();
+  EXPECT_EQ(GetReason(status), Reason::kCheckpointUnsupported);
+  EXPECT_NE(status.message().find("of ASGD"), absl::string_view::npos) << status;
+  EXPECT_NE(status.message().find("none that is supported (sgd, adamw"), absl::string_view::npos)
+      << status;
+  EXPECT_EQ(status.message().find("give the algorithm"), absl::string_view::npos) << status;
+}
+
 // What a caller does with a file that may be anything.
 void Try(const std::string& content, size_t* accepted) {
   const auto file = OpenText(content);
