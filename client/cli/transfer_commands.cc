@@ -6,6 +6,7 @@
 #include "absl/time/clock.h"
 #include "client/cli/context.h"
 #include "client/cli/output.h"
+#include "client/cli/validators.h"
 #include "client/files/fetch_to_file.h"
 #include "common/base/status.h"
 
@@ -16,6 +17,7 @@ struct FetchArguments {
   std::string module;
   std::string out;
   std::string kind;
+  bool optimizer_state = false;
   std::string float_dtype;
   client::FetchToFileOptions options;
 };
@@ -24,6 +26,9 @@ absl::Status Fetch(const Context& context, FetchArguments arguments) {
   Selection& selection = arguments.options.selection;
   if (arguments.kind == "parameter") selection.kinds = {TensorKind::kParameter};
   if (arguments.kind == "buffer") selection.kinds = {TensorKind::kBuffer};
+  if (arguments.kind == "optimizer-state") selection.kinds = {TensorKind::kOptimizerState};
+  arguments.options.optimizer_state =
+      arguments.optimizer_state || arguments.kind == "optimizer-state";
   if (!arguments.float_dtype.empty()) selection.float_dtype = ParseDType(arguments.float_dtype);
   MS_ASSIGN_OR_RETURN(const Client client, context.Connect());
   ProgressBar bar(context);
@@ -51,10 +56,10 @@ absl::Status Fetch(const Context& context, FetchArguments arguments) {
     Context::Print(json);
     return absl::OkStatus();
   }
-  if (!result->note.empty()) std::cout << result->note << "\n";
+  if (!result->note.empty()) std::cout << Printable(result->note) << "\n";
   std::cout << "fetched version " << result->version.number << " (step " << result->step << ") of "
-            << arguments.module << " to " << arguments.out << ": " << result->tensors
-            << " tensors, " << HumanBytes(result->data_bytes)
+            << Printable(arguments.module) << " to " << Printable(arguments.out) << ": "
+            << result->tensors << " tensors, " << HumanBytes(result->data_bytes)
             << absl::StrFormat(" in %.2f s", seconds)
             << (result->resumed
                     ? absl::StrCat(" (resumed: ", HumanBytes(result->received_bytes), " received)")
@@ -67,6 +72,7 @@ absl::Status Fetch(const Context& context, FetchArguments arguments) {
 struct PinArguments {
   std::string module;
   std::string lease = "60s";
+  bool optimizer_state = false;
   std::string renew;
   std::string release;
 };
@@ -78,16 +84,17 @@ absl::Status Pin(const Context& context, const PinArguments& arguments) {
     if (context.json) {
       Context::Print({{"released", arguments.release}});
     } else {
-      std::cout << "released " << arguments.release << "\n";
+      std::cout << "released " << Printable(arguments.release) << "\n";
     }
     return absl::OkStatus();
   }
   absl::Duration duration;
   absl::ParseDuration(arguments.lease, &duration);
-  MS_ASSIGN_OR_RETURN(const client::SnapshotInfo pin,
-                      arguments.renew.empty()
-                          ? client.PinSnapshot(arguments.module, duration)
-                          : client.RenewSnapshot(arguments.module, arguments.renew, duration));
+  MS_ASSIGN_OR_RETURN(
+      const client::SnapshotInfo pin,
+      arguments.renew.empty()
+          ? client.PinSnapshot(arguments.module, duration, arguments.optimizer_state)
+          : client.RenewSnapshot(arguments.module, arguments.renew, duration));
   if (context.json) {
     Context::Print({{"snapshot_id", pin.snapshot_id},
                     {"module", pin.module},
@@ -98,7 +105,8 @@ absl::Status Pin(const Context& context, const PinArguments& arguments) {
                     {"expire_time", absl::FormatTime(pin.expire_time, absl::UTCTimeZone())}});
   } else {
     std::cout << pin.snapshot_id << " holds version " << pin.version.number << " (step " << pin.step
-              << ") of " << pin.module << " until " << HumanTime(pin.expire_time) << "\n";
+              << ") of " << Printable(pin.module) << " until " << HumanTime(pin.expire_time)
+              << "\n";
   }
   return absl::OkStatus();
 }
@@ -119,8 +127,14 @@ void AddTransferCommands(CLI::App* app, Context* context) {
       ->allow_extra_args(false);
   command->add_option("--glob", fetch->options.selection.globs, "Only names that match; repeatable")
       ->allow_extra_args(false);
-  command->add_option("--kind", fetch->kind, "Only parameters or only buffers")
-      ->check(CLI::IsMember({"parameter", "buffer"}));
+  command
+      ->add_option("--kind", fetch->kind,
+                   "Only parameters, only buffers, or only optimizer state (--optimizer-state need "
+                   "not be said then)")
+      ->check(CLI::IsMember({"parameter", "buffer", "optimizer-state"}));
+  command->add_flag("--optimizer-state", fetch->optimizer_state,
+                    "The optimizer state of the selected parameters too, each named SLOT/PARAMETER "
+                    "as in exp_avg/fc.weight; of a --snapshot that was pinned with it");
   command->add_option("--float-dtype", fetch->float_dtype, "Cast floating-point tensors")
       ->check(CLI::IsMember({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}));
   CLI::Option* snapshot = command->add_option("--snapshot", fetch->options.snapshot_id,
@@ -128,7 +142,7 @@ void AddTransferCommands(CLI::App* app, Context* context) {
   command
       ->add_option("--version", fetch->options.version,
                    "This version: it is current, or a pin holds it")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->excludes(snapshot);
   command->add_flag("--resume", fetch->options.resume,
                     "Go on with what an interrupted fetch to OUT left");
@@ -141,17 +155,14 @@ void AddTransferCommands(CLI::App* app, Context* context) {
   CLI::Option* name = command->add_option("MODULE", pin->module);
   command->add_option("--lease", pin->lease, "How long from now, as 60s or 5m")
       ->capture_default_str()
-      ->check(CLI::Validator(
-          [](const std::string& text) {
-            absl::Duration duration;
-            const bool valid =
-                absl::ParseDuration(text, &duration) && duration > absl::ZeroDuration();
-            return valid ? std::string() : "a duration is written as 60s or 5m";
-          },
-          "DURATION"));
+      ->check(DurationText());
   CLI::Option* renew =
       command->add_option("--renew", pin->renew, "The id of a pin of MODULE: a new lease for it");
   renew->needs(name);
+  command
+      ->add_flag("--optimizer-state", pin->optimizer_state,
+                 "Hold the optimizer state too, for fetch --optimizer-state")
+      ->excludes(renew);
   command->add_option("--release", pin->release, "The id of a pin to end")
       ->excludes(name)
       ->excludes(renew);

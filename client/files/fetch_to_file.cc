@@ -74,6 +74,7 @@ class Transfer final : public RangeSink {
       request.module = record_.module;
       request.selection = options_.selection;
       request.snapshot_id = record_.snapshot_id;
+      request.optimizer_state = options_.optimizer_state;
       if (record_.snapshot_id.empty()) request.version = record_.version.number;
       request.layout_digest = record_.layout_digest;
       request.chunk_bytes = options_.chunk_bytes;
@@ -155,7 +156,12 @@ class Transfer final : public RangeSink {
   absl::Status OnTable(std::vector<TensorSpec> specs) override {
     if (!specs_.empty()) return absl::OkStatus();
     specs_ = std::move(specs);
-    layout_ = StateLayout(specs_);
+    layout_ = StateLayout(specs_);  // by name and slot, unlike the names in the file
+    named_ = specs_;
+    for (TensorSpec& spec : named_) {
+      if (spec.slot.empty()) continue;
+      spec.name = absl::StrCat(std::exchange(spec.slot, ""), "/", spec.name);
+    }
     digests_.resize(specs_.size());
     verified_.resize(specs_.size());
     // Digests have one length, so the real ones fit in their place later.
@@ -212,8 +218,8 @@ class Transfer final : public RangeSink {
 
   absl::StatusOr<std::string> Header(const std::vector<uint64_t>& digests) const {
     return SafetensorsHeader(
-        specs_, layout_,
-        StateDictMetadata(record_.module, record_.version, step_, specs_, digests));
+        named_, layout_,
+        StateDictMetadata(record_.module, record_.version, step_, named_, digests));
   }
 
   absl::Status HashTheRest() {
@@ -234,34 +240,38 @@ class Transfer final : public RangeSink {
     return absl::OkStatus();
   }
 
-  // A tensor that came over several streams was in no trailer. The server's listing has its digest,
-  // as long as it has not changed since the pinned version.
+  // A tensor that came over several streams was in no trailer. The server's listings have its
+  // digest, as long as it has not changed since the pinned version.
   absl::Status VerifyTheRest() {
     bool complete = !options_.selection.float_dtype.has_value();
     bool any = false;
     for (uint32_t i : layout_.by_offset()) any |= !verified_[i];
     if (!any || !complete) return absl::OkStatus();
-    absl::flat_hash_map<std::string, uint64_t> confirmed;
-    for (bool buffers : {false, true}) {
-      absl::StatusOr<TensorList> list =
-          buffers ? client_.ListBuffers(record_.module, {.digests = true})
-                  : client_.ListParameters(record_.module, {.digests = true});
-      if (!list.ok() || list->version.incarnation != record_.version.incarnation) continue;
+    absl::flat_hash_map<std::pair<std::string, std::string>, uint64_t> confirmed;
+    const ListOptions with_digests = {.digests = true};
+    const auto add = [&](const absl::StatusOr<TensorList>& list) {
+      if (!list.ok() || list->version.incarnation != record_.version.incarnation) return;
       for (const TensorInfo& tensor : list->tensors) {
-        if (tensor.xxh3 && tensor.changed_version <= record_.version.number) {
-          confirmed.emplace(tensor.spec.name, *tensor.xxh3);
+        // Of optimizer state it is not told when it changed: only that of the same version counts.
+        const bool same = tensor.slot.empty() ? tensor.changed_version <= record_.version.number
+                                              : list->version.number == record_.version.number;
+        if (tensor.xxh3 && same) {
+          confirmed.emplace(std::make_pair(tensor.spec.name, tensor.slot), *tensor.xxh3);
         }
       }
-    }
+    };
+    add(client_.ListParameters(record_.module, with_digests));
+    add(client_.ListBuffers(record_.module, with_digests));
+    if (options_.optimizer_state) add(client_.ListOptimizerState(record_.module, with_digests));
     for (uint32_t i : layout_.by_offset()) {
-      const auto it = confirmed.find(specs_[i].name);
+      const auto it = confirmed.find(std::make_pair(specs_[i].name, specs_[i].slot));
       if (verified_[i] || it == confirmed.end()) continue;
       if (it->second != *digests_[i]) {
         return MakeError(Reason::kDigestMismatch,
-                         absl::StrCat("tensor \"", specs_[i].name, "\" in ", partial_, " has XXH3 ",
+                         absl::StrCat("tensor \"", named_[i].name, "\" in ", partial_, " has XXH3 ",
                                       DigestToHex(*digests_[i]), ", the server's is ",
                                       DigestToHex(it->second), "; fetch it again"),
-                         {{"tensor", specs_[i].name}});
+                         {{"tensor", named_[i].name}});
       }
       verified_[i] = true;
     }
@@ -276,6 +286,7 @@ class Transfer final : public RangeSink {
   File file_;
   uint64_t step_ = 0;
   std::vector<TensorSpec> specs_;
+  std::vector<TensorSpec> named_;  // the same as the file has them
   StateLayout layout_;
   std::vector<std::optional<uint64_t>> digests_;
   std::vector<bool> verified_;
@@ -295,7 +306,8 @@ std::optional<TransferRecord> FindRecord(const Client& client, const std::string
     *note = absl::StrCat("began anew: ", record.status().message());
     return std::nullopt;
   }
-  if (record->module != module || record->selection != SelectionKey(options.selection)) {
+  if (record->module != module ||
+      record->selection != SelectionKey(options.selection, options.optimizer_state)) {
     *note = "began anew: the partial file is of another module or selection";
     return std::nullopt;
   }
@@ -332,11 +344,12 @@ absl::StatusOr<FetchToFileResult> FetchToFile(const Client& client, const std::s
   for (int restarts = 0;; ++restarts) {
     const bool resumed = record.has_value();
     if (!resumed) {
-      MS_ASSIGN_OR_RETURN(const HeldVersion held, HoldVersion(client, module, options.version,
-                                                              options.snapshot_id, options.lease));
+      MS_ASSIGN_OR_RETURN(const HeldVersion held,
+                          HoldVersion(client, module, options.version, options.snapshot_id,
+                                      options.lease, options.optimizer_state));
       record.emplace();
       record->module = module;
-      record->selection = SelectionKey(options.selection);
+      record->selection = SelectionKey(options.selection, options.optimizer_state);
       record->snapshot_id = held.snapshot_id;
       record->own_pin = held.own_pin;
       record->version = held.version;

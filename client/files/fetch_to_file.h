@@ -12,6 +12,11 @@ namespace modelstate::client {
 
 struct FetchToFileOptions {
   Selection selection;
+  // The optimizer state of the selected parameters too, each tensor named "<slot>/<parameter>" as
+  // in a saved optimizer.safetensors, the step counts as well ("step/fc.weight"). A selection of
+  // kind kOptimizerState alone is empty without this. A `snapshot_id` must be of a pin that was
+  // made with it, and a `version` the newest.
+  bool optimizer_state = false;
   // Which version: one that a pin of the caller holds (its lease is left alone), or a number that
   // is current or held by anybody; neither: the newest, under a pin of its own. At most one of
   // them.
@@ -46,7 +51,8 @@ struct FetchToFileResult {
 // `path`.partial at their places, a transfer that breaks goes on with what is missing, and when all
 // digests agree the file is synced and renamed to `path`; nothing is ever seen there that is not
 // whole. On failure `path`.partial and the record `path`.partial.json stay for a resume.
-// Errors: those of Fetch; RESOURCE_EXHAUSTED STORAGE_FULL, INTERNAL STORAGE_ERROR of the local
+// Errors: those of Fetch; INVALID_ARGUMENT NOT_REPRESENTABLE where "<slot>/<parameter>" is also the
+// name of a tensor; RESOURCE_EXHAUSTED STORAGE_FULL, INTERNAL STORAGE_ERROR of the local
 // disk.
 absl::StatusOr<FetchToFileResult> FetchToFile(const Client& client, const std::string& module,
                                               const std::string& path,

@@ -6,7 +6,7 @@ namespace modelstate::client {
 
 absl::StatusOr<HeldVersion> HoldVersion(const Client& client, const std::string& module,
                                         uint64_t version, const std::string& snapshot_id,
-                                        absl::Duration lease) {
+                                        absl::Duration lease, bool optimizer_state) {
   HeldVersion held;
   held.snapshot_id = snapshot_id;
   if (!snapshot_id.empty()) return held;
@@ -15,7 +15,7 @@ absl::StatusOr<HeldVersion> HoldVersion(const Client& client, const std::string&
     MS_ASSIGN_OR_RETURN(const ModuleInfo info, client.GetModule(module));
     if (info.version.number != version) return held;
   }
-  const absl::StatusOr<SnapshotInfo> pin = client.PinSnapshot(module, lease);
+  const absl::StatusOr<SnapshotInfo> pin = client.PinSnapshot(module, lease, optimizer_state);
   // Readable without a pin while it is current, and by the pins of others after that.
   if (version != 0 && GetReason(pin.status()) == Reason::kSnapshotLimit) return held;
   MS_RETURN_IF_ERROR(pin.status());

@@ -19,11 +19,11 @@ struct HeldVersion {
 
 // `snapshot_id`: what that pin holds; its lease is left alone. `version`, where not 0: that one,
 // with a pin of our own when it is the current one and the budget for pins allows it. Neither: the
-// current one, with a pin. Errors are those of GetModule and PinSnapshot; whether a pin or version
-// of another is held, its first use says.
+// current one, with a pin. `optimizer_state`: a pin of our own holds that too. Errors are those of
+// GetModule and PinSnapshot; whether a pin or version of another is held, its first use says.
 absl::StatusOr<HeldVersion> HoldVersion(const Client& client, const std::string& module,
                                         uint64_t version, const std::string& snapshot_id,
-                                        absl::Duration lease);
+                                        absl::Duration lease, bool optimizer_state = false);
 
 }  // namespace modelstate::client
 

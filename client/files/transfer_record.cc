@@ -41,12 +41,12 @@ bool IsConsistent(const TransferRecord& record) {
 
 }  // namespace
 
-std::string SelectionKey(const Selection& selection) {
+std::string SelectionKey(const Selection& selection, bool optimizer_state) {
   Json kinds = Json::array();
   for (TensorKind kind : selection.kinds) kinds.push_back(static_cast<int>(kind));
   const int dtype = selection.float_dtype ? static_cast<int>(*selection.float_dtype) : 0;
   return Dump(Json::array({selection.names, selection.prefixes, selection.globs, kinds, dtype,
-                           selection.include_non_persistent}));
+                           selection.include_non_persistent, optimizer_state}));
 }
 
 void AddRange(const ByteRange& range, std::vector<ByteRange>* done) {

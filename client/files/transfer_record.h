@@ -26,8 +26,8 @@ struct TransferRecord {
   std::vector<ByteRange> done;  // of the data region: ascending, disjoint, not adjacent
 };
 
-// Equal for equal selections.
-std::string SelectionKey(const Selection& selection);
+// Equal for equal selections, with or without optimizer state.
+std::string SelectionKey(const Selection& selection, bool optimizer_state = false);
 
 // Adds a range to such a list.
 void AddRange(const ByteRange& range, std::vector<ByteRange>* done);

@@ -60,6 +60,21 @@ class FakeServer final : public FakeModuleCalls {
     return *Client::Connect(absl::StrCat("localhost:", port_), options);
   }
 
+  // Two slots of a parameter follow the state_dict; streams and pins must ask for them.
+  void AddOptimizerState() {
+    has_optimizer_state = true;
+    for (const char* slot : {"exp_avg", "exp_avg_sq"}) {
+      TensorSpec spec = specs[4];
+      spec.kind = TensorKind::kOptimizerState;
+      spec.slot = slot;
+      specs.push_back(std::move(spec));
+    }
+    layout = StateLayout(specs);
+    std::mt19937 random(12);
+    region.resize(layout.total_bytes());
+    for (char& c : region) c = static_cast<char>(random());
+  }
+
   absl::Span<const uint8_t> bytes(size_t index) const {
     const ByteRange range = layout.range(index);
     return absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(region.data()), region.size())
@@ -69,6 +84,8 @@ class FakeServer final : public FakeModuleCalls {
   StateLayout layout;
   std::string region;
   uint64_t version = 5;
+  bool has_optimizer_state = false;
+  bool pinned_optimizer_state = false;
 
   // Each stream of the list ends with UNAVAILABLE after so many bytes; later ones are whole.
   std::vector<uint64_t> break_after;
@@ -85,6 +102,8 @@ class FakeServer final : public FakeModuleCalls {
   int releases = 0;
 
   uint64_t max_chunk_bytes = uint64_t{2} << 20;
+  // The next streams and steps are refused with these, each with one.
+  std::vector<Reason> refusals;
   int fail_steps = 0;  // the next so many ApplyStep calls end with UNAVAILABLE after the trailer
   bool forgets_steps = false;  // a header alone is of a step that was never seen
   std::vector<v1::StepHeader> step_headers;
@@ -93,6 +112,13 @@ class FakeServer final : public FakeModuleCalls {
 
  private:
   using Context = grpc::ServerContext;
+
+  absl::Status NextRefusal() {
+    if (refusals.empty()) return absl::OkStatus();
+    const Reason reason = refusals.front();
+    refusals.erase(refusals.begin());
+    return MakeError(reason, "as the test asked");
+  }
 
   grpc::Status GetModule(Context*, const v1::GetModuleRequest* request,
                          v1::Module* response) override {
@@ -105,14 +131,14 @@ class FakeServer final : public FakeModuleCalls {
     return grpc::Status::OK;
   }
 
-  void List(bool buffers, const v1::ListTensorsRequest& request,
+  void List(TensorKind kind, const v1::ListTensorsRequest& request,
             v1::ListTensorsResponse* response) {
     list = request;
     response->set_total_size(33);
     // Seven on a page, so that the client must turn pages.
     size_t i = request.page_token().empty() ? 0 : std::stoul(request.page_token());
     for (; i < specs.size() && response->tensors_size() < 7; ++i) {
-      if ((specs[i].kind == TensorKind::kBuffer) != buffers) continue;
+      if (specs[i].kind != kind) continue;
       v1::TensorInfo* info = response->add_tensors();
       TensorSpecToProto(specs[i], info);
       info->set_changed_version(1);
@@ -123,12 +149,21 @@ class FakeServer final : public FakeModuleCalls {
   }
   grpc::Status ListParameters(Context*, const v1::ListTensorsRequest* request,
                               v1::ListTensorsResponse* response) override {
-    List(false, *request, response);
+    List(TensorKind::kParameter, *request, response);
     return grpc::Status::OK;
   }
   grpc::Status ListBuffers(Context*, const v1::ListTensorsRequest* request,
                            v1::ListTensorsResponse* response) override {
-    List(true, *request, response);
+    List(TensorKind::kBuffer, *request, response);
+    return grpc::Status::OK;
+  }
+
+  grpc::Status ListOptimizerState(Context* context, const v1::ListTensorsRequest* request,
+                                  v1::ListTensorsResponse* response) override {
+    if (!has_optimizer_state) {
+      return FakeModuleCalls::ListOptimizerState(context, request, response);
+    }
+    List(TensorKind::kOptimizerState, *request, response);
     return grpc::Status::OK;
   }
 
@@ -138,6 +173,7 @@ class FakeServer final : public FakeModuleCalls {
     if (refuse_pins) return ToGrpcStatus(MakeError(Reason::kSnapshotLimit, "the budget is full"));
     if (!request->snapshot_id().empty() && on_renewal) on_renewal();
     if (request->snapshot_id().empty()) {
+      pinned_optimizer_state = request->optimizer_state();
       held = absl::StrCat("pin-", ++pins);
     } else if (request->snapshot_id() != held) {
       return ToGrpcStatus(MakeError(Reason::kSnapshotNotFound, "no such pin"));
@@ -154,12 +190,16 @@ class FakeServer final : public FakeModuleCalls {
 
   grpc::Status StreamStateDict(Context*, const v1::StreamStateDictRequest* request,
                                grpc::ServerWriter<v1::StatePart>* writer) override {
+    if (const absl::Status refusal = NextRefusal(); !refusal.ok()) return ToGrpcStatus(refusal);
     if (!request->snapshot_id().empty() && request->snapshot_id() != held) {
       return ToGrpcStatus(MakeError(Reason::kSnapshotNotFound, "no such pin"));
     }
     const uint64_t limit = streams < break_after.size() ? break_after[streams] : UINT64_MAX;
     ++streams;
     stream_snapshot_id = request->snapshot_id();
+    if (has_optimizer_state && !(request->optimizer_state() && pinned_optimizer_state)) {
+      return ToGrpcStatus(MakeError(Reason::kInvalidField, "a stream or pin without it"));
+    }
     v1::StatePart part;
     v1::Header& header = *part.mutable_header();
     header.set_module("m");
@@ -210,6 +250,7 @@ class FakeServer final : public FakeModuleCalls {
 
   grpc::Status ApplyStep(Context*, grpc::ServerReader<v1::StepPart>* reader,
                          v1::ApplyStepResponse* response) override {
+    if (const absl::Status refusal = NextRefusal(); !refusal.ok()) return ToGrpcStatus(refusal);
     step_bytes.clear();
     step_names.clear();
     v1::StepPart part;

@@ -36,9 +36,12 @@ class FetchToFileTest : public ::testing::Test {
     for (size_t k = 0; k < (*reader)->tensors().size(); ++k) {
       const StoredTensor& tensor = (*reader)->tensors()[k];
       for (size_t i = 0; i < server_.specs.size(); ++i) {
-        if (server_.specs[i].name != tensor.name) continue;
+        const TensorSpec& spec = server_.specs[i];
+        if ((spec.slot.empty() ? spec.name : spec.slot + "/" + spec.name) != tensor.name) continue;
         ++found;
-        EXPECT_EQ(tensor.kind, server_.specs[i].kind) << tensor.name;
+        // The file's metadata name buffers; what a slot is, its name tells.
+        EXPECT_EQ(tensor.kind, spec.slot.empty() ? spec.kind : TensorKind::kParameter)
+            << tensor.name;
         std::vector<uint8_t> bytes(tensor.nbytes());
         // Read checks the digests that the header carries.
         ASSERT_TRUE((*reader)->Read(k, absl::MakeSpan(bytes)).ok());
@@ -124,6 +127,48 @@ TEST_F(FetchToFileTest, AnotherSelectionBeginsAnew) {
   const absl::StatusOr<FetchToFileResult> result = FetchToFile(client_, "m", path_, options);
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_THAT(result->note, HasSubstr("another module or selection"));
+}
+
+TEST_F(FetchToFileTest, OptimizerStateIsNamedBySlotAndResumedWithIt) {
+  server_.AddOptimizerState();
+  server_.break_after = std::vector<uint64_t>(20, 0);
+  server_.break_after[0] = 50000;
+  FetchToFileOptions options;
+  options.optimizer_state = true;
+  EXPECT_TRUE(absl::IsUnavailable(FetchToFile(client_, "m", path_, options).status()));
+  server_.break_after.clear();
+  options.resume = true;
+  const absl::StatusOr<FetchToFileResult> result = FetchToFile(client_, "m", path_, options);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_TRUE(result->resumed) << result->note;
+  EXPECT_EQ(result->received_bytes, server_.layout.total_bytes() - 50000);
+  EXPECT_EQ(result->verified_digests, 42u) << "by the listing of optimizer state too";
+  ExpectWholeFile();
+}
+
+TEST_F(FetchToFileTest, APartialFileWithoutOptimizerStateIsNoneWithIt) {
+  server_.break_after = std::vector<uint64_t>(20, 0);
+  EXPECT_FALSE(FetchToFile(client_, "m", path_).ok());
+  server_.break_after.clear();
+  server_.AddOptimizerState();
+  FetchToFileOptions options;
+  options.optimizer_state = true;
+  options.resume = true;
+  const absl::StatusOr<FetchToFileResult> result = FetchToFile(client_, "m", path_, options);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_FALSE(result->resumed);
+  EXPECT_THAT(result->note, HasSubstr("another module or selection"));
+  ExpectWholeFile();
+}
+
+TEST_F(FetchToFileTest, ASlotThatHasTheNameOfATensorIsRefused) {
+  server_.specs[3].name = "exp_avg/layer4.weight";
+  server_.AddOptimizerState();
+  FetchToFileOptions options;
+  options.optimizer_state = true;
+  EXPECT_EQ(GetReason(FetchToFile(client_, "m", path_, options).status()),
+            Reason::kNotRepresentable);
+  EXPECT_TRUE(std::filesystem::is_empty(folder_));
 }
 
 TEST_F(FetchToFileTest, WrongBytesLeaveNothingBehind) {

@@ -231,6 +231,26 @@ case_HyperparametersOfOneGroupForOneStep() {
   done
 }
 
+case_WrongValuesAreToldInWords() {
+  create_tiny_and_gradients || return
+  local file=$WORK/gradients.safetensors
+  cli 2 step-from tiny "$file" --weight -1 >/dev/null
+  said '^--weight: -1 is not more than 0$' 'a negative weight'
+  cli 2 step-from tiny "$file" --worker a --sequence 0 >/dev/null
+  said '^--sequence: 0 is not more than 0$' 'sequence 0'
+  cli 2 fetch tiny "$WORK/x" --version 0 >/dev/null
+  said '^--version: 0 is not more than 0$' 'version 0'
+  cli 2 optim set tiny --sgd --quorum 2 --min-contributions 1 --round-timeout 1e300 >/dev/null
+  said '^--round-timeout: 1e300 is not 0 to 315576000000 seconds$' 'a timeout without end'
+  cli 2 pin tiny --lease 1e300h >/dev/null
+  cli 2 optim set tiny --sgd --group 'a:*:lr=1,lr=2' >/dev/null
+  said '"lr" is given twice' 'a hyper-parameter twice'
+  # A glob that takes nothing is no error, but hardly meant.
+  cli 0 optim set tiny --sgd --group 'head:haed.*:lr=1' --group 'rest:*:' >/dev/null
+  said 'warning: group 0 "head" has no parameter' 'a group of none'
+  ! grep -q rest "$WORK/cli.err" || fail "a group of some: $(<"$WORK/cli.err")"
+}
+
 case_JsonErrorsSayWhenToTryAgain() {
   create_tiny && cli 0 optim set tiny --sgd --quorum 2 >/dev/null || return
   cli 0 push tiny --random --worker a >/dev/null
@@ -239,6 +259,27 @@ case_JsonErrorsSayWhenToTryAgain() {
   expect '["ALREADY_CONTRIBUTED",true]' "$(jq -c '.error | [.reason, .retry_after_seconds > 0]' <<<"$output")" 'a second contribution'
   output=$(cli 3 --json optim show nobody)
   expect '["MODULE_NOT_FOUND",null]' "$(jq -c '.error | [.reason, .retry_after_seconds]' <<<"$output")" 'no module'
+}
+
+case_OptimizerStateIsFetched() {
+  create_tiny_and_gradients && cli 0 optim set tiny --adamw >/dev/null || return
+  cli 0 step-from tiny "$WORK/gradients.safetensors" >/dev/null
+  local out=$WORK/all.safetensors pin
+  json '[.tensors, .digests_verified]' '[5,5]' fetch tiny "$out" --optimizer-state
+  expect '["exp_avg/weight","exp_avg_sq/weight","running_mean","step/weight","weight"]' \
+    "$(header_of "$out" | jq -c 'del(.__metadata__) | keys')" 'names in the file'
+  json '.tensors' 3 fetch tiny "$WORK/state.safetensors" --kind optimizer-state
+  expect '[true,"[]"]' "$(header_of "$WORK/state.safetensors" | jq -c '[has("exp_avg/weight"), (.__metadata__."modelstate.kinds" | fromjson | .buffers | tostring)]')" \
+    'state alone'
+  json .tensors 2 fetch tiny "$WORK/weights.safetensors"
+  json '[.equal, (.differences | length)]' '[2,0]' diff "$WORK/weights.safetensors" tiny
+  # What a pin holds is said when it is made.
+  pin=$(cli 0 --json pin tiny | jq -r .snapshot_id)
+  cli 4 fetch tiny "$out" --optimizer-state --snapshot "$pin" >/dev/null
+  said INVALID_FIELD 'a pin without it'
+  pin=$(cli 0 --json pin tiny --optimizer-state | jq -r .snapshot_id)
+  cli 0 step-from tiny "$WORK/gradients.safetensors" >/dev/null
+  json '[.tensors, .step]' '[5,1]' fetch tiny "$out" --optimizer-state --snapshot "$pin"
 }
 
 case_NamesAreEscapedForTheTerminal() {
