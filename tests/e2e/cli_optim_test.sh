@@ -288,15 +288,15 @@ case_NamesAreEscapedForTheTerminal() {
     {\"name\": \"$name\", \"kind\": \"PARAMETER\", \"dtype\": \"F32\", \"shape\": [1]},
     {\"name\": \"b\\u202e\\nuffer\", \"kind\": \"BUFFER\", \"dtype\": \"F32\", \"shape\": [1]}]}}" >/dev/null || return
   ok ConfigureOptimizer '{"module": "m", "optimizer": {"algorithm": "SGD", "groups": [
-    {"name": "gr\u001b[2Joup", "selection": {"globs": ["*"]}}]}}' >/dev/null
+    {"name": "gr\u202eoup", "selection": {"globs": ["*"]}}]}}' >/dev/null
   cli 0 push m --random >/dev/null
   for command in 'info m' 'params m' 'buffers m' 'stats m' 'optim show m' 'optim groups m' 'optim state m' 'history m' "cat m we${esc}[31might"; do
     IFS=' ' read -ra words <<<"$command"
     output=$(cli 0 "${words[@]}")
-    [[ $output != *"$esc"* ]] || fail "modelstate $command prints an escape: $output"
+    [[ $output != *"$esc"* && $output != *$'\u202e'* ]] || fail "modelstate $command prints an escape: $output"
     case $command in
       'params m' | 'stats m' | 'optim groups m' | cat*) [[ $output == *'we\x1b[31might'* ]] || fail "modelstate $command: $output" ;;&
-      'optim '[sg][hr]*) [[ $output == *'gr\x1b[2Joup'* ]] || fail "modelstate $command: $output" ;;
+      'optim '[sg][hr]*) [[ $output == *'gr\u202eoup'* ]] || fail "modelstate $command: $output" ;;
       'buffers m') [[ $output == *'b\u202e\nuffer'* ]] || fail "modelstate $command: $output" ;;
     esac
   done
