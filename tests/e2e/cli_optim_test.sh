@@ -293,7 +293,7 @@ case_NamesAreEscapedForTheTerminal() {
   for command in 'info m' 'params m' 'buffers m' 'stats m' 'optim show m' 'optim groups m' 'optim state m' 'history m' "cat m we${esc}[31might"; do
     IFS=' ' read -ra words <<<"$command"
     output=$(cli 0 "${words[@]}")
-    [[ $output != *"$esc"* && $output != *$'\u202e'* ]] || fail "modelstate $command prints an escape: $output"
+    [[ $output != *"$esc"* && $output != *$'\xe2\x80\xae'* ]] || fail "modelstate $command prints an escape: $output"
     case $command in
       'params m' | 'stats m' | 'optim groups m' | cat*) [[ $output == *'we\x1b[31might'* ]] || fail "modelstate $command: $output" ;;&
       'optim '[sg][hr]*) [[ $output == *'gr\u202eoup'* ]] || fail "modelstate $command: $output" ;;
