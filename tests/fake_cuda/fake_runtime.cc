@@ -238,15 +238,6 @@ const char* cudaGetErrorName(cudaError_t error) {
   }
 }
 const char* cudaGetErrorString(cudaError_t) { return "of the fake"; }
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = 3;
-  return cudaSuccess;
-}
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* count, const void*, int, size_t) {
-  *count = 2;
-  return cudaSuccess;
-}
-
 cudaError_t cudaMalloc(void** data, size_t bytes) {
   FAKE_CALL();
   return Allocate(Runtime::Get().device, data, bytes, true);

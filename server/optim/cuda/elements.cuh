@@ -35,7 +35,7 @@ struct CudaWord<1> {
 };
 
 // Neighbouring elements as they are in memory. The accesses are those of the intrinsics: a compiler
-// takes plain ones apart. They say too that nothing here is used twice.
+// takes plain ones apart. They pass by the cache of the processor, since nothing is used twice.
 template <typename Stored, int kWidth>
 struct CudaPack {
   using Word = typename CudaWord<sizeof(Stored) * kWidth>::Type;
@@ -53,7 +53,7 @@ __device__ inline CudaPack<Stored, kWidth> LoadPack(const void* from, uint64_t a
       reinterpret_cast<const typename Pack::Word*>(static_cast<const Stored*>(from) + at);
   Pack pack;
 #pragma unroll
-  for (int k = 0; k < Pack::kWords; ++k) pack.words[k] = __ldcs(words + k);
+  for (int k = 0; k < Pack::kWords; ++k) pack.words[k] = __ldcg(words + k);
   return pack;
 }
 
@@ -62,7 +62,7 @@ __device__ inline void StorePack(const CudaPack<Stored, kWidth>& pack, void* to,
   using Pack = CudaPack<Stored, kWidth>;
   auto* words = reinterpret_cast<typename Pack::Word*>(static_cast<Stored*>(to) + at);
 #pragma unroll
-  for (int k = 0; k < Pack::kWords; ++k) __stcs(words + k, pack.words[k]);
+  for (int k = 0; k < Pack::kWords; ++k) __stcg(words + k, pack.words[k]);
 }
 
 template <typename T>
@@ -183,23 +183,14 @@ __device__ inline uint64_t BlockEnd(uint64_t begin, uint64_t elements) {
   return elements - begin < kCudaBlockElements ? elements : begin + kCudaBlockElements;
 }
 
-// As many thread blocks as the device holds at once, each of which strides over the list.
+// A thread block for each of the list, as far as a grid can have so many; the rest they stride
+// over. Fewer that stay, as many as the device holds at once, are slower by a twentieth.
 template <typename Work>
 cudaError_t LaunchOverBlocks(void (*kernel)(Work), uint64_t block_count, cudaStream_t stream,
                              const Work& work) {
+  constexpr uint64_t kMost = 0x7FFFFFFF;
   if (block_count == 0) return cudaSuccess;
-  int device = 0, processors = 0, resident = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  }
-  if (error == cudaSuccess) {
-    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-        &resident, reinterpret_cast<const void*>(kernel), kCudaThreads, 0);
-  }
-  if (error != cudaSuccess) return error;
-  const uint64_t most = static_cast<uint64_t>(processors) * (resident > 0 ? resident : 1);
-  return LaunchKernel(kernel, static_cast<unsigned>(block_count < most ? block_count : most),
+  return LaunchKernel(kernel, static_cast<unsigned>(block_count < kMost ? block_count : kMost),
                       kCudaThreads, stream, work);
 }
 

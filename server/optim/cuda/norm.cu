@@ -44,6 +44,23 @@ __device__ void AddPlaces(const CudaTensor<T>& tensor, const CudaPart<T>* parts,
     }
     return;
   }
+  if (tensor.vectors && tensor.part_count == 1) {
+    const CudaPart<T> part = parts[tensor.first_part];
+    WithCudaCodec<T>(part.element, [&](auto codec) {
+      using Codec = decltype(codec);
+#pragma unroll 4
+      for (int i = 0; i < stride; i += 16) {
+        const auto pack = LoadPack<kLanes, typename Codec::Stored>(part.data, first + i);
+#pragma unroll
+        for (int lane = 0; lane < kLanes; ++lane) {
+          values[lane] = static_cast<T>(Codec::Load(pack.values[lane])) * part.inverse_scale *
+                         part.coefficient;
+        }
+        AddLanes(values, lanes);
+      }
+    });
+    return;
+  }
 #pragma unroll 1
   for (int i = 0; i < stride; i += 16) {
     if (tensor.vectors) {

@@ -31,81 +31,138 @@ __device__ inline void BringSlot(const CudaSlot<T>& slot, uint64_t at, T (&to)[k
   for (int k = 0; k < kWidth; ++k) to[k] = slot.initial;
 }
 
-// kWidth elements from `at` on.
-template <typename Rule, typename T, int kVariant, int kWidth, bool kPlain>
-__device__ inline void UpdateElements(const CudaUpdateWork<T>& work, const CudaTensor<T>& tensor,
-                                      const typename Rule::template Scalars<T>& scalars,
-                                      uint64_t at) {
-  constexpr int kSlots = static_cast<int>(std::size(Rule::kSlots));
+// What a thread holds of kWidth elements: parameter, gradient, slots.
+template <typename Rule, typename T, int kWidth>
+struct HeldElements {
+  static constexpr int kSlots = static_cast<int>(std::size(Rule::kSlots));
+  T p[kWidth] = {};
+  T g[kWidth] = {};
+  T x[kSlots][kWidth] = {};
+};
+
+template <typename Rule, int kVariant, bool kPlain, typename T, int kWidth>
+__device__ inline void FetchState(const CudaTensor<T>& tensor, uint64_t at,
+                                  HeldElements<Rule, T, kWidth>& held) {
+#pragma unroll
+  for (int s = 0; s < held.kSlots; ++s) {
+    const CudaSlot<T>& slot = tensor.slots[1 + s];
+    if (kPlain && Rule::Uses(kVariant, s)) {
+      Load(static_cast<const T*>(slot.data), at, held.x[s]);
+    }
+    if (!kPlain && slot.data != nullptr) BringSlot(slot, at, held.x[s]);
+  }
+  // The master is the parameter; the narrow one is its rounding.
+  if (const CudaSlot<T>& master = tensor.slots[0]; kPlain) {
+    Load(static_cast<const T*>(tensor.parameter), at, held.p);
+  } else if (master.from != nullptr) {
+    Load(master.from, at, held.p);
+  } else {
+    LoadAs(tensor.element, tensor.parameter, at, held.p);
+  }
+}
+
+template <bool kPlain, typename Rule, typename T, int kWidth>
+__device__ inline void FetchGradient(const CudaUpdateWork<T>& work, const CudaTensor<T>& tensor,
+                                     uint64_t at, HeldElements<Rule, T, kWidth>& held) {
+  if constexpr (kPlain) {
+    Load(static_cast<const T*>(tensor.output), at, held.g);
+  } else {
+    LoadGradient(tensor, work.parts, at, held.g);
+  }
+}
+
+template <typename Rule, int kVariant, bool kPlain, typename T, int kWidth>
+__device__ inline void Update(const CudaUpdateWork<T>& work, const CudaTensor<T>& tensor,
+                              const typename Rule::template Scalars<T>& scalars,
+                              HeldElements<Rule, T, kWidth>& held) {
   const bool limited = !kPlain && work.clip_value > 0;
   const T factor = limited ? T(1) : tensor.sign * work.clip_coef;
-  const CudaSlot<T>& master = tensor.slots[0];
-  T p[kWidth] = {}, g[kWidth] = {}, x[kSlots][kWidth] = {};
-  if constexpr (kPlain) {
-    Load(static_cast<const T*>(tensor.output), at, g);
-    Load(static_cast<const T*>(tensor.parameter), at, p);
-  } else {
-    LoadGradient(tensor, work.parts, at, g);
-    // The master is the parameter; the narrow one is its rounding.
-    if (master.from != nullptr) {
-      Load(master.from, at, p);
-    } else {
-      LoadAs(tensor.element, tensor.parameter, at, p);
-    }
-  }
-#pragma unroll
-  for (int s = 0; s < kSlots; ++s) {
-    const CudaSlot<T>& slot = tensor.slots[1 + s];
-    if (kPlain && Rule::Uses(kVariant, s)) Load(static_cast<const T*>(slot.data), at, x[s]);
-    if (!kPlain && slot.data != nullptr) BringSlot(slot, at, x[s]);
-  }
-  if (limited) {
-    const GradientScalars<T> prepare = {work.clip_coef, work.clip_value, tensor.sign};
-#pragma unroll
-    for (int k = 0; k < kWidth; ++k) g[k] = PrepareGradient(prepare, g[k]);
-  }
 #pragma unroll
   for (int k = 0; k < kWidth; ++k) {
     T slots[kMaxRuleSlots] = {};
 #pragma unroll
-    for (int s = 0; s < kSlots; ++s) slots[s] = x[s][k];
-    g[k] = Rule::template Update<T, kVariant>(scalars, p[k], g[k] * factor, slots);
+    for (int s = 0; s < held.kSlots; ++s) slots[s] = held.x[s][k];
+    T g = held.g[k];
+    if (limited) {
+      const GradientScalars<T> prepare = {work.clip_coef, work.clip_value, tensor.sign};
+      g = PrepareGradient(prepare, g);
+    }
+    held.g[k] = Rule::template Update<T, kVariant>(scalars, held.p[k], g * factor, slots);
 #pragma unroll
-    for (int s = 0; s < kSlots; ++s) x[s][k] = slots[s];
+    for (int s = 0; s < held.kSlots; ++s) held.x[s][k] = slots[s];
   }
+}
+
+template <typename Rule, int kVariant, bool kPlain, typename T, int kWidth>
+__device__ inline void Keep(const CudaTensor<T>& tensor, uint64_t at,
+                            const HeldElements<Rule, T, kWidth>& held) {
 #pragma unroll
-  for (int s = 0; s < kSlots; ++s) {
+  for (int s = 0; s < held.kSlots; ++s) {
     const CudaSlot<T>& slot = tensor.slots[1 + s];
     // One that this variant does not use is carried along where the state moves.
     const bool writes = Rule::Uses(kVariant, s) || (!kPlain && slot.data != slot.from);
-    if (writes && (kPlain || slot.data != nullptr)) Store(x[s], slot.data, at);
+    if (writes && (kPlain || slot.data != nullptr)) Store(held.x[s], slot.data, at);
   }
   if constexpr (kPlain) {
-    Store(g, static_cast<T*>(tensor.output), at);
+    Store(held.g, static_cast<T*>(tensor.output), at);
   } else {
-    if (master.data != nullptr) Store(g, master.data, at);
-    StoreAs(tensor.element, g, tensor.output, at);
+    if (T* master = tensor.slots[0].data; master != nullptr) Store(held.g, master, at);
+    StoreAs(tensor.element, held.g, tensor.output, at);
   }
+}
+
+// How many groups of elements a thread fetches before it updates the first: enough to keep the
+// memory busy, few enough for its registers.
+template <typename Rule, typename T, int kVariant, bool kPlain>
+constexpr int Groups() {
+  const bool all_slots = std::size(Rule::kSlots) == 3 && Rule::Uses(kVariant, 2);
+  return kPlain && !all_slots && sizeof(T) == 4 ? 4 : 2;
 }
 
 // Two thread blocks at once are asked for; left alone, the compiler would have more of them, with
 // registers spilled.
 template <typename Rule, typename T, int kVariant, bool kPlain>
 __global__ void __launch_bounds__(kCudaThreads, 2) UpdateKernel(CudaUpdateWork<T> work) {
+  constexpr int kWidth = kCudaWidth<T>;
+  constexpr int kCount = Groups<Rule, T, kVariant, kPlain>();
   ForEachBlock(work, [&](CudaBlock block) {
     const CudaTensor<T>& listed = work.tensors[block.tensor];
     // By value: what a plain one points to stays in registers over the loop's stores.
     const std::conditional_t<kPlain, const CudaTensor<T>, const CudaTensor<T>&> tensor = listed;
     const auto scalars = LoadScalars<Rule, T>(work.scalars + tensor.scalars * kMaxRuleScalars);
     const uint64_t begin = block.block * kCudaBlockElements;
-    ForEachElement<kCudaWidth<T>>(
-        begin, BlockEnd(begin, tensor.elements), tensor.vectors,
-        [&](uint64_t at) {
-          UpdateElements<Rule, T, kVariant, kCudaWidth<T>, kPlain>(work, tensor, scalars, at);
-        },
-        [&](uint64_t at) {
-          UpdateElements<Rule, T, kVariant, 1, kPlain>(work, tensor, scalars, at);
-        });
+    const unsigned n = static_cast<unsigned>(BlockEnd(begin, tensor.elements) - begin);
+    const unsigned whole = tensor.vectors ? n / kWidth * kWidth : 0;
+    const unsigned stride = blockDim.x * kWidth;
+    for (unsigned first = threadIdx.x * kWidth; first < whole; first += stride * kCount) {
+      HeldElements<Rule, T, kWidth> held[kCount];
+      // Gradients last: where they are converted, a thread waits for them.
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const unsigned at = first + i * stride;
+        if (at < whole) FetchState<Rule, kVariant, kPlain>(tensor, begin + at, held[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const unsigned at = first + i * stride;
+        if (at < whole) FetchGradient<kPlain>(work, tensor, begin + at, held[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const unsigned at = first + i * stride;
+        if (at >= whole) continue;
+        Update<Rule, kVariant, kPlain>(work, tensor, scalars, held[i]);
+        Keep<Rule, kVariant, kPlain>(tensor, begin + at, held[i]);
+      }
+    }
+#pragma unroll 1
+    for (unsigned at = whole + threadIdx.x; at < n; at += blockDim.x) {
+      HeldElements<Rule, T, 1> held;
+      FetchState<Rule, kVariant, kPlain>(tensor, begin + at, held);
+      FetchGradient<kPlain>(work, tensor, begin + at, held);
+      Update<Rule, kVariant, kPlain>(work, tensor, scalars, held);
+      Keep<Rule, kVariant, kPlain>(tensor, begin + at, held);
+    }
   });
 }
 

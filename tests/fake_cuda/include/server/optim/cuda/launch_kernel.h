@@ -33,11 +33,11 @@ uint64_t FakeShuffleDown(uint64_t bits, int delta, int width);
 void __syncthreads();
 
 template <typename T>
-T __ldcs(const T* from) {
+T __ldcg(const T* from) {
   return *from;
 }
 template <typename T>
-void __stcs(T* to, T value) {
+void __stcg(T* to, T value) {
   *to = value;
 }
 template <typename T>
