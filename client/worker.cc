@@ -12,8 +12,9 @@
 namespace modelstate::client {
 namespace {
 
-// What a server that has just started says until a coordinator has loaded its modules.
-bool IsComingBack(const absl::Status& status) {
+// What a server says until a coordinator has made, loaded and configured the module: at the start
+// of a training, and after a restart.
+bool IsNotThereYet(const absl::Status& status) {
   const std::optional<Reason> reason = GetReason(status);
   return reason == Reason::kModuleNotFound || reason == Reason::kModuleEmpty ||
          reason == Reason::kNoOptimizer;
@@ -50,8 +51,8 @@ absl::StatusOr<StateDict> Worker::Fetch(const FetchOptions& options, Cancellatio
       step_ = state->step();
       return state;
     }
-    const bool again = IsTransient(state.status()) || WasCut(state.status()) ||
-                       (KnowsModule() && IsComingBack(state.status()));
+    const bool again =
+        IsTransient(state.status()) || WasCut(state.status()) || IsNotThereYet(state.status());
     if (!again || !backoff.Wait(state.status(), cancellation)) return state;
   }
 }
@@ -121,8 +122,7 @@ absl::StatusOr<StepResult> Worker::SendUntilAnswered(absl::Span<const TensorRef>
     const absl::Status& status = result.status();
     const bool in_round = result.ok() || GetReason(status) == Reason::kAlreadyContributed;
     if (in_round) backoff.Reset();
-    const bool again = in_round || IsTransient(status) || WasCut(status) ||
-                       (KnowsModule() && IsComingBack(status));
+    const bool again = in_round || IsTransient(status) || WasCut(status) || IsNotThereYet(status);
     if (!again || !backoff.Wait(status, cancellation)) return result;
     step.resend = true;
   }

@@ -14,8 +14,9 @@
 namespace modelstate::client {
 
 struct WorkerOptions {
-  // How long a push goes on while the server cannot be reached, is full, or has not loaded the
-  // module yet after a restart. Waiting for a round to close does not count.
+  // How long a fetch or push goes on while the server cannot be reached, is full, or has no such
+  // module yet, or one without elements or optimizer: at the start of a training, before a
+  // coordinator has made it, and after a restart. Waiting for a round to close does not count.
   absl::Duration patience = absl::Minutes(5);
   absl::Duration initial_backoff = absl::Milliseconds(100);
   absl::Duration max_backoff = absl::Seconds(5);
@@ -58,7 +59,8 @@ struct PushOptions {
 //   UNAVAILABLE                  patience is over,
 //   DEADLINE_EXCEEDED, CANCELLED the cancellation's deadline came, or it was cancelled,
 // the push may have arrived or not: make it again with `again`. A contribution to a round stays in
-// it.
+// it. NOT_FOUND MODULE_NOT_FOUND, FAILED_PRECONDITION MODULE_EMPTY and NO_OPTIMIZER come when
+// patience with a module that is not there yet is over.
 //
 // A worker without a base (never fetched, none set) is not told of a restart: what it pushes is
 // added to whatever state is there.
@@ -93,8 +95,6 @@ class Worker {
                                   bool accumulate);
   absl::StatusOr<StepResult> SendUntilAnswered(absl::Span<const TensorRef> tensors,
                                                StepOptions step, Cancellation* cancellation) const;
-  // It was there: where it is missing now, it is awaited.
-  bool KnowsModule() const { return base_.has_value() || placed_; }
   absl::Status WhereItWentBackTo(const absl::Status& status) const;
 
   const Client client_;

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "client/worker.h"
 #include "tests/client/fake_server.h"
 
 namespace modelstate::client {
@@ -130,6 +131,30 @@ TEST_F(StepTest, ReplayIsAHeaderAlone) {
   const absl::StatusOr<StepResult> result = client_.ReplayStep("m", "w", 3);
   ASSERT_TRUE(result.ok());
   EXPECT_TRUE(result->replayed);
+}
+
+// What a coordinator leaves the module in for a while: none, EMPTY, without an optimizer.
+TEST_F(StepTest, AWorkerWaitsForAModuleThatIsNotThereYet) {
+  WorkerOptions options;
+  options.initial_backoff = absl::Milliseconds(1);
+  server_.forgets_steps = true;
+  const std::vector<Reason> states = {Reason::kModuleNotFound, Reason::kModuleEmpty,
+                                      Reason::kNoOptimizer};
+  server_.refusals = states;
+  Worker worker(client_, "m", "w", options);
+  const absl::StatusOr<StateDict> weights = worker.Fetch();
+  ASSERT_TRUE(weights.ok()) << weights.status();
+  EXPECT_TRUE(server_.refusals.empty());
+  // Also one that has fetched nothing.
+  server_.refusals = states;
+  const absl::StatusOr<StepResult> step = Worker(client_, "m", "v", options).Push(refs_);
+  ASSERT_TRUE(step.ok()) << step.status();
+  EXPECT_EQ(server_.step_bytes, bytes_);
+  // Not for ever.
+  options.patience = absl::ZeroDuration();
+  server_.refusals = states;
+  EXPECT_EQ(GetReason(Worker(client_, "m", "u", options).Fetch().status()),
+            Reason::kModuleNotFound);
 }
 
 TEST_F(StepTest, BytesMustFitTheSpec) {

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# The C++ example as processes of their own: a coordinator, three workers, one of which is killed in
-# the middle and started again.
+# The C++ example as processes of their own: a coordinator and three workers.
 # Usage: example_test.sh CASE
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
 
@@ -44,6 +43,34 @@ case_LinearRegressionSurvivesTheKillOfAWorker() {
     fail 'the loss is not what least squares reaches'
   check GetModule '{"module": "iris"}' .step "\"$STEPS\""
   check ListCheckpoints '{}' '[.checkpoints[] | .path, .step]' "[\"iris\",\"$STEPS\"]"
+}
+
+# As the README of the example starts them, only that the coordinator is the last.
+case_LinearRegressionWorkersMayBeStartedBeforeTheCoordinator() {
+  local pids=() i STEPS=20
+  for i in 0 1 2; do
+    worker "$i" "$WORK/worker$i"
+    pids+=($!)
+  done
+  "$MODELSTATE_BIN/linear_regression_coordinator" "$ADDRESS" "$DATA" "$WORKERS" "$STEPS" >"$WORK/result" 2>&1 ||
+    fail "the coordinator: exit code $?: $(<"$WORK/result")"
+  for i in 0 1 2; do
+    wait "${pids[i]}" || fail "worker $i: exit code $?: $(<"$WORK/worker$i")"
+  done
+  grep -qx "steps $STEPS" "$WORK/result" || fail 'the count of steps'
+}
+
+case_LinearRegressionProgramsCheckTheirArguments() {
+  local code index
+  for index in 3 -1 one 1e0; do
+    code=0
+    "$MODELSTATE_BIN/linear_regression_worker" "$ADDRESS" "$DATA" "$index" 3 1 2>"$WORK/error" || code=$?
+    expect 2 "$code" "a worker with index $index"
+    grep -q '0 to WORKERS - 1' "$WORK/error" || fail "what is said of index $index: $(<"$WORK/error")"
+  done
+  code=0
+  "$MODELSTATE_BIN/linear_regression_coordinator" "$ADDRESS" "$DATA" none 1 2>/dev/null || code=$?
+  expect 2 "$code" 'a coordinator of "none" workers'
 }
 
 run_case "$1"

@@ -2,9 +2,9 @@
 // Makes the module, says "ready", waits for STEPS steps of WORKERS workers, saves a checkpoint, and
 // compares with the same training in this process. Exit 0 when the losses agree to 1e-4.
 #include <cmath>
-#include <cstdlib>
 #include <iostream>
 
+#include "absl/strings/numbers.h"
 #include "client/client.h"
 #include "client/examples/linear_regression/iris.h"
 #include "common/base/status.h"
@@ -69,13 +69,14 @@ absl::Status Run(const std::string& address, const std::string& path, uint32_t w
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 5) {
+  uint32_t workers = 0;
+  uint64_t steps = 0;
+  if (argc != 5 || !absl::SimpleAtoi(argv[3], &workers) || !absl::SimpleAtoi(argv[4], &steps) ||
+      workers == 0) {
     std::cerr << "usage: " << argv[0] << " ADDRESS IRIS.CSV WORKERS STEPS\n";
     return 2;
   }
-  const absl::Status status =
-      Run(argv[1], argv[2], static_cast<uint32_t>(std::strtoul(argv[3], nullptr, 10)),
-          std::strtoull(argv[4], nullptr, 10));
+  const absl::Status status = Run(argv[1], argv[2], workers, steps);
   if (!status.ok()) std::cerr << status << '\n';
   return status.ok() ? 0 : 1;
 }

@@ -1,10 +1,11 @@
 // One worker: linear_regression_worker ADDRESS IRIS.CSV INDEX WORKERS STEPS
-// Takes every WORKERS-th flower from INDEX on. It can be killed and started again at any time.
+// Takes every WORKERS-th flower from INDEX on; INDEX counts from 0. It can be started before the
+// coordinator has made the module, and killed and started again at any time.
 #include "client/worker.h"
 
-#include <cstdlib>
 #include <iostream>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "client/examples/linear_regression/iris.h"
 
@@ -19,6 +20,7 @@ namespace {
 
 absl::Status Train(Client client, absl::Span<const examples::Flower> shard, int index,
                    uint64_t steps) {
+  // Until the coordinator has made the module, Fetch waits for it.
   Worker worker(client, examples::kModule, absl::StrCat("worker-", index));
   PushOptions options;
   options.weight = static_cast<double>(shard.size());
@@ -41,8 +43,12 @@ absl::Status Train(Client client, absl::Span<const examples::Flower> shard, int 
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 6) {
-    std::cerr << "usage: " << argv[0] << " ADDRESS IRIS.CSV INDEX WORKERS STEPS\n";
+  int index = 0, workers = 0;
+  uint64_t steps = 0;
+  if (argc != 6 || !absl::SimpleAtoi(argv[3], &index) || !absl::SimpleAtoi(argv[4], &workers) ||
+      !absl::SimpleAtoi(argv[5], &steps) || index < 0 || index >= workers) {
+    std::cerr << "usage: " << argv[0]
+              << " ADDRESS IRIS.CSV INDEX WORKERS STEPS\nINDEX is one of 0 to WORKERS - 1\n";
     return 2;
   }
   const auto flowers = examples::ReadIris(argv[2]);
@@ -50,9 +56,8 @@ int main(int argc, char** argv) {
   absl::Status status = flowers.ok() ? client.status() : flowers.status();
   if (status.ok()) {
     std::vector<examples::Flower> shard;
-    const int index = std::atoi(argv[3]), workers = std::max(1, std::atoi(argv[4]));
     for (size_t i = index; i < flowers->size(); i += workers) shard.push_back((*flowers)[i]);
-    status = Train(*client, shard, index, std::strtoull(argv[5], nullptr, 10));
+    status = Train(*client, shard, index, steps);
   }
   if (!status.ok()) std::cerr << status << '\n';
   return status.ok() ? 0 : 1;
