@@ -138,7 +138,7 @@ class Client {
                                        const StepOptions& options,
                                        Cancellation* cancellation = nullptr) const;
   // The answer to a step that was sent before, by its name alone. `wait`: until the round that it
-  // is in closes. INVALID_FIELD when the server has not seen it.
+  // is in closes. STEP_NOT_SEEN when the server has not seen it.
   absl::StatusOr<StepResult> ReplayStep(const std::string& module, const std::string& worker,
                                         uint64_t sequence, bool wait = false,
                                         Cancellation* cancellation = nullptr) const;

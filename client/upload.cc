@@ -226,7 +226,7 @@ absl::StatusOr<StepResult> Client::ApplyStep(const std::string& module,
     if (maybe_arrived) {
       status = SendHeaderOnly(*connection_, "ApplyStep", part, &response, cancellation);
       // The server has not seen it: then it needs all of it.
-      if (GetReason(status) == Reason::kInvalidField) maybe_arrived = false;
+      if (GetReason(status) == Reason::kStepNotSeen) maybe_arrived = false;
     }
     if (!maybe_arrived) {
       response.Clear();

@@ -120,7 +120,9 @@ absl::StatusOr<StepResult> Worker::SendUntilAnswered(absl::Span<const TensorRef>
     // after this one.
     if (result.ok() && !(result->outcome == StepOutcome::kPending && step.wait)) return result;
     const absl::Status& status = result.status();
-    const bool in_round = result.ok() || GetReason(status) == Reason::kAlreadyContributed;
+    // After ROUND_GIVEN_UP the same push counts as if it had not been sent.
+    const bool in_round = result.ok() || GetReason(status) == Reason::kAlreadyContributed ||
+                          GetReason(status) == Reason::kRoundGivenUp;
     if (in_round) backoff.Reset();
     const bool again = in_round || IsTransient(status) || WasCut(status) || IsNotThereYet(status);
     if (!again || !backoff.Wait(status, cancellation)) return result;

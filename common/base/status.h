@@ -24,6 +24,7 @@ enum class Reason {
   kTensorNotFound,
   kCheckpointNotFound,
   kSnapshotNotFound,
+  kStepNotSeen,  // a header alone asks for the answer to it
   // ALREADY_EXISTS
   kModuleExists,
   kCheckpointExists,
@@ -51,6 +52,7 @@ enum class Reason {
   kSequenceReused,
   kAccumulationLost,
   kAlreadyContributed,
+  kRoundGivenUp,
   kModuleDeleted,
   kStreamStalled,
   // OUT_OF_RANGE

@@ -79,6 +79,11 @@ uint64_t ModuleInstance::optimizer_state_bytes() const {
   return optimizer_state_bytes_;
 }
 
+uint64_t ModuleInstance::optimizer_epoch() const {
+  absl::MutexLock lock(&mutex_);
+  return optimizer_epoch_;
+}
+
 ModuleInstance::TrainingInfo ModuleInstance::training_info() const {
   absl::MutexLock lock(&mutex_);
   TrainingInfo info = training_;
@@ -126,12 +131,15 @@ void ModuleInstance::Publish(std::shared_ptr<ModuleVersion> next,
   const uint64_t state_bytes = optimizer_state_.nbytes();
   const StepDemand demand = DemandOfSteps(*next, optimizer);
   VersionRef version = std::move(next);
+  const bool replaces_state = version->last_mutation == MutationKind::kConfigureOptimizer ||
+                              version->last_mutation == MutationKind::kLoad;
   ledger_->Publish(version, optimizer_state_, demand, [&] {
     absl::MutexLock lock(&mutex_);
     history_.Add(*version, now, std::move(change));
     current_.swap(version);
     optimizer_.swap(optimizer);
     optimizer_state_bytes_ = state_bytes;
+    if (replaces_state) optimizer_epoch_ = current_->version.number;
   });
   version.reset();  // the last reference, where nobody reads it: its storages go back to the pool
   NotifyWatchers();
@@ -219,14 +227,21 @@ absl::StatusOr<ModuleInstance::FreezeResult> ModuleInstance::FreezeOnStrand(
   VersionChange change;
   for (uint32_t index : changed) change.AddName(schema.spec(index));
   change.set_detail(absl::StrCat("requires_grad = ", requires_grad ? "true" : "false"));
-  Publish(std::move(next), optimizer(), std::move(change));
+  const std::shared_ptr<const Optimizer> optimizer = this->optimizer();
+  Publish(std::move(next), optimizer, std::move(change));
+  SettlePending(requires_grad ? "had parameters unfrozen" : "had parameters frozen",
+                optimizer.get());
   return FreezeResult{version, changed.size()};
 }
 
 void ModuleInstance::ConfigureOptimizer(OptimizerConfig config, bool reset_state,
                                         Done<ConfigureResult> done) {
-  Post([config = std::move(config), reset_state, done = std::move(done)](
-           ModuleInstance& self) mutable { done(self.ConfigureOnStrand(config, reset_state)); });
+  std::shared_ptr<const ModuleSchema> schema = Current()->schema;
+  absl::StatusOr<std::shared_ptr<const Optimizer>> resolved = Optimizer::Create(config, *schema);
+  Post([config = std::move(config), reset_state, schema = std::move(schema),
+        resolved = std::move(resolved), done = std::move(done)](ModuleInstance& self) mutable {
+    done(self.ConfigureOnStrand(config, reset_state, schema, std::move(resolved)));
+  });
 }
 
 void ModuleInstance::Move(Device* device, std::optional<DType> dtype, Done<VersionRef> done) {
@@ -289,10 +304,17 @@ void ModuleInstance::ApplyStep(StepRequest request, Done<StepAnswer> done) {
   Post([request = std::move(request), done = std::move(done)](ModuleInstance& self) mutable {
     absl::StatusOr<StepAnswer> answer = self.PushOnStrand(request);
     request.gradients.reset();  // a refused push gives its memory back before its caller hears
+    self.TrimMemoryAside();
     const bool waits = request.wait && answer.ok() && answer->outcome == StepOutcome::kPending;
     if (!waits) return done(std::move(answer));
     if (!self.waits_end_.ok()) return done(self.waits_end_);
-    self.round_.Wait(request.worker, std::move(done), *answer);
+    self.round_.Wait(request.worker, {request.call, answer->replayed, std::move(done)});
+  });
+}
+
+void ModuleInstance::EndWait(std::string worker, const void* call) {
+  Post([worker = std::move(worker), call](ModuleInstance& self) {
+    self.round_.EndWait(worker, call, absl::CancelledError("the caller has gone"));
   });
 }
 

@@ -65,6 +65,8 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   // null: none configured.
   std::shared_ptr<const Optimizer> optimizer() const;
   uint64_t optimizer_state_bytes() const;
+  // Another after each configuration and load: what optimizer state there is may be wholly other.
+  uint64_t optimizer_epoch() const;
 
   struct TrainingInfo {
     RoundInfo round;
@@ -102,7 +104,9 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
     std::vector<std::string> dropped;  // "exp_avg/layer1.weight", the first 10
   };
   // Optimizer state is kept where SharesState and the new configuration keeps it too, unless
-  // `reset_state`. FAILED_PRECONDITION MODULE_EMPTY; the errors of Optimizer::Create.
+  // `reset_state`. FAILED_PRECONDITION MODULE_EMPTY; the errors of Optimizer::Create, which is
+  // called here, on the caller's thread (it may take a second), and again only where the schema
+  // has changed meanwhile.
   void ConfigureOptimizer(OptimizerConfig config, bool reset_state, Done<ConfigureResult> done);
 
   // As it is between two steps. FAILED_PRECONDITION NO_OPTIMIZER; ABORTED STALE_BASE when
@@ -126,15 +130,14 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   // ignore_frozen is set), then the step, or the round that it joins, or the sum that it is added
   // to. Only what was taken is recorded. INVALID_FIELD for a worker without a sequence or the
   // reverse, rounds or an accumulation without either, a weight or grad_scale that is not positive
-  // and finite, a base that was never published, and for a header alone whose step is not the
-  // worker's last.
-  // With `wait`, the answer of a contribution is given when its round closes (or the server drains,
-  // UNAVAILABLE DRAINING, or the same worker waits in another call: PENDING).
-  // A step that a round fails to make for want of memory is refused to the worker that would have
-  // closed it, and the round stays open; for any other reason (a load, another configuration) the
-  // round is given up: who waits is told why, and all may push the same sequence again.
-  // A base older than the last 4096 runs of consecutive parameter changes is stale whatever
-  // max_staleness is, unless that is unset.
+  // and finite (of a round: in sum), overrides or `wait` on a push that accumulates, a base that
+  // was never published. NOT_FOUND STEP_NOT_SEEN for a header alone whose step is not the worker's
+  // last. With `wait`, the answer of a contribution is given when its round closes (or the server
+  // drains, UNAVAILABLE DRAINING, or EndWait). A step that a round fails to make for want of memory
+  // is refused to the worker that would have closed it, and the round stays open. A change that the
+  // round does not fit gives it up: ABORTED ROUND_GIVEN_UP, after a load of parameters STALE_BASE;
+  // all may push the same sequence again. A base older than the last 4096 runs of consecutive
+  // parameter changes is stale whatever max_staleness is, unless that is unset.
   void ApplyStep(StepRequest request, Done<StepAnswer> done);
   // The answer to (worker, sequence) when that is the worker's last push; nullopt when it is new
   // and may be pushed: else SEQUENCE_REUSED (a higher one was seen), ALREADY_CONTRIBUTED,
@@ -144,6 +147,8 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   // Closes a round whose timeout is over, and forgets workers that are idle. To be called now and
   // then; costs nothing while there is nothing to close or to forget.
   void Tick();
+  // The caller of StepRequest::call has gone: its wait ends, its contribution counts.
+  void EndWait(std::string worker, const void* call);
   // Answers those that wait for a round with `status`, now and from now on: the server stops.
   void EndWaits(absl::Status status);
 
@@ -209,11 +214,14 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   bool DeleteOnStrand();  // false: it was deleted before
   absl::StatusOr<FreezeResult> FreezeOnStrand(const Selection& selection, bool requires_grad);
   absl::StatusOr<OptimizerStatePart> OptimizerStateOnStrand(const OptimizerStateQuery& query);
-  absl::StatusOr<ConfigureResult> ConfigureOnStrand(const OptimizerConfig& config,
-                                                    bool reset_state);
+  // `resolved` against `schema`, which may be an older one.
+  absl::StatusOr<ConfigureResult> ConfigureOnStrand(
+      const OptimizerConfig& config, bool reset_state,
+      const std::shared_ptr<const ModuleSchema>& schema,
+      absl::StatusOr<std::shared_ptr<const Optimizer>> resolved);
   absl::Status CheckBase(const Version& base, const ModuleVersion& current,
                          std::optional<uint64_t> max_staleness) const;
-  absl::Status CheckNames(const StepRequest& request, const Optimizer& optimizer) const;
+  absl::Status CheckFields(const StepRequest& request, const Optimizer& optimizer) const;
   absl::Status CheckMayPush(const std::string& worker);
   absl::StatusOr<std::optional<StepAnswer>> FindStepOnStrand(const std::string& worker,
                                                              uint64_t sequence);
@@ -225,18 +233,32 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
                                         Contribution contribution);
   // Brings gradients to the current schema and device.
   absl::Status BringUpToDate(const ModuleVersion& current, GradientSet& gradients) const;
-  // One step from all of these; consumes them where it is applied or skipped.
+  // One step from all of these; consumes them where it is applied or skipped. `nonfinite`: which of
+  // them are known not to be finite.
   absl::StatusOr<StepAnswer> RunStep(const std::vector<GroupOverride>& overrides,
-                                     std::vector<Contribution>& contributions, std::string detail);
+                                     std::vector<Contribution>& contributions, std::string detail,
+                                     std::vector<size_t>* nonfinite = nullptr);
   // Closes the round if it is complete, and answers those that wait.
   absl::Status CloseRoundIfComplete();
   void TickOnStrand();
   void EndWaitsOnStrand(const absl::Status& status);
+  // What a change of schema or optimizer means for what was pushed and waits, in the open round or
+  // accumulated. To be called after each such change; `change` is what the module did ("was cast"),
+  // `before` its optimizer before it. What is frozen or in no group by now is left out. What does
+  // not fit any more is given up: all of the round, and accumulated gradients of each worker alone.
+  // Closes the round if it has enough.
+  void SettlePending(absl::string_view change, const Optimizer* before);
+  absl::Status RefitRound(const Optimizer* before);
+  absl::Status Refit(GradientSet& gradients) const;
   void GiveUpRound(const absl::Status& status);
+  // The contribution does not count: the worker is as it was before.
+  void TakeBack(const std::string& worker, StepRound::Member& member);
   // Gradients for parameters that are no more: gives up the round, and what was accumulated.
   void DropPending(const absl::Status& status);
   // For the rounds of `optimizer` (null: none). RESOURCE_EXHAUSTED PUSH_MEMORY.
   absl::Status SetMemoryAside(const Optimizer* optimizer, const ModuleSchema& schema);
+  // Gives back what was set aside for more than that, and is not in use any more.
+  void TrimMemoryAside();
   void ShowTraining();  // what training_info() tells
   absl::Time Now() const { return environment_.clock ? environment_.clock() : absl::Now(); }
   absl::StatusOr<VersionRef> CommitOnStrand(StagedLoad& load, const std::optional<Version>& base,
@@ -284,6 +306,7 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   VersionHistory history_ ABSL_GUARDED_BY(mutex_);
   bool deleted_ ABSL_GUARDED_BY(mutex_) = false;
   uint64_t optimizer_state_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t optimizer_epoch_ ABSL_GUARDED_BY(mutex_) = 0;
   TrainingInfo training_ ABSL_GUARDED_BY(mutex_);
   std::atomic<bool> needs_tick_{false};
   std::atomic<bool> tick_posted_{false};

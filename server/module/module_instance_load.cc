@@ -142,7 +142,9 @@ absl::StatusOr<VersionRef> ModuleInstance::CommitOnStrand(StagedLoad& load,
   if (change.parameters() > 0) parameter_changes_.Add(number);
   next->parameter_changes = parameter_changes_.total();
   VersionRef published = next;
+  const std::shared_ptr<const Optimizer> before = this->optimizer();
   Publish(std::move(next), std::move(optimizer), std::move(change));
+  SettlePending("was loaded", before.get());
   return published;
 }
 
@@ -175,10 +177,9 @@ absl::StatusOr<VersionRef> ModuleInstance::ReplaceOnStrand(StagedOptimizerState&
   if (load.step) next->step = *load.step;
   optimizer_state_ = std::move(load.state);
   VersionRef published = next;
+  const std::shared_ptr<const Optimizer> before = optimizer();
   Publish(std::move(next), std::move(load.optimizer), std::move(change));
-  // As after ConfigureOptimizer.
-  CloseRoundIfComplete().IgnoreError();
-  ShowTraining();
+  SettlePending("had its optimizer state loaded", before.get());
   return published;
 }
 

@@ -87,6 +87,7 @@ absl::StatusOr<VersionRef> ModuleInstance::MoveOnStrand(Device* device,
   current.reset();  // so that memory of the old place is back where nobody reads it
   VersionRef published = next;
   Publish(std::move(next), optimizer, std::move(change));
+  SettlePending(dtype ? "was cast" : "was moved", optimizer.get());
   return published;
 }
 

@@ -33,13 +33,15 @@ ParameterState KeepState(const ParameterState& state, DType dtype, const Optimiz
 }  // namespace
 
 absl::StatusOr<ModuleInstance::ConfigureResult> ModuleInstance::ConfigureOnStrand(
-    const OptimizerConfig& config, bool reset_state) {
+    const OptimizerConfig& config, bool reset_state,
+    const std::shared_ptr<const ModuleSchema>& resolved_for,
+    absl::StatusOr<std::shared_ptr<const Optimizer>> resolved) {
   MS_RETURN_IF_ERROR(CheckNotDeleted());
   const VersionRef current = Current();
   const ModuleSchema& schema = *current->schema;
   if (schema.empty()) return EmptyError();
-  MS_ASSIGN_OR_RETURN(std::shared_ptr<const Optimizer> next_optimizer,
-                      Optimizer::Create(config, schema));
+  if (resolved_for != current->schema) resolved = Optimizer::Create(config, schema);
+  MS_ASSIGN_OR_RETURN(std::shared_ptr<const Optimizer> next_optimizer, std::move(resolved));
   MS_RETURN_IF_ERROR(SetMemoryAside(next_optimizer.get(), schema));
   const std::shared_ptr<const Optimizer> before = optimizer();
   ConfigureResult result;
@@ -67,9 +69,7 @@ absl::StatusOr<ModuleInstance::ConfigureResult> ModuleInstance::ConfigureOnStran
   Publish(NextVersion(MutationKind::kConfigureOptimizer), std::move(next_optimizer),
           std::move(change));
   result.version = Current();
-  // Another quorum may be what a round waits for. Why it cannot close, those that wait are told.
-  CloseRoundIfComplete().IgnoreError();
-  ShowTraining();
+  SettlePending("was configured anew", before.get());
   return result;
 }
 
@@ -101,9 +101,9 @@ absl::StatusOr<OptimizerStatePart> ModuleInstance::OptimizerStateOnStrand(
   if (part.optimizer == nullptr) {
     return NoOptimizerError();
   }
-  if (part.schema != query.schema) {
+  if (part.schema != query.schema || optimizer_epoch() != query.epoch) {
     return MakeError(Reason::kStaleBase,
-                     absl::StrCat("the tensors of module \"", name_,
+                     absl::StrCat("the tensors or the optimizer of module \"", name_,
                                   "\" changed while they were listed: list again"),
                      {{"module", name_}});
   }
@@ -114,11 +114,9 @@ absl::StatusOr<OptimizerStatePart> ModuleInstance::OptimizerStateOnStrand(
     for (const RefPtr<TensorStorage>& slot : state.slots) slots += slot ? 1 : 0;
     return slots;
   };
-  if (query.count) {
-    for (uint32_t index : parameters) {
-      const ParameterState& state = optimizer_state_.parameters[index];
-      if (state.step > 0) part.count += 1 + slots_of(state);
-    }
+  for (uint32_t index : parameters) {
+    const ParameterState& state = optimizer_state_.parameters[index];
+    if (state.step > 0) part.count += 1 + slots_of(state);
   }
   uint64_t referenced = 0;
   std::vector<StorageRef> storages;

@@ -1,10 +1,9 @@
-// Steps: pushes, what they are added to, and the rounds that they join.
+// Steps: pushes, and what they are added to.
 #include <algorithm>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "common/base/status.h"
 #include "server/module/module_instance.h"
 
@@ -13,10 +12,14 @@ namespace {
 
 constexpr absl::Duration kRoundRetry = absl::Milliseconds(200);
 
-// Of a contribution that was refused: what the worker had accumulated goes on waiting.
-void GiveBack(Contribution& refused, WorkerTable::Worker* worker) {
-  if (worker == nullptr || refused.parts.size() < 2) return;
-  worker->accumulated = std::move(refused.parts.front().gradients);
+// Of contributions whose norms were computed when they arrived.
+bool IsKnownNonfinite(const Contribution& contribution) {
+  for (const ScaledGradients& part : contribution.parts) {
+    for (const GradientSet::Entry& entry : part.gradients.entries) {
+      if (entry.norm && !entry.norm->finite) return true;
+    }
+  }
+  return false;
 }
 
 }  // namespace
@@ -56,8 +59,16 @@ absl::Status ModuleInstance::CheckBase(const Version& base, const ModuleVersion&
        {"max_staleness", absl::StrCat(*max_staleness)}});
 }
 
-absl::Status ModuleInstance::CheckNames(const StepRequest& request,
-                                        const Optimizer& optimizer) const {
+absl::Status ModuleInstance::CheckFields(const StepRequest& request,
+                                         const Optimizer& optimizer) const {
+  if (request.accumulate && (request.wait || !request.overrides.empty())) {
+    const char* field = request.wait ? "wait" : "group_overrides";
+    return MakeError(Reason::kInvalidField,
+                     absl::StrCat("module \"", name_, "\": ", field,
+                                  " is set on a push that accumulates, which takes no step: set it "
+                                  "on the push that does"),
+                     {{"module", name_}, {"field", field}});
+  }
   if (!request.worker.empty()) return absl::OkStatus();
   const char* why = request.accumulate ? "accumulate is set: gradients are kept for their worker"
                     : optimizer.config().rounds.quorum > 1
@@ -103,7 +114,8 @@ absl::Status ModuleInstance::BringUpToDate(const ModuleVersion& current,
 
 absl::StatusOr<StepAnswer> ModuleInstance::RunStep(const std::vector<GroupOverride>& overrides,
                                                    std::vector<Contribution>& contributions,
-                                                   std::string detail) {
+                                                   std::string detail,
+                                                   std::vector<size_t>* nonfinite) {
   const std::shared_ptr<const Optimizer> optimizer = this->optimizer();
   std::shared_ptr<ModuleVersion> next;
   StepAnswer answer;
@@ -137,6 +149,11 @@ absl::StatusOr<StepAnswer> ModuleInstance::RunStep(const std::vector<GroupOverri
   answer.skipped = result.skipped;
   if (!result.applied) {
     answer.outcome = StepOutcome::kSkippedNonfinite;
+    if (nonfinite != nullptr) {
+      for (size_t i = 0; i < contributions.size(); ++i) {
+        if (IsKnownNonfinite(contributions[i])) nonfinite->push_back(i);
+      }
+    }
     contributions.clear();
     return answer;
   }
@@ -181,10 +198,12 @@ absl::StatusOr<StepAnswer> ModuleInstance::PushOnStrand(StepRequest& request) {
   }
   if (!request.gradients) {
     return MakeError(
-        Reason::kInvalidField,
+        Reason::kStepNotSeen,
         absl::StrCat("module \"", name_, "\" has no answer to sequence ", request.sequence,
                      " of worker \"", request.worker, "\": the step was not seen; send it whole"),
-        {{"module", name_}, {"field", "tensors"}});
+        {{"module", name_},
+         {"worker", request.worker},
+         {"sequence", absl::StrCat(request.sequence)}});
   }
   const std::shared_ptr<const Optimizer> optimizer = this->optimizer();
   if (optimizer == nullptr) {
@@ -193,7 +212,7 @@ absl::StatusOr<StepAnswer> ModuleInstance::PushOnStrand(StepRequest& request) {
         absl::StrCat("module \"", name_, "\" has no optimizer: call ConfigureOptimizer first"),
         {{"module", name_}});
   }
-  MS_RETURN_IF_ERROR(CheckNames(request, *optimizer));
+  MS_RETURN_IF_ERROR(CheckFields(request, *optimizer));
   if (!named) return TakePush(request, nullptr, optimizer);
   MS_RETURN_IF_ERROR(CheckMayPush(request.worker));
   MS_ASSIGN_OR_RETURN(WorkerTable::Worker * worker, workers_.Admit(request.worker, Now()));
@@ -255,7 +274,7 @@ absl::StatusOr<StepAnswer> ModuleInstance::TakePush(
                         : absl::StrCat("worker ", request.worker, ", sequence ", request.sequence);
   absl::StatusOr<StepAnswer> answer = RunStep(request.overrides, contributions, detail);
   if (!answer.ok()) {
-    GiveBack(contributions.front(), worker);
+    if (worker != nullptr) worker->TakeBack(contributions.front());
     return answer;
   }
   answer->ignored = ignored;
@@ -274,9 +293,9 @@ absl::StatusOr<StepAnswer> ModuleInstance::Accumulate(StepRequest& request,
   answer.version = current->version;
   answer.step = current->step;
   answer.contributions = 0;
+  answer.quorum = optimizer()->config().rounds.quorum;
   answer.ignored = request.gradients->ignored;
   if (worker.accumulated) {
-    worker.accumulated->ignore_frozen |= request.gradients->ignore_frozen;
     MS_RETURN_IF_ERROR(BringUpToDate(*current, *worker.accumulated));
   }
   MS_RETURN_IF_ERROR(AccumulateGradients(
@@ -286,120 +305,6 @@ absl::StatusOr<StepAnswer> ModuleInstance::Accumulate(StepRequest& request,
   answer.accumulated = ++worker.accumulated_count;
   worker.last = WorkerRecord{request.sequence, std::move(request.payload_digest), answer};
   return answer;
-}
-
-absl::StatusOr<StepAnswer> ModuleInstance::Contribute(StepRequest& request,
-                                                      WorkerTable::Worker& worker,
-                                                      Contribution contribution) {
-  if (absl::Status status = round_.CheckOverrides(request.overrides); !status.ok()) {
-    GiveBack(contribution, &worker);
-    return status;
-  }
-  const std::optional<WorkerRecord> before = worker.last;
-  const uint32_t count_before = worker.accumulated_count;
-  StepRound::Member member;
-  member.ignored = contribution.parts.back().gradients.ignored;
-  member.contribution = std::move(contribution);
-  round_.Add(request.worker, std::move(member), request.overrides, Now());
-  StepAnswer pending;
-  pending.outcome = StepOutcome::kPending;
-  pending.version = Current()->version;
-  pending.step = Current()->step;
-  pending.contributions = round_.size();
-  pending.quorum = optimizer()->config().rounds.quorum;
-  worker.last = WorkerRecord{request.sequence, std::move(request.payload_digest), pending};
-  worker.accumulated_count = 0;
-  worker.in_round = true;
-  if (absl::Status status = CloseRoundIfComplete(); !status.ok()) {
-    // The round, if it is still there, goes on without this one.
-    if (worker.in_round) {
-      StepRound::Member refused = round_.Remove(request.worker);
-      GiveBack(refused.contribution, &worker);
-      worker.last = before;
-      worker.accumulated_count = count_before;
-      worker.in_round = false;
-    }
-    return status;
-  }
-  return worker.last->answer;
-}
-
-absl::Status ModuleInstance::CloseRoundIfComplete() {
-  const std::shared_ptr<const Optimizer> optimizer = this->optimizer();
-  if (optimizer == nullptr || !round_.IsComplete(optimizer->config().rounds, Now())) {
-    return absl::OkStatus();
-  }
-  std::vector<Contribution> contributions;
-  std::vector<std::string> names;
-  for (auto& [name, member] : round_.members()) {
-    names.push_back(name);
-    contributions.push_back(std::move(member.contribution));
-    // They were taken when these parameters were trained: what is frozen since is left out.
-    for (ScaledGradients& part : contributions.back().parts) part.gradients.ignore_frozen = true;
-  }
-  absl::StatusOr<StepAnswer> answer = RunStep(
-      round_.overrides(), contributions,
-      absl::StrCat(
-          "round of ", names.size(), ": ",
-          absl::StrJoin(names.begin(), names.begin() + std::min<size_t>(names.size(), 10), ", ")));
-  if (!answer.ok()) {
-    size_t i = 0;
-    for (auto& [name, member] : round_.members()) {
-      member.contribution = std::move(contributions[i++]);
-    }
-    if (!absl::IsResourceExhausted(answer.status())) GiveUpRound(answer.status());
-    return answer.status();
-  }
-  StepRound closed = std::exchange(round_, StepRound());
-  for (auto& [name, member] : closed.members()) {
-    WorkerTable::Worker& worker = *workers_.Find(name);
-    answer->ignored = member.ignored;
-    worker.in_round = false;
-    worker.last->answer = *answer;
-    worker.durable = worker.last;
-    if (member.waiter) member.waiter(*answer);
-  }
-  return absl::OkStatus();
-}
-
-void ModuleInstance::GiveUpRound(const absl::Status& status) {
-  StepRound given_up = std::exchange(round_, StepRound());
-  for (auto& [name, member] : given_up.members()) {
-    WorkerTable::Worker& worker = *workers_.Find(name);
-    worker.in_round = false;
-    worker.last = worker.durable;
-    if (member.waiter) member.waiter(status);
-  }
-}
-
-void ModuleInstance::DropPending(const absl::Status& status) {
-  GiveUpRound(status);
-  workers_.DropPending();
-  ShowTraining();
-}
-
-void ModuleInstance::TickOnStrand() {
-  tick_posted_.store(false, std::memory_order_relaxed);
-  if (deleted()) return;
-  workers_.ExpireIdle(Now());
-  // Where memory is short it is tried again at the next tick.
-  CloseRoundIfComplete().IgnoreError();
-  ShowTraining();
-}
-
-void ModuleInstance::EndWaitsOnStrand(const absl::Status& status) {
-  waits_end_ = status;
-  for (auto& [name, member] : round_.members()) {
-    if (StepRound::Waiter waiter = std::exchange(member.waiter, nullptr)) waiter(status);
-  }
-}
-
-void ModuleInstance::ShowTraining() {
-  needs_tick_.store(!round_.empty() || workers_.size() > 0, std::memory_order_relaxed);
-  RoundInfo round = round_.Info();
-  absl::MutexLock lock(&mutex_);
-  training_.round = std::move(round);
-  training_.workers = workers_.size();
 }
 
 }  // namespace modelstate

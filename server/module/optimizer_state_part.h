@@ -29,12 +29,12 @@ struct OptimizerStateQuery {
   // The parameters, without aliases, ascending, and the schema that they are of.
   std::shared_ptr<const std::vector<uint32_t>> parameters;
   std::shared_ptr<const ModuleSchema> schema;
+  uint64_t epoch = 0;        // ModuleInstance::optimizer_epoch()
   OptimizerStatePlace from;  // where to begin
   size_t max_entries = 0;
   // Hold storages until they have as many bytes together; 0: none. A storage that somebody holds is
   // not written in place by the next step but made anew, so it costs memory and is charged.
   uint64_t max_referenced_bytes = 0;
-  bool count = false;  // all entries there are; looks at each of the parameters
 };
 
 struct OptimizerStatePart {
@@ -50,7 +50,7 @@ struct OptimizerStatePart {
   std::shared_ptr<const HeldVersion> held;  // the storages of `entries`; null where there are none
   std::vector<Entry> entries;               // only of parameters that have stepped
   std::optional<OptimizerStatePlace> next;  // where to go on; nullopt: that was all
-  uint64_t count = 0;
+  uint64_t count = 0;                       // of all entries there are
 };
 
 }  // namespace modelstate

@@ -22,6 +22,7 @@ struct StepRequest {
   std::optional<double> grad_scale;
   std::vector<GroupOverride> overrides;
   bool wait = false;                    // for the round to close
+  const void* call = nullptr;           // that waits: for ModuleInstance::EndWait
   bool accumulate = false;              // for the worker's next step
   std::optional<uint32_t> accumulated;  // what the worker believes was accumulated before
   std::string payload_digest;

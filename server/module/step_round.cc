@@ -1,5 +1,7 @@
 #include "server/module/step_round.h"
 
+#include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -21,6 +23,17 @@ absl::Status StepRound::CheckOverrides(const std::vector<GroupOverride>& overrid
                    {{"field", "group_overrides"}, {"worker", overrides_from_}});
 }
 
+absl::Status StepRound::CheckWeight(double weight) const {
+  double sum = weight;
+  for (const auto& [worker, member] : members_) sum += member.contribution.weight;
+  if (std::isfinite(static_cast<float>(sum))) return absl::OkStatus();
+  return MakeError(
+      Reason::kInvalidField,
+      absl::StrCat("weight is ", weight, "; with it the weights of the round add up to ", sum,
+                   ", which is not finite as a 32-bit float: send a smaller one"),
+      {{"field", "weight"}});
+}
+
 void StepRound::Add(const std::string& worker, Member member,
                     const std::vector<GroupOverride>& overrides, absl::Time now) {
   if (members_.empty()) open_time_ = now;
@@ -40,9 +53,28 @@ StepRound::Member StepRound::Remove(const std::string& worker) {
   return member;
 }
 
-void StepRound::Wait(const std::string& worker, Waiter waiter, const StepAnswer& pending) {
-  Waiter before = std::exchange(members_.at(worker).waiter, std::move(waiter));
-  if (before) before(pending);
+void StepRound::Wait(const std::string& worker, Waiting waiting) {
+  members_.at(worker).waiting.push_back(std::move(waiting));
+}
+
+void StepRound::EndWait(const std::string& worker, const void* call, const absl::Status& status) {
+  const auto member = members_.find(worker);
+  if (member == members_.end()) return;
+  std::vector<Waiting>& all = member->second.waiting;
+  const auto it = std::find_if(all.begin(), all.end(),
+                               [call](const Waiting& waiting) { return waiting.call == call; });
+  if (it == all.end()) return;
+  Waiter answer = std::move(it->answer);
+  all.erase(it);
+  answer(status);
+}
+
+void StepRound::Member::Answer(const absl::StatusOr<StepAnswer>& answer) {
+  for (Waiting& one : std::exchange(waiting, {})) {
+    absl::StatusOr<StepAnswer> copy = answer;
+    if (copy.ok()) copy->replayed = one.replayed;
+    one.answer(std::move(copy));
+  }
 }
 
 bool StepRound::IsComplete(const Rounds& rounds, absl::Time now) const {

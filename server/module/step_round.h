@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,10 +31,23 @@ class StepRound {
  public:
   using Waiter = absl::AnyInvocable<void(absl::StatusOr<StepAnswer>)>;
 
+  // A call that waits for the answer.
+  struct Waiting {
+    const void* call = nullptr;  // which one: for EndWait
+    bool replayed = false;       // StepAnswer::replayed
+    Waiter answer;
+  };
+
   struct Member {
     Contribution contribution;
     uint64_t ignored = 0;  // StepAnswer::ignored
-    Waiter waiter;         // null: nobody waits
+    // What was known of the worker before: for when the contribution does not count after all.
+    std::optional<WorkerRecord> record_before;
+    uint32_t accumulated_before = 0;
+    std::vector<Waiting> waiting;
+
+    // Answers all that wait.
+    void Answer(const absl::StatusOr<StepAnswer>& answer);
   };
 
   bool empty() const { return members_.empty(); }
@@ -44,6 +58,9 @@ class StepRound {
   // Whether a contribution with these overrides can join: they are those of the others, or none.
   // INVALID_ARGUMENT OVERRIDE_CONFLICT.
   absl::Status CheckOverrides(const std::vector<GroupOverride>& overrides) const;
+  // Whether a contribution of this weight can join. INVALID_ARGUMENT INVALID_FIELD: the sum of the
+  // weights would not be finite.
+  absl::Status CheckWeight(double weight) const;
 
   // REQUIRES: the worker is not a member; CheckOverrides.
   void Add(const std::string& worker, Member member, const std::vector<GroupOverride>& overrides,
@@ -51,8 +68,10 @@ class StepRound {
   // Takes back what Add did.
   Member Remove(const std::string& worker);
 
-  // Whoever waited for this worker's answer before is told that the round is open still.
-  void Wait(const std::string& worker, Waiter waiter, const StepAnswer& pending);
+  // REQUIRES: the worker is a member.
+  void Wait(const std::string& worker, Waiting waiting);
+  // Answers with `status` the call that waits, if it does still.
+  void EndWait(const std::string& worker, const void* call, const absl::Status& status);
 
   // Enough of them, or, after the timeout, enough for that.
   bool IsComplete(const Rounds& rounds, absl::Time now) const;

@@ -8,6 +8,11 @@
 
 namespace modelstate {
 
+void WorkerTable::Worker::TakeBack(Contribution& contribution) {
+  if (contribution.parts.size() < 2) return;
+  accumulated = std::move(contribution.parts.front().gradients);
+}
+
 absl::StatusOr<std::optional<StepAnswer>> WorkerTable::FindAnswer(
     const std::string& worker, uint64_t sequence, const std::string* payload_digest) const {
   const auto it = workers_.find(worker);
@@ -115,6 +120,15 @@ void WorkerTable::DropPending() {
     }
     by_age_.erase(worker.place);
     it = workers_.erase(it);
+  }
+}
+
+void WorkerTable::DropAccumulatedUnless(absl::FunctionRef<bool(GradientSet&)> keep) {
+  for (auto& [name, worker] : workers_) {
+    if (!worker.accumulated || keep(*worker.accumulated)) continue;
+    worker.last = worker.durable;
+    worker.accumulated.reset();
+    worker.accumulated_count = 0;
   }
 }
 

@@ -8,9 +8,10 @@
 #include <optional>
 #include <string>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "server/optim/gradient_set.h"
+#include "server/optim/step.h"
 #include "server/state/step_record.h"
 
 namespace modelstate {
@@ -35,6 +36,9 @@ class WorkerTable {
     std::optional<GradientSet> accumulated;  // their sum
     uint32_t accumulated_count = 0;          // pushes
     bool in_round = false;
+
+    // Of a contribution that does not count: what had been accumulated goes on waiting.
+    void TakeBack(Contribution& contribution);
 
    private:
     friend class WorkerTable;
@@ -64,6 +68,8 @@ class WorkerTable {
   void ExpireIdle(absl::Time now);
   // Forgets what waits: last becomes durable, and nothing is accumulated.
   void DropPending();
+  // The same for each worker whose accumulated gradients `keep` is false for.
+  void DropAccumulatedUnless(absl::FunctionRef<bool(GradientSet&)> keep);
 
   WorkerRecords Durable() const;
   void Restore(WorkerRecords records, absl::Time now);

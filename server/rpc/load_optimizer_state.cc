@@ -41,6 +41,13 @@ void LoadOptimizerStatePush::Fail(const absl::Status& status) {
 absl::Status LoadOptimizerStatePush::Begin() {
   MS_ASSIGN_OR_RETURN(module_, runtime_.FindModule(header_.module()));
   MS_RETURN_IF_ERROR(CheckPushFits(*module_->environment().push_budget, header_.total_bytes()));
+  if (header_.has_step() && static_cast<double>(header_.step()) > kMaxStep) {
+    return MakeError(Reason::kInvalidField,
+                     absl::StrCat("step is ", header_.step(),
+                                  "; it counts steps and goes on from "
+                                  "there: at most 2^53"),
+                     {{"field", "step"}});
+  }
   TensorReceiver::Options options;
   options.tensor_count = header_.tensor_count();
   options.total_bytes = header_.total_bytes();

@@ -104,6 +104,7 @@ void StepAnswerToProto(const StepAnswer& answer, v1::ApplyStepResponse* proto) {
   proto->set_grad_norm(answer.grad_norm);
   proto->set_clip_coef(answer.clip_coef);
   for (const std::string& name : answer.nonfinite) proto->add_nonfinite(name);
+  for (const std::string& name : answer.nonfinite_workers) proto->add_nonfinite_workers(name);
   proto->set_updated(answer.updated);
   proto->set_skipped(answer.skipped);
   proto->set_ignored(answer.ignored);

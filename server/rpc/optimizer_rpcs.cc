@@ -15,16 +15,20 @@ void ModelStateService::ConfigureOptimizer(UnaryCall* call,
     MS_ASSIGN_OR_RETURN(std::shared_ptr<ModuleInstance> module,
                         runtime_.FindModule(request->module()));
     MS_ASSIGN_OR_RETURN(OptimizerConfig config, OptimizerConfigFromProto(request->optimizer()));
-    module->ConfigureOptimizer(
-        std::move(config), request->reset_state(),
-        [call, response, module](absl::StatusOr<ModuleInstance::ConfigureResult> result) {
-          if (result.ok()) {
-            OptimizerToProto(*module, *result->version, *module->optimizer(), response);
-            response->set_dropped_count(result->dropped_count);
-            response->mutable_dropped()->Assign(result->dropped.begin(), result->dropped.end());
-          }
-          call->Finish(result.status());
-        });
+    const bool reset_state = request->reset_state();
+    // Many globs against many names take a while, and nobody shall wait for that.
+    runtime_.PostIo([call, response, module, config = std::move(config), reset_state]() mutable {
+      module->ConfigureOptimizer(
+          std::move(config), reset_state,
+          [call, response, module](absl::StatusOr<ModuleInstance::ConfigureResult> result) {
+            if (result.ok()) {
+              OptimizerToProto(*module, *result->version, *module->optimizer(), response);
+              response->set_dropped_count(result->dropped_count);
+              response->mutable_dropped()->Assign(result->dropped.begin(), result->dropped.end());
+            }
+            call->Finish(result.status());
+          });
+    });
     return absl::OkStatus();
   });
 }

@@ -19,24 +19,17 @@
 namespace modelstate {
 namespace {
 
-// A token's position: where to go on, and the total of the first page, which is counted once.
-struct Position {
-  OptimizerStatePlace place;
-  std::optional<uint64_t> total;
-};
-
-absl::StatusOr<Position> DecodePosition(absl::string_view scope, absl::string_view token) {
+absl::StatusOr<OptimizerStatePlace> DecodePosition(absl::string_view scope,
+                                                   absl::string_view token) {
   MS_ASSIGN_OR_RETURN(const std::string text, DecodePageToken(scope, token));
-  Position position;
+  OptimizerStatePlace position;
   if (text.empty()) return position;
   const std::vector<absl::string_view> parts = absl::StrSplit(text, ' ');
-  uint64_t total = 0;
-  if (parts.size() != 3 || !absl::SimpleAtoi(parts[0], &position.place.parameter) ||
-      !absl::SimpleAtoi(parts[1], &position.place.slot) || !absl::SimpleAtoi(parts[2], &total)) {
+  if (parts.size() != 2 || !absl::SimpleAtoi(parts[0], &position.parameter) ||
+      !absl::SimpleAtoi(parts[1], &position.slot)) {
     return MakeError(Reason::kInvalidField, "page_token is malformed; start again without one",
                      {{"field", "page_token"}});
   }
-  position.total = total;
   return position;
 }
 
@@ -44,7 +37,7 @@ absl::StatusOr<Position> DecodePosition(absl::string_view scope, absl::string_vi
 struct Listing {
   ListingRequest wanted;
   std::string scope;
-  Position position;
+  OptimizerStatePlace position;
 };
 
 absl::Status DescribeScalar(const Listing& listing, const char* slot, float value,
@@ -95,7 +88,6 @@ absl::Status DescribeEntry(const Listing& listing, const OptimizerStatePart& par
 
 absl::Status DescribePart(const Listing& listing, OptimizerStatePart& part,
                           v1::ListTensorsResponse* response) {
-  const uint64_t total = listing.position.total.value_or(part.count);
   size_t bytes = 0;
   std::optional<OptimizerStatePlace> next = part.next;
   for (OptimizerStatePart::Entry& entry : part.entries) {
@@ -109,9 +101,9 @@ absl::Status DescribePart(const Listing& listing, OptimizerStatePart& part,
   }
   if (next) {
     response->set_next_page_token(
-        EncodePageToken(listing.scope, absl::StrCat(next->parameter, " ", next->slot, " ", total)));
+        EncodePageToken(listing.scope, absl::StrCat(next->parameter, " ", next->slot)));
   }
-  response->set_total_size(total);
+  response->set_total_size(part.count);
   VersionToProto(part.version, response->mutable_version());
   response->set_step(part.step);
   return absl::OkStatus();
@@ -127,9 +119,10 @@ void ModelStateService::ListOptimizerState(UnaryCall* call, const v1::ListTensor
     Listing listing;
     MS_ASSIGN_OR_RETURN(listing.wanted, ListingRequestFromProto(*request));
     const VersionRef version = module->Current();
-    listing.scope = ListingScope(*request, "optimizer state", *version);
-    MS_ASSIGN_OR_RETURN(listing.position, DecodePosition(listing.scope, request->page_token()));
     OptimizerStateQuery query;
+    query.epoch = module->optimizer_epoch();
+    listing.scope = ListingScope(*request, absl::StrCat("optimizer state ", query.epoch), *version);
+    MS_ASSIGN_OR_RETURN(listing.position, DecodePosition(listing.scope, request->page_token()));
     query.schema = version->schema;
     absl::StatusOr<ModuleSchema::Listing> parameters =
         SelectStateful(*version->schema, listing.wanted.selection);
@@ -137,10 +130,9 @@ void ModelStateService::ListOptimizerState(UnaryCall* call, const v1::ListTensor
       return Annotate(parameters.status(), absl::StrCat("module \"", module->name(), "\""));
     }
     query.parameters = *std::move(parameters);
-    query.from = listing.position.place;
+    query.from = listing.position;
     query.max_entries = listing.wanted.page_size;
     query.max_referenced_bytes = listing.wanted.reads_elements() ? kMaxPageElementBytes : 0;
-    query.count = !listing.position.total;
     module->ReadOptimizerState(
         std::move(query), [this, call, response, listing = std::move(listing)](
                               absl::StatusOr<OptimizerStatePart> part) mutable {

@@ -57,6 +57,11 @@ void StepPush::OnMessage(grpc::ByteBuffer* message) {
                     });
 }
 
+void StepPush::OnGone() {
+  gone_ = true;
+  if (waits_) module_->EndWait(header_.worker(), this);
+}
+
 void StepPush::Fail(const absl::Status& status) {
   entries_.clear();
   gradients_.reset();
@@ -181,6 +186,9 @@ absl::StatusOr<StepRequest> StepPush::CompleteRequest() {
 }
 
 void StepPush::Apply(StepRequest request) {
+  request.call = this;
+  request.wait = request.wait && !gone_;
+  waits_ = request.wait;
   module_->ApplyStep(std::move(request), [this](absl::StatusOr<StepAnswer> answer) {
     if (!answer.ok()) return call_.Finish(answer.status());
     v1::ApplyStepResponse response;

@@ -29,6 +29,7 @@ class StepPush final : public CallHandler, private TensorDestination {
 
   void OnMessage(grpc::ByteBuffer* message) override;
   void OnEnd() override;
+  void OnGone() override;
 
  private:
   absl::Status Begin();
@@ -50,6 +51,8 @@ class StepPush final : public CallHandler, private TensorDestination {
   TensorReceiver receiver_{this};
   std::shared_ptr<ModuleInstance> module_;
   bool replay_ = false;  // answered before: hash, and drop
+  bool gone_ = false;
+  bool waits_ = false;  // for a round
   std::optional<GradientSet> gradients_;
   // By table index; null: what arrives is not kept.
   std::vector<GradientSet::Entry*> entries_;

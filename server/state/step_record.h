@@ -29,6 +29,8 @@ struct StepAnswer {
   double grad_norm = 0;
   double clip_coef = 1;
   std::vector<std::string> nonfinite;
+  // Of a round: whose gradients those were, where that is known. Not in checkpoints.
+  std::vector<std::string> nonfinite_workers;
   uint64_t updated = 0;
   uint64_t skipped = 0;
   uint64_t ignored = 0;      // gradients of frozen parameters

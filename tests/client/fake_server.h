@@ -270,7 +270,7 @@ class FakeServer final : public FakeModuleCalls {
       return grpc::Status(grpc::StatusCode::UNAVAILABLE, "the answer is lost");
     }
     if (forgets_steps && !trailer) {
-      return ToGrpcStatus(MakeError(Reason::kInvalidField, "the step was not seen"));
+      return ToGrpcStatus(MakeError(Reason::kStepNotSeen, "the step was not seen"));
     }
     response->set_outcome(v1::APPLIED);
     response->set_replayed(!trailer);

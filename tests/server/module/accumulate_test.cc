@@ -172,12 +172,81 @@ TEST_F(AccumulateTest, AStepThatIsRefusedLosesNothing) {
   request.overrides[0].group = 7;
   EXPECT_THAT(ReasonOf(Push(*module_, {{"a", 1}}, std::move(request))),
               Eq(Reason::kOverrideConflict));
-  ASSERT_TRUE(SetRequiresGrad(*module_, Names({"a"}), false).ok());
-  EXPECT_THAT(ReasonOf(Push(*module_, {{"n", 1}}, As("w", 2, false))), Eq(Reason::kParameterFrozen))
-      << "of what was accumulated";
-  ASSERT_TRUE(SetRequiresGrad(*module_, Names({"a"}), true).ok());
   ASSERT_TRUE(Close(2, 1).ok());
   EXPECT_THAT(A(), ElementsAre(-2, -2));
+}
+
+TEST_F(AccumulateTest, WhatIsFrozenOrLeavesItsGroupIsDropped) {
+  const auto both = [&](uint64_t sequence) {
+    return Push(*module_, {{"a", 1}, {"n", 1}}, As("w", sequence, true)).ok();
+  };
+  ASSERT_TRUE(both(1));
+  EXPECT_EQ(push_budget_->used(), 16u);
+  ASSERT_TRUE(SetRequiresGrad(*module_, Names({"a"}), false).ok());
+  EXPECT_EQ(push_budget_->used(), 8u);
+  absl::StatusOr<StepAnswer> answer = Push(*module_, {{"n", 1}}, As("w", 2, false));
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  EXPECT_EQ(answer->updated, 1u);
+  EXPECT_THAT(A(), ElementsAre(0, 0));
+
+  // Unfrozen it begins anew, also where the rest has gone on.
+  ASSERT_TRUE(SetRequiresGrad(*module_, Names({"a"}), true).ok());
+  ASSERT_TRUE(both(3));
+  ASSERT_TRUE(SetRequiresGrad(*module_, Names({"a"}), false).ok());
+  ASSERT_TRUE(SetRequiresGrad(*module_, Names({"a"}), true).ok());
+  ASSERT_TRUE(both(4));
+  ASSERT_TRUE(SetRequiresGrad(*module_, Names({"n"}), false).ok());
+  StepRequest request = As("w", 5, false);
+  request.accumulated = 2;
+  ASSERT_TRUE(Push(*module_, {{"a", 1}}, std::move(request)).ok());
+  EXPECT_THAT(A(), ElementsAre(-2, -2));
+
+  ASSERT_TRUE(Add(6, 1).ok());
+  OptimizerConfig config = Sgd();
+  config.no_default_group = true;
+  config.groups.resize(1);
+  config.groups[0].selection.names = {"n"};
+  ASSERT_TRUE(Configure(*module_, config).ok());
+  ASSERT_TRUE(SetRequiresGrad(*module_, Names({"n"}), true).ok());
+  ASSERT_TRUE(Push(*module_, {{"n", 1}}, As("w", 7, false)).ok());
+  EXPECT_THAT(A(), ElementsAre(-2, -2));
+  EXPECT_EQ(push_budget_->used(), 0u);
+}
+
+// The sum is F32 where the parameter is narrower, F64 where it is F64.
+TEST_F(AccumulateTest, ACastKeepsSumsWhoseDTypeStaysAndDropsTheOthers) {
+  const auto cast = [&](DType dtype) {
+    return Await<VersionRef>([&](ModuleInstance::Done<VersionRef> done) {
+             module_->Move(nullptr, dtype, std::move(done));
+           })
+        .ok();
+  };
+  ASSERT_TRUE(Add(1, 1).ok());
+  ASSERT_TRUE(cast(DType::kBF16));
+  StepRequest request = As("w", 2, true);
+  request.accumulated = 1;
+  ASSERT_TRUE(Push(*module_, {{"a", 1}}, std::move(request)).ok());
+  ASSERT_TRUE(cast(DType::kF64));
+  EXPECT_EQ(push_budget_->used(), 0u);
+  request = As("w", 3, true);
+  request.accumulated = 2;
+  EXPECT_THAT(ReasonOf(Push(*module_, {{"a", 1}}, std::move(request))),
+              Eq(Reason::kAccumulationLost));
+  request = As("w", 3, true);
+  request.accumulated = 0;
+  EXPECT_TRUE(Push(*module_, {{"a", 1}}, std::move(request)).ok());
+}
+
+TEST_F(AccumulateTest, OverridesAndWaitBelongToThePushThatSteps) {
+  StepRequest request = As("w", 1, true);
+  request.overrides.resize(1);
+  request.overrides[0].hyperparameters.lr = 2;
+  absl::StatusOr<StepAnswer> refused = Push(*module_, {{"a", 1}}, std::move(request));
+  EXPECT_THAT(ReasonOf(refused), Eq(Reason::kInvalidField));
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("group_overrides"));
+  request = As("w", 1, true);
+  request.wait = true;
+  EXPECT_THAT(ReasonOf(Push(*module_, {{"a", 1}}, std::move(request))), Eq(Reason::kInvalidField));
 }
 
 TEST_F(AccumulateTest, ACheckpointKeepsNoRecordOfIt) {

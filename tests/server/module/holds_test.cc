@@ -113,6 +113,7 @@ TEST_F(HoldsTest, ListedOptimizerStateIsChargedOnlyWhileItsElementsAreRead) {
   ASSERT_TRUE(Push(*module, {{"a", 1}, {"b", 1}}).ok());
   OptimizerStateQuery query;
   query.schema = module->Current()->schema;
+  query.epoch = module->optimizer_epoch();
   query.parameters = std::make_shared<const std::vector<uint32_t>>(std::vector<uint32_t>{0, 1});
   query.max_entries = 100;
   const auto read = [&] {

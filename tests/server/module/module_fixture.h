@@ -118,7 +118,12 @@ class ModuleFixture : public ::testing::Test {
                                             ModuleMetadata{{"purpose", "test"}});
   }
 
+  // In the budget of pushes, whatever the module has set aside for its rounds.
   absl::StatusOr<GradientSet> Stage(ModuleInstance& module, const std::vector<PushTensor>& push) {
+    return StageIn(*push_budget_, module, push);
+  }
+  absl::StatusOr<GradientSet> StageIn(MemoryBudget& budget, ModuleInstance& module,
+                                      const std::vector<PushTensor>& push) {
     const VersionRef current = module.Current();
     std::vector<PushedTensor> table;
     for (const PushTensor& tensor : push) {
@@ -131,7 +136,8 @@ class ModuleFixture : public ::testing::Test {
       }
     }
     absl::StatusOr<GradientSet> gradients =
-        StageGradients(current->schema, std::move(table), device_, *push_budget_);
+        StageGradients(current->schema, std::move(table), device_, budget, false,
+                       /*outputs=*/&budget == push_budget_.get());
     if (!gradients.ok()) return gradients;
     for (size_t i = 0; i < push.size(); ++i) {
       absl::Span<uint8_t> bytes = gradients->entries[i].storage->MutableHostBytes();

@@ -35,6 +35,11 @@ class RoundTest : public ModuleFixture {
                                         double weight = 1) {
     return Push(*module_, {{"a", value}}, As(worker, sequence, weight));
   }
+  // Staged where a call stages it.
+  absl::StatusOr<StepAnswer> PushInRound(const std::vector<PushTensor>& push, StepRequest request) {
+    MS_ASSIGN_OR_RETURN(request.gradients, StageIn(*module_->push_budget(), *module_, push));
+    return Apply(*module_, std::move(request));
+  }
 
   // An answer that may come later.
   struct Waiting {
@@ -56,6 +61,11 @@ class RoundTest : public ModuleFixture {
     });
     Settle();
     return waiting;
+  }
+  absl::StatusOr<VersionRef> Move(ModuleInstance& module, DType dtype) {
+    return Await<VersionRef>([&](ModuleInstance::Done<VersionRef> done) {
+      module.Move(nullptr, dtype, std::move(done));
+    });
   }
   // What was given to the strand before this is done after it.
   void Settle() { Capture(*module_).status().IgnoreError(); }
@@ -179,16 +189,35 @@ TEST_F(RoundTest, WaitHoldsTheAnswerUntilTheRoundCloses) {
   MakeWith(2);
   auto waiting = ContributeAndWait("w1", 1, 1);
   EXPECT_FALSE(waiting->done.HasBeenNotified());
-  // The call was lost: the same worker asks again, with its header alone.
+  // The same worker asks again, with its header alone: both wait.
   auto again = Wait(As("w1", 1));
-  ASSERT_TRUE(waiting->done.HasBeenNotified());
-  EXPECT_EQ(waiting->answer->outcome, StepOutcome::kPending) << "one call waits for a worker";
+  EXPECT_FALSE(waiting->done.HasBeenNotified());
   EXPECT_FALSE(again->done.HasBeenNotified());
   ASSERT_TRUE(Contribute("w2", 1, 3).ok());
-  ASSERT_TRUE(again->done.HasBeenNotified());
-  ASSERT_TRUE(again->answer.ok()) << again->answer.status();
-  EXPECT_EQ(again->answer->outcome, StepOutcome::kApplied);
-  EXPECT_EQ(again->answer->version, module_->Current()->version);
+  for (const auto& each : {std::cref(waiting), std::cref(again)}) {
+    ASSERT_TRUE(each.get()->done.HasBeenNotified());
+    ASSERT_TRUE(each.get()->answer.ok()) << each.get()->answer.status();
+    EXPECT_EQ(each.get()->answer->outcome, StepOutcome::kApplied);
+    EXPECT_EQ(each.get()->answer->version, module_->Current()->version);
+    EXPECT_EQ(each.get()->answer->replayed, &each.get() == &again);
+  }
+}
+
+TEST_F(RoundTest, AWaitEndsAloneWhenItsCallerGoes) {
+  MakeWith(2);
+  StepRequest request = As("w1", 1);
+  request.gradients = *Stage(*module_, {{"a", 1}});
+  request.call = &request;
+  auto gone = Wait(std::move(request));
+  auto again = Wait(As("w1", 1));
+  module_->EndWait("w1", &request);
+  module_->EndWait("nobody", &request);
+  Settle();
+  ASSERT_TRUE(gone->done.HasBeenNotified());
+  EXPECT_TRUE(absl::IsCancelled(gone->answer.status()));
+  EXPECT_FALSE(again->done.HasBeenNotified());
+  ASSERT_TRUE(Contribute("w2", 1, 3).ok()) << "the contribution counts";
+  EXPECT_EQ(again->answer->contributions, 2u);
 }
 
 TEST_F(RoundTest, TimeoutClosesARoundThatHasEnough) {
@@ -245,6 +274,18 @@ TEST_F(RoundTest, AContributionThatIsNotFiniteSkipsTheRoundForAll) {
   EXPECT_EQ(Contribute("w2", 2, 1)->outcome, StepOutcome::kApplied);
 }
 
+TEST_F(RoundTest, AWorkerWhoseGradientIsKnownNotToBeFiniteIsNamed) {
+  MakeWith(2);
+  StepRequest request = As("w1", 1);
+  request.gradients = *Stage(*module_, {{"a", std::numeric_limits<float>::infinity()}});
+  request.gradients->entries[0].norm = TensorNorm{0, false};  // as computed when it arrived
+  ASSERT_TRUE(Apply(*module_, std::move(request)).ok());
+  const absl::StatusOr<StepAnswer> answer = Contribute("w2", 1, 1);
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  EXPECT_EQ(answer->outcome, StepOutcome::kSkippedNonfinite);
+  EXPECT_THAT(answer->nonfinite_workers, ElementsAre("w1"));
+}
+
 TEST_F(RoundTest, AContributionFromBeforeTheLastStepIsLate) {
   MakeWith(2);
   config_.max_staleness = 0;
@@ -285,6 +326,19 @@ TEST_F(RoundTest, WorkersAndNothingElseMakeARound) {
   EXPECT_THAT(std::string(nameless.status().message()), HasSubstr("distinct workers"));
 }
 
+TEST_F(RoundTest, WhatIsInNoGroupAnyMoreIsLeftOut) {
+  MakeWith(2);
+  ASSERT_TRUE(Push(*module_, {{"a", 1}, {"b", 1}}, As("w1", 1)).ok());
+  config_.no_default_group = true;
+  config_.groups.resize(1);
+  config_.groups[0].selection.names = {"a"};
+  ASSERT_TRUE(Configure(*module_, config_).ok());
+  EXPECT_EQ(module_->training_info().round.staged_bytes, 16u);
+  ASSERT_EQ(Contribute("w2", 1, 1)->outcome, StepOutcome::kApplied);
+  EXPECT_THAT(Values("a"), ElementsAre(-1, -1, -1, -1));
+  EXPECT_THAT(Values("b"), ElementsAre(0, 0));
+}
+
 TEST_F(RoundTest, AFreezeLeavesOutWhatIsFrozenByThen) {
   MakeWith(2);
   ASSERT_TRUE(Push(*module_, {{"a", 1}, {"b", 1}}, As("w1", 1)).ok());
@@ -306,10 +360,102 @@ TEST_F(RoundTest, ConfigurationThatDoesNotFitItGivesARoundUp) {
   config_.rounds.quorum = 1;
   ASSERT_TRUE(Configure(*module_, config_).ok());
   ASSERT_TRUE(waiting->done.HasBeenNotified());
-  EXPECT_THAT(ReasonOf(waiting->answer), Eq(Reason::kInvalidField));
+  EXPECT_THAT(ReasonOf(waiting->answer), Eq(Reason::kRoundGivenUp));
+  EXPECT_THAT(std::string(waiting->answer.status().message()), HasSubstr("momentum"));
   EXPECT_EQ(module_->Current()->step, 0u);
   EXPECT_TRUE(Contribute("w1", 1, 1).ok()) << "the same sequence, as if it had not been sent";
   EXPECT_EQ(module_->Current()->step, 1u);
+}
+
+// With six of ten bytes of the old dtype in a smaller memory no push would ever find room.
+TEST_F(RoundTest, ACastThatItDoesNotFitGivesARoundUpAtOnce) {
+  module_ = MakeModule({Parameter("a", {256}), Buffer("mean", {256}), Buffer("var", {256})}, 0);
+  config_ = Sgd(1);
+  config_.rounds.quorum = 6;
+  ASSERT_TRUE(Configure(*module_, config_).ok());
+  const std::vector<PushTensor> push = {
+      {"a", 1}, {"mean", 2, TensorKind::kBuffer}, {"var", 3, TensorKind::kBuffer}};
+  StepRequest request = As("w0", 1);
+  request.gradients = *StageIn(*module_->push_budget(), *module_, push);
+  auto waiting = Wait(std::move(request));
+  for (int w = 1; w < 5; ++w) {
+    ASSERT_TRUE(PushInRound(push, As(absl::StrCat("w", w), 1)).ok());
+  }
+  ASSERT_TRUE(Move(*module_, DType::kBF16).ok());
+  ASSERT_TRUE(waiting->done.HasBeenNotified());
+  EXPECT_THAT(ReasonOf(waiting->answer), Eq(Reason::kRoundGivenUp));
+  EXPECT_THAT(std::string(waiting->answer.status().message()), HasSubstr("was cast"));
+  EXPECT_EQ(module_->training_info().round.contributions, 0u);
+  EXPECT_EQ(module_->push_budget()->used(), 0u);
+  EXPECT_EQ(push_budget_->used(), 6u * (1024 + 512 + 512) + 512);
+  EXPECT_THAT(ReasonOf(Apply(*module_, As("w1", 1))), Eq(Reason::kStepNotSeen));
+  for (int w = 0; w < 6; ++w) {
+    ASSERT_TRUE(PushInRound(push, As(absl::StrCat("w", w), 1)).ok()) << w;
+  }
+  EXPECT_EQ(module_->Current()->step, 1u);
+}
+
+TEST_F(RoundTest, ACastThatItFitsLetsARoundGoOn) {
+  MakeWith(2);
+  ASSERT_TRUE(Contribute("w1", 1, 1).ok());
+  ASSERT_TRUE(Move(*module_, DType::kBF16).ok());
+  EXPECT_EQ(module_->training_info().round.contributions, 1u);
+  EXPECT_EQ(Contribute("w2", 1, 1)->outcome, StepOutcome::kApplied);
+}
+
+TEST_F(RoundTest, OverridesForOtherGroupsGiveARoundUp) {
+  MakeWith(2);
+  config_.groups.resize(1);
+  config_.groups[0].name = "first";
+  config_.groups[0].selection.names = {"a"};
+  ASSERT_TRUE(Configure(*module_, config_).ok());
+  StepRequest request = As("w1", 1);
+  request.overrides.resize(1);
+  request.overrides[0].group = 0;
+  request.overrides[0].hyperparameters.lr = 8;
+  request.gradients = *Stage(*module_, {{"a", 1}});
+  auto waiting = Wait(std::move(request));
+  ASSERT_TRUE(Configure(*module_, config_).ok()) << "the same";
+  EXPECT_FALSE(waiting->done.HasBeenNotified());
+  config_.groups[0].selection.names = {"b"};
+  ASSERT_TRUE(Configure(*module_, config_).ok());
+  ASSERT_TRUE(waiting->done.HasBeenNotified());
+  EXPECT_THAT(ReasonOf(waiting->answer), Eq(Reason::kRoundGivenUp));
+}
+
+// Who accumulated before contributing pushes the last push again, not all of them.
+TEST_F(RoundTest, AGivenUpRoundGivesBackWhatWasAccumulated) {
+  MakeWith(2);
+  StepRequest request = As("w1", 1);
+  request.accumulate = true;
+  const absl::StatusOr<StepAnswer> added = Push(*module_, {{"a", 2}}, std::move(request));
+  ASSERT_TRUE(added.ok()) << added.status();
+  EXPECT_EQ(added->quorum, 2u);
+  request = As("w1", 2);
+  request.accumulated = 1;
+  request.overrides.resize(1);
+  request.overrides[0].hyperparameters.momentum = 0.9;
+  ASSERT_EQ(Push(*module_, {{"a", 4}}, std::move(request))->outcome, StepOutcome::kPending);
+  config_ = AdamW();
+  config_.rounds.quorum = 2;
+  ASSERT_TRUE(Configure(*module_, config_).ok());  // it has no momentum
+  config_ = Sgd(1);
+  ASSERT_TRUE(Configure(*module_, config_).ok());
+  EXPECT_TRUE(Apply(*module_, As("w1", 1))->replayed);
+  request = As("w1", 2);
+  request.accumulated = 1;
+  ASSERT_TRUE(Push(*module_, {{"a", 4}}, std::move(request)).ok());
+  EXPECT_THAT(Values("a"), ElementsAre(-6, -6, -6, -6));
+}
+
+TEST_F(RoundTest, WeightsMustBeFiniteInSumWhichIsTheContributorsError) {
+  MakeWith(3);
+  ASSERT_TRUE(Contribute("w1", 1, 1, 3e38).ok());
+  const absl::StatusOr<StepAnswer> refused = Contribute("w2", 1, 1, 1e38);
+  EXPECT_THAT(ReasonOf(refused), Eq(Reason::kInvalidField));
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("weight is 1e+38; with it"));
+  EXPECT_EQ(module_->training_info().round.contributions, 1u);
+  EXPECT_EQ(Contribute("w2", 1, 1, 1)->outcome, StepOutcome::kPending);
 }
 
 TEST_F(RoundTest, DeletingTheModuleAndDrainingEndWaits) {
@@ -368,6 +514,52 @@ TEST_F(RoundTest, MemoryOfARoundIsSetAsideWhenItIsConfigured) {
   EXPECT_THAT(ReasonOf(refused), Eq(Reason::kPushMemory));
   EXPECT_THAT(std::string(refused.status().message()), HasSubstr("4096 contributions"));
   EXPECT_EQ(module_->optimizer(), nullptr);
+  EXPECT_EQ(push_budget_->used(), 0u);
+}
+
+// A round that a change of the quorum ends gives back what it held beyond the new formula.
+TEST_F(RoundTest, MemoryOfARoundIsWhatTheFormulaSaysAfterEachChange) {
+  module_ = MakeModule({Parameter("a", {1024})});
+  const auto configure = [&](uint32_t quorum) {
+    config_ = Sgd();
+    config_.rounds.quorum = quorum;
+    ASSERT_TRUE(Configure(*module_, config_).ok());
+  };
+  const auto formula = [](uint64_t quorum) { return quorum * 4096 + 4096; };
+  uint64_t sequence = 0;
+  const auto fill = [&](int workers) {
+    ++sequence;
+    for (int w = 0; w < workers; ++w) {
+      ASSERT_TRUE(PushInRound({{"a", 1}}, As(absl::StrCat("w", w), sequence)).ok());
+    }
+  };
+  configure(8);
+  fill(7);
+  EXPECT_EQ(push_budget_->used(), formula(8));
+  EXPECT_EQ(module_->push_budget()->used(), 7u * 4096);
+  configure(3);  // closes it
+  EXPECT_EQ(module_->Current()->step, 1u);
+  EXPECT_EQ(push_budget_->used(), formula(3));
+  configure(8);
+  fill(7);
+  configure(1);
+  EXPECT_EQ(module_->Current()->step, 2u);
+  EXPECT_EQ(push_budget_->used(), 0u);
+  // What still arrives when the quorum changes gives its part back when it has come.
+  configure(8);
+  StepRequest late = As("late", 1);
+  late.gradients = *StageIn(*module_->push_budget(), *module_, {{"a", 1}});
+  configure(1);
+  EXPECT_EQ(push_budget_->used(), 4096u);
+  ASSERT_EQ(Apply(*module_, std::move(late))->outcome, StepOutcome::kApplied);
+  Settle();
+  EXPECT_EQ(push_budget_->used(), 0u);
+  // Or when it has failed on its way.
+  configure(8);
+  std::optional<GradientSet> cut = *StageIn(*module_->push_budget(), *module_, {{"a", 1}});
+  configure(1);
+  cut.reset();
+  Tick();
   EXPECT_EQ(push_budget_->used(), 0u);
 }
 

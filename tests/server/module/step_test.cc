@@ -169,7 +169,7 @@ TEST_F(StepTest, WorkerAndSequenceComeTogether) {
   ASSERT_TRUE(Configure(*module_, Sgd()).ok());
   EXPECT_THAT(ReasonOf(Push(*module_, {{"weight", 1}}, Named("w", 0))), Eq(Reason::kInvalidField));
   EXPECT_THAT(ReasonOf(Push(*module_, {{"weight", 1}}, Named("", 1))), Eq(Reason::kInvalidField));
-  EXPECT_THAT(ReasonOf(Apply(*module_, Named("w", 1))), Eq(Reason::kInvalidField));
+  EXPECT_THAT(ReasonOf(Apply(*module_, Named("w", 1))), Eq(Reason::kStepNotSeen));
   EXPECT_EQ(module_->Current()->step, 0u);
 }
 

@@ -459,6 +459,9 @@ TEST_F(OptimizerStateStreamTest, LoadReplacesAllStateAndTheConfigurationInOneVer
   ASSERT_TRUE(none.ok()) << none.status();
   EXPECT_EQ(none->state_bytes(), 0);
   EXPECT_EQ(none->step(), 42) << "unset: as it is";
+  auto beyond = Parts("tiny", {});
+  beyond[0].mutable_header()->set_step((uint64_t{1} << 53) + 2);
+  EXPECT_THAT(LoadState(beyond), FailsWith(Reason::kInvalidField)) << "the next steps would wrap";
 }
 
 TEST_F(OptimizerStateStreamTest, AnyFloatingPointDTypeIsCastToWhatIsKept) {

@@ -131,7 +131,7 @@ TEST_F(PushRpcsTest, HeaderAloneOfAnUnknownStepIsAnError) {
   std::vector<v1::StepPart> parts = GoodPush();
   parts[0].mutable_header()->set_worker("w0");
   parts[0].mutable_header()->set_sequence(5);
-  EXPECT_THAT(Push({parts[0]}), FailsWith(Reason::kInvalidField));
+  EXPECT_THAT(Push({parts[0]}), FailsWith(Reason::kStepNotSeen));
 }
 
 TEST_F(PushRpcsTest, NonfiniteGradientsAreSkippedAndNamed) {

@@ -96,6 +96,14 @@ TEST_F(RoundRpcsTest, AWaitThatIsCancelledStillCountsAndIsAnsweredLater) {
     context.TryCancel();
     EXPECT_EQ(writer->Finish().error_code(), grpc::StatusCode::CANCELLED);
   }
+  // It does not count as running until the round closes.
+  const absl::Time deadline = absl::Now() + absl::Seconds(30);
+  while (Call(&v1::ModelState::Stub::GetServerInfo, v1::GetServerInfoRequest())
+             ->limits()
+             .running_calls() > 1) {
+    ASSERT_LT(absl::Now(), deadline);
+    std::this_thread::yield();
+  }
   ASSERT_TRUE(Push(BiasPush("w2", 1, 3)).ok());
   const auto header_alone = Push({BiasPush("w1", 1, 1, true)[0]});
   ASSERT_TRUE(header_alone.ok()) << header_alone.status();
@@ -165,6 +173,7 @@ TEST_F(RoundRpcsTest, ARoundThatWasOpenWhenItWasSavedIsPushedAgain) {
   load.set_create_module(true);
   ASSERT_TRUE(run(&v1::ModelState::Stub::LoadCheckpoint, load, v1::LoadCheckpointResponse()).ok());
   EXPECT_EQ(Optimizer().config().rounds().quorum(), 2);
+  EXPECT_EQ(Optimizer().worker_count(), 2) << "before any of them has pushed again";
   EXPECT_GT(Optimizer().round_memory_bytes(), 0);
   const auto done = Push({BiasPush("w2", 1, 1)[0]});
   ASSERT_TRUE(done.ok()) << done.status();
