@@ -195,13 +195,12 @@ absl::Status Stats(Context* context, StatsArguments arguments) {
 struct FreezeArguments {
   std::string module;
   std::vector<std::string> patterns;
-  std::vector<std::string> prefixes;
+  Selection selection;  // with the other options
 };
 
 absl::Status SetRequiresGrad(const Context& context, const FreezeArguments& arguments,
                              bool requires_grad) {
-  Selection selection;
-  selection.prefixes = arguments.prefixes;
+  Selection selection = arguments.selection;
   for (const std::string& pattern : arguments.patterns) {
     const bool glob = pattern.find_first_of("*?[") != std::string::npos;
     (glob ? selection.globs : selection.names).push_back(pattern);
@@ -246,15 +245,15 @@ void AddFreeze(CLI::App* app, Context* context, const char* name, const char* wh
   auto arguments = std::make_shared<FreezeArguments>();
   CLI::App* command = app->add_subcommand(name, what)->group(kTensorsGroup);
   command->add_option("MODULE", arguments->module)->required();
-  command
-      ->add_option("PATTERN", arguments->patterns,
-                   "Names, or globs (with *, ? or [; buffers that match stay as they are)")
-      ->allow_extra_args(false);  // else CLI11 reads [a] as a list
-  command->add_option("--prefix", arguments->prefixes, "Names that begin so; repeatable")
-      ->allow_extra_args(false);
+  // CLI11 reads [a] as a list where a positional takes several values; the options have one each.
+  command->add_option("PATTERN", arguments->patterns,
+                      "Names, or globs (with *, ? or [; buffers that match stay as they are). One "
+                      "that begins with [ and ends with ] is read as a list: give it with --names "
+                      "or --glob");
+  AddSelection(command, &arguments->selection);
   command->callback([context, arguments, requires_grad] {
-    if (arguments->patterns.empty() && arguments->prefixes.empty()) {
-      throw CLI::RequiredError("PATTERN or --prefix (\"*\": all parameters)");
+    if (arguments->patterns.empty() && arguments->selection.everything()) {
+      throw CLI::RequiredError("PATTERN, --names, --prefix or --glob (\"*\": all parameters)");
     }
     context->Finish(SetRequiresGrad(*context, *arguments, requires_grad));
   });

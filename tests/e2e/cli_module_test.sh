@@ -97,9 +97,10 @@ case_NamesMayHaveBrackets() {
   json '[.tensors[].name]' '["[w]"]' params m --names '[w]'
   json '[.tensors[].name]' '["v","u"]' params m --glob '[uv]'
   json .tensors 1 fetch m "$WORK/w.safetensors" --names '[w]'
-  json .changed 2 freeze m '[uv]'
-  json .changed 1 unfreeze m '[v]'
-  json .changed 1 freeze m '[[]w]'
+  json .changed 2 freeze m --glob '[uv]'
+  json .changed 1 unfreeze m --glob '[v]'
+  json .changed 1 freeze m --names '[w]'
+  json .changed 2 unfreeze m --names '[w]' u
 }
 
 case_CatPrintsNestedRowsAndParts() {
