@@ -64,7 +64,7 @@ class FakeServer final : public FakeModuleCalls {
   void AddOptimizerState() {
     has_optimizer_state = true;
     for (const char* slot : {"exp_avg", "exp_avg_sq"}) {
-      TensorSpec spec = specs[4];
+      TensorSpec spec = specs[37];
       spec.kind = TensorKind::kOptimizerState;
       spec.slot = slot;
       specs.push_back(std::move(spec));

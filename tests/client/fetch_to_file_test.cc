@@ -131,8 +131,13 @@ TEST_F(FetchToFileTest, AnotherSelectionBeginsAnew) {
 
 TEST_F(FetchToFileTest, OptimizerStateIsNamedBySlotAndResumedWithIt) {
   server_.AddOptimizerState();
+  // It breaks in a slot, at one of the fake's chunks of 5,000 bytes.
+  const size_t slot = server_.specs.size() - 2;
+  const uint64_t sent = (server_.layout.range(slot).begin + 7000) / 5000 * 5000;
+  ASSERT_GT(sent, server_.layout.range(slot).begin);
+  ASSERT_LT(sent, server_.layout.range(slot).end);
   server_.break_after = std::vector<uint64_t>(20, 0);
-  server_.break_after[0] = 50000;
+  server_.break_after[0] = sent;
   FetchToFileOptions options;
   options.optimizer_state = true;
   EXPECT_TRUE(absl::IsUnavailable(FetchToFile(client_, "m", path_, options).status()));
@@ -141,7 +146,7 @@ TEST_F(FetchToFileTest, OptimizerStateIsNamedBySlotAndResumedWithIt) {
   const absl::StatusOr<FetchToFileResult> result = FetchToFile(client_, "m", path_, options);
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_TRUE(result->resumed) << result->note;
-  EXPECT_EQ(result->received_bytes, server_.layout.total_bytes() - 50000);
+  EXPECT_EQ(result->received_bytes, server_.layout.total_bytes() - sent);
   EXPECT_EQ(result->verified_digests, 42u) << "by the listing of optimizer state too";
   ExpectWholeFile();
 }
@@ -162,7 +167,7 @@ TEST_F(FetchToFileTest, APartialFileWithoutOptimizerStateIsNoneWithIt) {
 }
 
 TEST_F(FetchToFileTest, ASlotThatHasTheNameOfATensorIsRefused) {
-  server_.specs[3].name = "exp_avg/layer4.weight";
+  server_.specs[3].name = "exp_avg/layer37.weight";
   server_.AddOptimizerState();
   FetchToFileOptions options;
   options.optimizer_state = true;
