@@ -37,7 +37,7 @@ absl::Status Follow(const Context& context, const FollowArguments& arguments) {
                     << std::endl;
         } else {
           std::cout << "version " << file.version.number << " (step " << file.step << ") in "
-                    << file.path << ": "
+                    << Printable(file.path) << ": "
                     << (file.update.whole ? std::string("all")
                                           : absl::StrCat(file.update.changed.size(), " of"))
                     << " " << file.tensors << " tensors, " << HumanBytes(file.update.received_bytes)
