@@ -227,6 +227,35 @@ TEST_F(WorkerTest, AContributionThatWasLostWithTheServerIsSentWhole) {
   EXPECT_EQ(Weight(), -4);
 }
 
+TEST_F(WorkerTest, ARoundThatIsGivenUpIsPushedAgain) {
+  OptimizerConfig config;
+  config.algorithm = Algorithm::kSgd;
+  config.hyperparameters.lr = 1;
+  config.rounds.quorum = 2;
+  const Client client = Connect();
+  ASSERT_TRUE(client.ConfigureOptimizer("m", config).ok());
+  PushOptions options;
+  options.overrides.resize(1);
+  options.overrides[0].group = 0;
+  options.overrides[0].hyperparameters.lr = 8;
+  absl::StatusOr<StepResult> step;
+  std::thread push(
+      [&] { step = Worker(Connect(), "m", "w1", patient_).Push(Gradient(2), options); });
+  while (!client.GetOptimizer("m")->round) {
+  }
+  // Group 0 is another now, so what the override was for is not known.
+  config.groups.resize(1);
+  config.groups[0].selection.globs = {"none*"};
+  config.rounds.quorum = 1;
+  const auto configured = client.ConfigureOptimizer("m", config);
+  push.join();
+  ASSERT_TRUE(configured.ok()) << configured.status();
+  ASSERT_TRUE(step.ok()) << step.status();
+  EXPECT_EQ(step->outcome, StepOutcome::kApplied);
+  EXPECT_EQ(step->contributions, 1u);
+  EXPECT_EQ(Weight(), -2);
+}
+
 TEST_F(WorkerTest, WaitsUntilItMayContributeAgain) {
   Configure(2);
   PushOptions no_wait;
