@@ -122,7 +122,7 @@ struct TensorInfo {
   uint64_t changed_version = 0;
   std::optional<uint64_t> xxh3;
   std::optional<TensorStatistics> statistics;
-  std::string slot;  // spec.slot
+  std::string slot;               // spec.slot
   std::optional<uint32_t> group;  // of a parameter: in OptimizerInfo::groups; unset: none
 };
 

@@ -127,6 +127,7 @@ void Visit(DType dtype, Visitor visit) {
 }  // namespace
 
 void CastElements(DType from, const uint8_t* src, DType to, uint8_t* dst, int64_t count) {
+  if (count == 0) return;
   if (from == to) {
     std::memmove(dst, src, static_cast<size_t>(count) * DTypeSize(from));
     return;

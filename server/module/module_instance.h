@@ -83,8 +83,7 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   // Holds the current version. FAILED_PRECONDITION MODULE_EMPTY; ABORTED MODULE_DELETED;
   // RESOURCE_EXHAUSTED SNAPSHOT_LIMIT (server/state/hold_ledger.h says what is counted and when).
   absl::StatusOr<Snapshot> Hold();
-  // Holds the version of that number if it is current or still held by somebody; else NOT_FOUND
-  // SNAPSHOT_NOT_FOUND, saying which is current and to pin what is to be read later.
+  // The version of that number if it is current or still held by somebody; else SNAPSHOT_NOT_FOUND.
   absl::StatusOr<Snapshot> HoldNumber(uint64_t number);
   // Whether HoldNumber could hold it just now; nothing is held by asking.
   bool IsHeld(uint64_t number) const { return ledger_->IsHeld(number); }
@@ -122,30 +121,14 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   // RESOURCE_EXHAUSTED DEVICE_MEMORY. On any error all is as it was.
   void Move(Device* device, std::optional<DType> dtype, Done<VersionRef> done);
 
-  // The whole decision is made on the strand, in this order: the worker's record (a repeat gets its
-  // answer with `replayed`; a lower sequence or the same with another payload is SEQUENCE_REUSED),
-  // NO_OPTIMIZER, whether the worker may push now (ALREADY_CONTRIBUTED, ACCUMULATION_LOST,
-  // WORKER_LIMIT), the base (INCARNATION_CHANGED, STALE_BASE by the optimizer's max_staleness), a
-  // rematch when the schema has changed (NOT_IN_A_GROUP; what is frozen by now is dropped where
-  // ignore_frozen is set), then the step, or the round that it joins, or the sum that it is added
-  // to. Only what was taken is recorded. INVALID_FIELD for a worker without a sequence or the
-  // reverse, rounds or an accumulation without either, a weight or grad_scale that is not positive
-  // and finite (of a round: in sum), overrides or `wait` on a push that accumulates, a base that
-  // was never published. NOT_FOUND STEP_NOT_SEEN for a header alone whose step is not the worker's
-  // last. With `wait`, the answer of a contribution is given when its round closes (or the server
-  // drains, UNAVAILABLE DRAINING, or EndWait). A step that a round fails to make for want of memory
-  // is refused to the worker that would have closed it, and the round stays open. A change that the
-  // round does not fit gives it up: ABORTED ROUND_GIVEN_UP, after a load of parameters STALE_BASE;
-  // all may push the same sequence again. A base older than the last 4096 runs of consecutive
-  // parameter changes is stale whatever max_staleness is, unless that is unset.
+  // One push: server/module/step_request.h says what is decided about it, in which order.
   void ApplyStep(StepRequest request, Done<StepAnswer> done);
   // The answer to (worker, sequence) when that is the worker's last push; nullopt when it is new
   // and may be pushed: else SEQUENCE_REUSED (a higher one was seen), ALREADY_CONTRIBUTED,
   // WORKER_LIMIT.
   void FindStep(std::string worker, uint64_t sequence, Done<std::optional<StepAnswer>> done);
 
-  // Closes a round whose timeout is over, and forgets workers that are idle. To be called now and
-  // then; costs nothing while there is nothing to close or to forget.
+  // Closes a round whose timeout is over, and forgets idle workers. To be called now and then.
   void Tick();
   // The caller of StepRequest::call has gone: its wait ends, its contribution counts.
   void EndWait(std::string worker, const void* call);
@@ -153,11 +136,10 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   void EndWaits(absl::Status status);
 
   // Publishes a staged load. ABORTED STALE_BASE when the schema is no longer the one that was
-  // planned against, the module moved to another device since its tensors were staged, or `base` is
-  // given and no longer current. Optimizer state: `restored` replaces
-  // it, and the worker table, metadata and step count (its optimizer too, where it has one; else
-  // the module's own stays, without state); without it the state stays where dtype and shape do,
-  // and master copies are dropped, to be made anew from the loaded values.
+  // planned against, the module moved to another device, or `base` is given and not current.
+  // `restored` replaces optimizer state, worker table, metadata and step count (the optimizer too,
+  // where it has one; else the module's own stays, without state); without it the state stays where
+  // dtype and shape do, and master copies are made anew from the loaded values.
   void CommitLoad(StagedLoad load, std::optional<Version> base,
                   std::optional<RestoredState> restored, Done<VersionRef> done);
 
@@ -179,8 +161,7 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
 
   // Nothing is published after it. Watchers are told.
   void Delete(absl::AnyInvocable<void()> done);
-  // The same if it is still empty, which is decided on the strand, where loads commit: calls
-  // `on_delete` just before; `done` says whether it was deleted by this call.
+  // The same if it is still empty: calls `on_delete` before; `done` says whether it was deleted.
   void DeleteIfEmpty(absl::AnyInvocable<void()> on_delete, absl::AnyInvocable<void(bool)> done);
 
   // Calls `on_change` after each publish and after Delete, from the strand, until the subscription
@@ -242,11 +223,11 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   absl::Status CloseRoundIfComplete();
   void TickOnStrand();
   void EndWaitsOnStrand(const absl::Status& status);
-  // What a change of schema or optimizer means for what was pushed and waits, in the open round or
-  // accumulated. To be called after each such change; `change` is what the module did ("was cast"),
-  // `before` its optimizer before it. What is frozen or in no group by now is left out. What does
-  // not fit any more is given up: all of the round, and accumulated gradients of each worker alone.
-  // Closes the round if it has enough.
+  // After a change of schema or optimizer, for what was pushed and waits in the round or
+  // accumulated: leaves out what is frozen or in no group by now, and gives up what does not fit
+  // any more, all of the round but accumulated gradients of each worker alone; then closes the
+  // round if it has enough. `change` is what the module did ("was cast"), `before` its optimizer
+  // before it.
   void SettlePending(absl::string_view change, const Optimizer* before);
   absl::Status RefitRound(const Optimizer* before);
   absl::Status Refit(GradientSet& gradients) const;
@@ -257,9 +238,8 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   void DropPending(const absl::Status& status);
   // For the rounds of `optimizer` (null: none). RESOURCE_EXHAUSTED PUSH_MEMORY.
   absl::Status SetMemoryAside(const Optimizer* optimizer, const ModuleSchema& schema);
-  // Gives back what was set aside for more than that, and is not in use any more.
-  void TrimMemoryAside();
-  void ShowTraining();  // what training_info() tells
+  void TrimMemoryAside();  // gives back what was set aside for more, and is no longer in use
+  void ShowTraining();     // what training_info() tells
   absl::Time Now() const { return environment_.clock ? environment_.clock() : absl::Now(); }
   absl::StatusOr<VersionRef> CommitOnStrand(StagedLoad& load, const std::optional<Version>& base,
                                             std::optional<RestoredState>& restored);
@@ -271,7 +251,6 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   StepDemand DemandOfSteps(const ModuleVersion& version,
                            const std::shared_ptr<const Optimizer>& optimizer);
   absl::StatusOr<VersionRef> MoveOnStrand(Device* device, std::optional<DType> dtype);
-  // Copies what was staged before a move to where the module is now.
   absl::Status BringGradients(Device& device, GradientSet& gradients) const;
   absl::Status CheckStagedFor(const ModuleVersion& current, absl::Span<const StorageRef> storages,
                               const OptimizerState* state) const;

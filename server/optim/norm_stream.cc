@@ -5,6 +5,7 @@
 
 #include "server/optim/block_kernels.h"
 #include "server/optim/default_arithmetic.h"
+#include "server/optim/tree_sum.h"
 
 namespace modelstate {
 
@@ -60,15 +61,6 @@ TensorNorm NormStream::Finish() {
   const DefaultArithmetic arithmetic;
   if (!impl_->begun.empty()) impl_->AddBlock(impl_->begun.data(), impl_->begun.size());
   return {TreeSum(absl::MakeSpan(impl_->sums)), impl_->finite};
-}
-
-double TreeSum(absl::Span<double> values) {
-  if (values.empty()) return 0;
-  for (size_t count = values.size(); count > 1; count = (count + 1) / 2) {
-    for (size_t i = 0; i < count / 2; ++i) values[i] = values[2 * i] + values[2 * i + 1];
-    if (count % 2 != 0) values[count / 2] = values[count - 1];
-  }
-  return values[0];
 }
 
 }  // namespace modelstate

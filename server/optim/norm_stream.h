@@ -34,10 +34,6 @@ class NormStream {
   const std::unique_ptr<Impl> impl_;
 };
 
-// Sums neighbours, then neighbours of those: a tree that depends on the count alone. Overwrites
-// `values`.
-double TreeSum(absl::Span<double> values);
-
 }  // namespace modelstate
 
 #endif  // MODELSTATE_SERVER_OPTIM_NORM_STREAM_H_

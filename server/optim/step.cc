@@ -9,8 +9,8 @@
 #include "common/base/status.h"
 #include "server/optim/block_kernels.h"
 #include "server/optim/default_arithmetic.h"
-#include "server/optim/norm_stream.h"
 #include "server/optim/step_plan.h"
+#include "server/optim/tree_sum.h"
 
 namespace modelstate {
 namespace {

@@ -116,7 +116,8 @@ __device__ inline void Keep(const CudaTensor<T>& tensor, uint64_t at,
 template <typename Rule, typename T, int kVariant, bool kPlain>
 constexpr int Groups() {
   const bool all_slots = std::size(Rule::kSlots) == 3 && Rule::Uses(kVariant, 2);
-  return kPlain && !all_slots && sizeof(T) == 4 ? 4 : 2;
+  if (!kPlain) return 1;
+  return !all_slots && sizeof(T) == 4 ? 4 : 2;
 }
 
 // Two thread blocks at once are asked for; left alone, the compiler would have more of them, with

@@ -54,9 +54,8 @@ class CheckpointFixture : public ModuleFixture {
                         source->Stage(std::move(plan), device_, *push_budget_, compute_, control));
     std::optional<RestoredState> restored;
     if (!weights_only) {
-      MS_ASSIGN_OR_RETURN(restored,
-                          source->Restore(*staged.plan.schema, device_, *push_budget_, control,
-                                          &compute_));
+      MS_ASSIGN_OR_RETURN(restored, source->Restore(*staged.plan.schema, device_, *push_budget_,
+                                                    control, &compute_));
     }
     return Await<VersionRef>([&](ModuleInstance::Done<VersionRef> done) {
       module.CommitLoad(std::move(staged), std::nullopt, std::move(restored), std::move(done));
