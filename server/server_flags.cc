@@ -35,7 +35,7 @@ ABSL_FLAG(ByteSize, max_chunk_bytes, ByteSize{uint64_t{2} << 20}, "largest chunk
 ABSL_FLAG(int32_t, compute_threads, 0, "threads for optimizer steps; 0: one per hardware thread");
 ABSL_FLAG(int32_t, io_threads, 4, "threads for checkpoints");
 ABSL_FLAG(int32_t, network_threads, 0,
-          "threads that receive and send; 0: one per four hardware threads, at least one");
+          "threads that receive and send; 0: one per four hardware threads, at least two");
 ABSL_FLAG(
     std::string, transport_profile, "auto",
     "how sockets are set up: lan (loopback and local networks: fixed buffers, no pacing), wan "

@@ -11,23 +11,23 @@
 
 namespace modelstate {
 
-Call::Call(CallQueues* queues, grpc::ServerCompletionQueue* queue)
-    : queues_(*queues), queue_(queue) {
+Call::Call(CallQueues* queues, size_t queue) : queues_(*queues), queue_(queue) {
   {
     absl::MutexLock lock(&queues_.mutex_);
-    ++queues_.calls_;
+    ++queues_.calls_[queue];
   }
   context_.AsyncNotifyWhenDone(&done_tag_);
-  queues_.service_.RequestCall(&context_, &stream_, queue, queue, &accept_tag_);
+  grpc::ServerCompletionQueue* const completions = queues_.queues_[queue].get();
+  queues_.service_.RequestCall(&context_, &stream_, completions, completions, &accept_tag_);
 }
 
 Call::~Call() {
   absl::MutexLock lock(&queues_.mutex_);
-  --queues_.calls_;
+  --queues_.calls_[queue_];
 }
 
 void Call::OnAccepted() {
-  new Call(&queues_, queue_);  // waits for the next one
+  new Call(&queues_, queues_.QueueOfNextCall(queue_));
   const auto method = queues_.methods_.find(context_.method());
   if (method == queues_.methods_.end()) {
     return Finish(absl::UnimplementedError(absl::StrCat(

@@ -79,7 +79,8 @@ class Call {
     Op op;
   };
 
-  Call(CallQueues* queues, grpc::ServerCompletionQueue* queue);
+  // Waits for a call on that one of the queues.
+  Call(CallQueues* queues, size_t queue);
   ~Call();
   void OnEvent(Op op, bool ok);
   void OnAccepted();
@@ -87,7 +88,7 @@ class Call {
   void EndPart();
 
   CallQueues& queues_;
-  grpc::ServerCompletionQueue* const queue_;
+  const size_t queue_;
   grpc::GenericServerContext context_;
   grpc::GenericServerAsyncReaderWriter stream_{&context_};
   Tag accept_tag_{this, Op::kAccept};

@@ -18,11 +18,13 @@
 
 namespace modelstate {
 
-// The completion queues that all calls run on, with a thread each.
+// The completion queues that all calls run on, with a thread each. Received bytes stay in a
+// thread's cache where no other thread polls, so a queue's thread sleeps while it has no call, and
+// further queues get calls only when one has several: a lone transfer has the one poller that is
+// fastest, and many callers share the work.
 class CallQueues {
  public:
-  // Before the server is built. One queue keeps bytes in the cache best; more share the work where
-  // there are the cores for it.
+  // Before the server is built.
   CallQueues(grpc::ServerBuilder* builder, size_t count);
   // REQUIRES: Stop was called, or Start was not.
   ~CallQueues();
@@ -34,15 +36,18 @@ class CallQueues {
 
  private:
   friend class Call;
-  static void Poll(grpc::ServerCompletionQueue* queue);
+  // The one call that is waited for is on one queue at a time: after a call on `queue`, on this.
+  size_t QueueOfNextCall(size_t queue) const;
+  void Poll(size_t queue);
 
   grpc::AsyncGenericService service_;
   Runtime* runtime_ = nullptr;
   absl::flat_hash_map<std::string, Call::Method> methods_;  // by path
   std::vector<std::unique_ptr<grpc::ServerCompletionQueue>> queues_;
   std::vector<std::thread> threads_;
-  absl::Mutex mutex_;
-  int64_t calls_ ABSL_GUARDED_BY(mutex_) = 0;  // those that are waited for as well
+  mutable absl::Mutex mutex_;
+  std::vector<int64_t> calls_ ABSL_GUARDED_BY(mutex_);  // by queue, the awaited one as well
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace modelstate

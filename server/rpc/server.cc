@@ -24,10 +24,8 @@ constexpr uint64_t kChunkOverhead = 64;
 
 constexpr char kServiceName[] = "modelstate.v1.ModelState";
 
-// Received bytes stay in a thread's cache best where no other thread polls; with many cores it pays
-// to share the work.
 size_t NetworkThreads(size_t wanted) {
-  return wanted != 0 ? wanted : std::max<size_t>(1, std::thread::hardware_concurrency() / 4);
+  return wanted != 0 ? wanted : std::max<size_t>(2, std::thread::hardware_concurrency() / 4);
 }
 
 absl::Status OptionError(absl::string_view flag, absl::string_view text) {

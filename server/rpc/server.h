@@ -29,7 +29,7 @@ struct ServerOptions {
   uint64_t max_chunk_bytes = uint64_t{2} << 20;
   size_t compute_threads = 0;  // one per hardware thread
   size_t io_threads = 4;
-  size_t network_threads = 0;  // one per four hardware threads, at least one
+  size_t network_threads = 0;  // one per four hardware threads, at least two
   TransportProfile transport_profile = TransportProfile::kAuto;
   absl::Duration max_lease = absl::Hours(1);
   size_t max_workers = 10'000;  // remembered by each module
