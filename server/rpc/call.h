@@ -46,8 +46,8 @@ class CallHandler : public RefCounted<CallHandler> {
 
 // One call of any kind, with messages as bytes, on a completion queue whose only thread polls,
 // parses and copies. Received bytes stay in that thread's cache: with gRPC's callback API its own
-// threads poll too, and bytes that one of them has read are copied by another (0.5 to 0.75 of raw
-// TCP, against 0.8 to 1).
+// threads poll too, and bytes that one of them has read are copied by another
+// (docs/adr/0006-one-kind-of-call.md has the figures).
 class Call {
  public:
   struct Method {
@@ -55,7 +55,7 @@ class Call {
     // Counted as running, refused while the server drains, and cut off when its peer stalls. Not so
     // health and reflection.
     bool admitted = true;
-    // Called when a call has arrived; its first message is being read.
+    // Called when a call has arrived; its first message is asked for next.
     std::function<RefPtr<CallHandler>(Call*)> make_handler;
   };
 
