@@ -12,6 +12,10 @@
 #include "server/device/cpu/cpu_device.h"
 #include "server/device/cpu/host_memory_source.h"
 
+#ifdef MODELSTATE_CUDA
+#include "server/device/cuda/cuda_device.h"
+#endif
+
 namespace modelstate {
 namespace {
 
@@ -36,9 +40,13 @@ absl::StatusOr<std::unique_ptr<Device>> MakeDevice(absl::string_view spec,
   }
   number = spec;
   if (spec == "cuda" || (absl::ConsumePrefix(&number, "cuda:") && ParseIndex(number, &index))) {
+#ifdef MODELSTATE_CUDA
+    return CudaDevice::Create(static_cast<int>(index), memory_limit_bytes);
+#else
     return absl::FailedPreconditionError(
         absl::StrCat("device ", spec,
                      ": support for GPUs is not built in; build with CUDA, or choose cpu or auto"));
+#endif
   }
   return MakeError(
       Reason::kInvalidField,

@@ -100,6 +100,11 @@ absl::Status Server::StartRuntime() {
   runtime_.max_chunk_bytes = options_.max_chunk_bytes;
   runtime_.stream_stall_timeout = options_.stream_stall_timeout;
   MS_ASSIGN_OR_RETURN(runtime_.devices, MakeDevices(options_.device, options_.device_memory_bytes));
+  for (const std::unique_ptr<Device>& device : runtime_.devices) {
+    if (device->host_visible()) continue;
+    return absl::FailedPreconditionError(absl::StrCat(
+        "device ", device->name(), ": modules cannot live on a GPU yet; choose cpu or auto"));
+  }
   runtime_.compute = std::make_unique<ComputePool>(options_.compute_threads);
   runtime_.readers = std::make_unique<ComputePool>(options_.io_threads);
   MS_RETURN_IF_ERROR(MakeCheckpointRoot(options_.checkpoint_root));

@@ -3,20 +3,11 @@
 #include <cstring>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+#include "server/device/copy_range.h"
 #include "server/device/cpu/host_memory_source.h"
 
 namespace modelstate {
-namespace {
-
-absl::Status CheckRange(uint64_t offset, uint64_t count, uint64_t size) {
-  if (offset <= size && count <= size - offset) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat("a copy of ", count, " bytes at offset ", offset,
-                                          " leaves its buffer of ", size, " bytes"));
-}
-
-}  // namespace
-
 CpuDevice::CpuDevice(uint64_t memory_limit_bytes, std::string name)
     : CpuDevice(std::make_unique<HostMemorySource>(),
                 memory_limit_bytes != 0 ? memory_limit_bytes : HostMemoryBytes() / 4 * 3,
@@ -29,14 +20,14 @@ CpuDevice::CpuDevice(std::unique_ptr<MemorySource> source, uint64_t memory_limit
 
 absl::Status CpuDevice::CopyFromHost(absl::Span<const uint8_t> src, DeviceBuffer& dst,
                                      uint64_t offset) {
-  if (absl::Status status = CheckRange(offset, src.size(), dst.size()); !status.ok()) return status;
+  MS_RETURN_IF_ERROR(CheckCopyRange(offset, src.size(), dst.size()));
   if (!src.empty()) std::memcpy(dst.data() + offset, src.data(), src.size());
   return absl::OkStatus();
 }
 
 absl::Status CpuDevice::CopyToHost(const DeviceBuffer& src, uint64_t offset,
                                    absl::Span<uint8_t> dst) {
-  if (absl::Status status = CheckRange(offset, dst.size(), src.size()); !status.ok()) return status;
+  MS_RETURN_IF_ERROR(CheckCopyRange(offset, dst.size(), src.size()));
   if (!dst.empty()) std::memcpy(dst.data(), src.data() + offset, dst.size());
   return absl::OkStatus();
 }
