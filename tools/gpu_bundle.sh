@@ -10,10 +10,10 @@ case ${1:-} in
 esac
 build=${1:-build/cuda}
 bundle=build/gpu_bundle
-programs=(tests/cuda_device_test tests/cuda_step_test bin/cuda_optimizer_bench)
+programs=(tests/device_test tests/cuda_device_test tests/cuda_step_test bin/cuda_optimizer_bench)
 
 [ -f "$build/build.ninja" ] || cmake --preset cuda -B "$build" >&2
-cmake --build "$build" --target cuda_device_test cuda_step_test cuda_optimizer_bench >&2
+cmake --build "$build" --target device_test cuda_device_test cuda_step_test cuda_optimizer_bench >&2
 
 rm -rf "$bundle"
 # The C library apart: where the machine's own is newer, programs run with that.
@@ -30,7 +30,7 @@ done | sort -u | while read -r library; do
 done
 # The driver's library asks for these names of the C library too.
 for name in libdl.so.2 libpthread.so.0 librt.so.1; do
-  cp -L "$(dirname "$(ldd "$build/${programs[0]}" | awk '/libc\.so/{print $3}')")/$name" "$bundle/libc/"
+  cp -L "$(dirname "$(ldd "$build/${programs[1]}" | awk '/libc\.so/{print $3}')")/$name" "$bundle/libc/"
 done
 cp tools/run_gpu_checks.sh bench/torch_cuda_optim.py "$bundle/"
 tar -C build -czf build/gpu_bundle.tar.gz gpu_bundle

@@ -48,6 +48,7 @@ else
   echo 'no nvidia-smi'
 fi
 if [ "$what" != --bench ]; then
+  check device_conformance "${start[@]}" "$here/bin/device_test" --gtest_filter="Devices/*"
   check cuda_device_test "${start[@]}" "$here/bin/cuda_device_test"
   check cuda_step_test "${start[@]}" "$here/bin/cuda_step_test"
   if command -v compute-sanitizer >/dev/null; then
