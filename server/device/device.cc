@@ -9,12 +9,9 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "common/base/status.h"
+#include "server/device/accelerator.h"
 #include "server/device/cpu/cpu_device.h"
 #include "server/device/cpu/host_memory_source.h"
-
-#ifdef MODELSTATE_CUDA
-#include "server/device/cuda/cuda_device.h"
-#endif
 
 namespace modelstate {
 namespace {
@@ -40,13 +37,7 @@ absl::StatusOr<std::unique_ptr<Device>> MakeDevice(absl::string_view spec,
   }
   number = spec;
   if (spec == "cuda" || (absl::ConsumePrefix(&number, "cuda:") && ParseIndex(number, &index))) {
-#ifdef MODELSTATE_CUDA
-    return CudaDevice::Create(static_cast<int>(index), memory_limit_bytes);
-#else
-    return absl::FailedPreconditionError(
-        absl::StrCat("device ", spec,
-                     ": support for GPUs is not built in; build with CUDA, or choose cpu or auto"));
-#endif
+    return MakeGpuDevice(index, memory_limit_bytes);
   }
   return MakeError(
       Reason::kInvalidField,

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
+#include "server/device/accelerator.h"
 #include "server/device/copy_range.h"
 #include "server/device/cuda/cuda_memory_source.h"
 #include "server/device/cuda/cuda_status.h"
@@ -27,17 +28,17 @@ absl::Status WaitForLane(const CudaStream& stream, absl::Status status) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Create(int index,
+absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Create(uint32_t index,
                                                                uint64_t memory_limit_bytes) {
   const std::string name = absl::StrCat("cuda:", index);
   const int count = CudaDeviceCount();
-  if (index < 0 || index >= count) {
+  if (index >= static_cast<uint32_t>(count)) {
     return absl::FailedPreconditionError(
         absl::StrCat("device ", name, ": there is no GPU of this number, the NVIDIA driver shows ",
                      count, "; check nvidia-smi and CUDA_VISIBLE_DEVICES, or choose cpu or auto"));
   }
   if (memory_limit_bytes == 0) {
-    CudaDeviceGuard guard(index);
+    CudaDeviceGuard guard(static_cast<int>(index));
     MS_RETURN_IF_ERROR(guard.status());
     size_t free = 0;
     size_t total = 0;
@@ -45,10 +46,10 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Create(int index,
         CudaStatus(cudaMemGetInfo(&free, &total), absl::StrCat("ask for the memory of ", name)));
     memory_limit_bytes = total / 4 * 3;
   }
-  MS_ASSIGN_OR_RETURN(std::unique_ptr<Lane> up, MakeLane(index));
-  MS_ASSIGN_OR_RETURN(std::unique_ptr<Lane> down, MakeLane(index));
-  return std::unique_ptr<CudaDevice>(
-      new CudaDevice(index, name, memory_limit_bytes, std::move(up), std::move(down)));
+  MS_ASSIGN_OR_RETURN(std::unique_ptr<Lane> up, MakeLane(static_cast<int>(index)));
+  MS_ASSIGN_OR_RETURN(std::unique_ptr<Lane> down, MakeLane(static_cast<int>(index)));
+  return std::unique_ptr<CudaDevice>(new CudaDevice(
+      static_cast<int>(index), name, memory_limit_bytes, std::move(up), std::move(down)));
 }
 
 absl::StatusOr<std::unique_ptr<CudaDevice::Lane>> CudaDevice::MakeLane(int index) {
@@ -98,6 +99,10 @@ absl::Status CudaDevice::FillZero(DeviceBuffer& dst) {
       CudaStatus(cudaMemsetAsync(dst.data(), 0, dst.size(), up_->stream->handle()),
                  absl::StrCat("fill ", dst.size(), " bytes on ", name_));
   return WaitForLane(*up_->stream, std::move(status));
+}
+
+absl::StatusOr<std::unique_ptr<Device>> MakeGpuDevice(uint32_t index, uint64_t memory_limit_bytes) {
+  return CudaDevice::Create(index, memory_limit_bytes);
 }
 
 }  // namespace modelstate

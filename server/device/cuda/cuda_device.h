@@ -25,7 +25,8 @@ class CudaDevice : public Device {
  public:
   // `memory_limit_bytes`: 0 is three quarters of the GPU's memory. FAILED_PRECONDITION when there
   // is no GPU of this number; RESOURCE_EXHAUSTED DEVICE_MEMORY.
-  static absl::StatusOr<std::unique_ptr<CudaDevice>> Create(int index, uint64_t memory_limit_bytes);
+  static absl::StatusOr<std::unique_ptr<CudaDevice>> Create(uint32_t index,
+                                                            uint64_t memory_limit_bytes);
 
   const std::string& name() const override { return name_; }
   bool host_visible() const override { return false; }
