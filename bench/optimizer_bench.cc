@@ -1,5 +1,5 @@
-// What a step costs from a complete push to its result, against the loop that a person would write
-// to step in place, on the same threads and interleaved in the same run.
+// What a step costs from a complete push to the version that it publishes, against the loop that a
+// person would write to step in place, on the same threads and interleaved in the same run.
 //
 //   build/release/bin/optimizer_bench [--sections=adamw,sets,adam,sgd,tensors,bf16,round]
 //       [--elements=100000000] [--rounds=15] [--threads=0]
@@ -11,6 +11,7 @@
 // each.
 
 #include <algorithm>
+#include <asio/thread_pool.hpp>
 #include <cstdio>
 #include <cstring>
 #include <functional>
@@ -25,10 +26,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
 #include "bench/plain_optimizers.h"
 #include "bench/support.h"
 #include "common/base/tensor_cast.h"
 #include "server/device/cpu/cpu_device.h"
+#include "server/module/module_instance.h"
 #include "server/optim/norm_stream.h"
 #include "server/optim/step.h"
 
@@ -45,8 +48,19 @@ namespace {
 struct Machine {
   CpuDevice device{uint64_t{1} << 40};
   ComputePool compute{static_cast<size_t>(absl::GetFlag(FLAGS_threads))};
+  asio::thread_pool strands{1};
   std::shared_ptr<MemoryBudget> budget =
       std::make_shared<MemoryBudget>(Reason::kPushMemory, "memory for pushes", "", ~0ull);
+
+  ModuleEnvironment Environment() {
+    ModuleEnvironment environment;
+    environment.device = &device;
+    environment.compute = &compute;
+    environment.strands = &strands;
+    environment.snapshot_budget = budget;
+    environment.push_budget = budget;
+    return environment;
+  }
 };
 
 size_t Elements() { return static_cast<size_t>(absl::GetFlag(FLAGS_elements)); }
@@ -91,16 +105,16 @@ struct StepSpec {
   Algorithm algorithm = Algorithm::kAdamW;
   size_t tensors = 1;
   DType dtype = DType::kF32;
-  int contributions = 1;
+  uint32_t contributions = 1;
   // The gradients' norms are known when the step begins, as of a push in chunks, whose receiver
   // computes them. Not so in rounds and of what was accumulated.
   bool norms = true;
 };
 
-// A module that is stepped as a module instance does it.
-class SteppedModule {
+// The parameters of a spec, and the pushes that a server would have received for them.
+class Pushes {
  public:
-  SteppedModule(Machine& machine, const StepSpec& spec) : machine_(machine), spec_(spec) {
+  Pushes(Machine& machine, const StepSpec& spec) : machine_(machine), spec_(spec) {
     std::vector<TensorSpec> specs(spec.tensors);
     for (size_t i = 0; i < specs.size(); ++i) {
       specs[i].name = absl::StrCat("p", i);
@@ -108,64 +122,138 @@ class SteppedModule {
       specs[i].shape = OrDie(Shape::Create({static_cast<int64_t>(Elements() / spec.tensors)}));
       table_.push_back({specs[i].name, TensorKind::kGradient, spec.dtype, specs[i].shape});
     }
-    version_.device = &machine.device;
-    version_.schema = OrDie(ModuleSchema::Create(std::move(specs), 1));
-    for (const TensorSpec& tensor : version_.schema->specs()) {
+    schema_ = OrDie(ModuleSchema::Create(std::move(specs), 1));
+  }
+
+  const std::shared_ptr<const ModuleSchema>& schema() const { return schema_; }
+
+  std::vector<StorageRef> Zeros() {
+    std::vector<StorageRef> storages;
+    for (const TensorSpec& tensor : schema_->specs()) {
       RefPtr<TensorStorage> storage =
-          OrDie(TensorStorage::Allocate(machine.device, tensor.nbytes()));
-      if (!machine.device.FillZero(storage->MutableBuffer()).ok()) std::exit(1);
-      version_.storages.push_back(std::move(storage));
+          OrDie(TensorStorage::Allocate(machine_.device, tensor.nbytes()));
+      if (!machine_.device.FillZero(storage->MutableBuffer()).ok()) std::exit(1);
+      storages.push_back(std::move(storage));
     }
+    return storages;
+  }
+
+  GradientSet Receive(MemoryBudget& budget) {
+    GradientSet gradients = OrDie(StageGradients(schema_, table_, machine_.device, budget));
+    NormStream norm;
+    for (GradientSet::Entry& entry : gradients.entries) {
+      const absl::Span<uint8_t> bytes = entry.storage->MutableHostBytes();
+      if (spec_.tensors == 1) {
+        FillGradients(machine_, spec_.dtype, bytes);
+      } else {
+        std::fill_n(reinterpret_cast<float*>(bytes.data()), bytes.size() / sizeof(float), 0.1F);
+      }
+      if (!spec_.norms) continue;
+      norm.Begin(spec_.dtype, spec_.dtype, 1);
+      norm.Update(bytes);
+      entry.norm = norm.Finish();
+    }
+    return gradients;
+  }
+
+ private:
+  Machine& machine_;
+  const StepSpec spec_;
+  std::vector<PushedTensor> table_;
+  std::shared_ptr<const ModuleSchema> schema_;
+};
+
+OptimizerConfig MakeConfig(const StepSpec& spec, bool clip) {
+  OptimizerConfig config;
+  config.algorithm = spec.algorithm;
+  config.rounds.quorum = spec.contributions;
+  if (spec.algorithm == Algorithm::kSgd) config.hyperparameters.momentum = 0.9;
+  if (clip) config.max_grad_norm = 1;
+  return config;
+}
+
+// A module as a server hosts it.
+class HostedModule {
+ public:
+  HostedModule(Machine& machine, const StepSpec& spec)
+      : spec_(spec),
+        pushes_(machine, spec),
+        module_(std::make_shared<ModuleInstance>("bench", machine.Environment(), pushes_.schema(),
+                                                 pushes_.Zeros(), ModuleMetadata())) {}
+
+  // Seconds from the last push of a step to the answer that its version is published.
+  double Run(bool clip) {
+    if (clip != clip_) {
+      clip_ = clip;
+      Await<ModuleInstance::ConfigureResult>(
+          [&](auto done) { module_->ConfigureOptimizer(MakeConfig(spec_, clip), false, done); });
+    }
+    ++sequence_;
+    double begin = 0;
+    StepAnswer answer;
+    for (uint32_t i = 0; i < spec_.contributions; ++i) {
+      StepRequest request;
+      request.worker = absl::StrCat("worker", i);
+      request.sequence = sequence_;
+      request.gradients = pushes_.Receive(*module_->push_budget());
+      begin = Now();
+      answer = Await<StepAnswer>(
+          [&](auto done) { module_->ApplyStep(std::move(request), std::move(done)); });
+    }
+    const double seconds = Now() - begin;
+    if (answer.outcome != StepOutcome::kApplied || (clip && answer.clip_coef == 1)) std::exit(1);
+    return seconds;
+  }
+
+ private:
+  template <typename T, typename Call>
+  static T Await(Call call) {
+    absl::Notification done;
+    absl::StatusOr<T> result;
+    call([&](absl::StatusOr<T> answer) {
+      result = std::move(answer);
+      done.Notify();
+    });
+    done.WaitForNotification();
+    return OrDie(std::move(result));
+  }
+
+  const StepSpec spec_;
+  Pushes pushes_;
+  const std::shared_ptr<ModuleInstance> module_;
+  std::optional<bool> clip_;
+  uint64_t sequence_ = 0;
+};
+
+// Only the step, by each instruction set; a server takes the best that there is.
+class BareStep {
+ public:
+  explicit BareStep(Machine& machine) : machine_(machine), pushes_(machine, {}) {
+    version_.device = &machine.device;
+    version_.schema = pushes_.schema();
+    version_.storages = pushes_.Zeros();
     state_.parameters.resize(version_.schema->size());
   }
 
-  // Seconds of one step.
-  double Run(bool clip, std::optional<InstructionSet> set = std::nullopt) {
-    OptimizerConfig config;
-    config.algorithm = spec_.algorithm;
-    if (spec_.algorithm == Algorithm::kSgd) config.hyperparameters.momentum = 0.9;
-    if (clip) config.max_grad_norm = 1;
-    const auto optimizer = OrDie(Optimizer::Create(config, *version_.schema));
+  double Run(InstructionSet set) {
+    const auto optimizer = OrDie(Optimizer::Create(MakeConfig({}, true), *version_.schema));
     StepOptions options;
     options.hyperparameters = OrDie(optimizer->Resolve({}));
     options.instruction_set = set;
-    std::vector<Contribution> contributions(static_cast<size_t>(spec_.contributions));
-    for (Contribution& contribution : contributions) {
-      GradientSet gradients =
-          OrDie(StageGradients(version_.schema, table_, machine_.device, *machine_.budget));
-      if (spec_.tensors == 1) {
-        FillGradients(machine_, spec_.dtype, gradients.entries[0].storage->MutableHostBytes());
-      } else {
-        for (GradientSet::Entry& entry : gradients.entries) {
-          const absl::Span<uint8_t> bytes = entry.storage->MutableHostBytes();
-          std::fill_n(reinterpret_cast<float*>(bytes.data()), bytes.size() / sizeof(float), 0.1F);
-        }
-      }
-      if (spec_.norms) Receive(gradients);
-      contribution.parts.push_back({std::move(gradients)});
-    }
+    std::vector<Contribution> contributions(1);
+    contributions.front().parts.push_back({pushes_.Receive(*machine_.budget)});
     const double begin = Now();
     StepResult result = OrDie(
         ApplyOptimizerStep(version_, *optimizer, options, contributions, state_, machine_.compute));
     version_.storages = std::move(result.storages);
     const double seconds = Now() - begin;
-    if (!result.applied || (clip && result.clip_coef == 1)) std::exit(1);
+    if (!result.applied || result.clip_coef == 1) std::exit(1);
     return seconds;
   }
 
  private:
-  void Receive(GradientSet& gradients) {
-    NormStream norm;
-    for (GradientSet::Entry& entry : gradients.entries) {
-      norm.Begin(spec_.dtype, spec_.dtype, 1);
-      norm.Update(entry.storage->HostBytes());
-      entry.norm = norm.Finish();
-    }
-  }
-
   Machine& machine_;
-  const StepSpec spec_;
-  std::vector<PushedTensor> table_;
+  Pushes pushes_;
   ModuleVersion version_;
   OptimizerState state_;
 };
@@ -207,8 +295,8 @@ void Measure(const std::string& title, std::vector<Row> rows) {
 
 void AdamWSection(Machine& machine) {
   Plain plain(machine);
-  SteppedModule module(machine, {});
-  SteppedModule no_norms(machine, {.norms = false});
+  HostedModule module(machine, {});
+  HostedModule no_norms(machine, {.norms = false});
   Measure("AdamW", {{"plain loop", 28, [&] { return plain.Run(PlainAdamW); }},
                     {"step", 28, [&] { return module.Run(false); }},
                     {"step, clipped", 28, [&] { return module.Run(true); }},
@@ -218,11 +306,11 @@ void AdamWSection(Machine& machine) {
 
 void SetsSection(Machine& machine) {
   Plain plain(machine);
-  SteppedModule module(machine, {});
+  BareStep step(machine);
   std::vector<Row> rows = {{"plain loop", 28, [&] { return plain.Run(PlainAdamW); }}};
   for (InstructionSet set : SupportedInstructionSets()) {
     rows.push_back({absl::StrCat("step, clipped, ", InstructionSetName(set)), 28,
-                    [&module, set] { return module.Run(true, set); }});
+                    [&step, set] { return step.Run(set); }});
   }
   Measure("AdamW by instruction set", std::move(rows));
 }
@@ -230,15 +318,15 @@ void SetsSection(Machine& machine) {
 void OneRule(Machine& machine, const std::string& title, Algorithm algorithm, PlainLoop loop,
              double bytes) {
   Plain plain(machine);
-  SteppedModule module(machine, {.algorithm = algorithm});
+  HostedModule module(machine, {.algorithm = algorithm});
   Measure(title, {{"plain loop", bytes, [&] { return plain.Run(loop); }},
                   {"step", bytes, [&] { return module.Run(false); }},
                   {"step, clipped", bytes, [&] { return module.Run(true); }}});
 }
 
 void TensorsSection(Machine& machine) {
-  SteppedModule one(machine, {});
-  SteppedModule many(machine, {.tensors = Elements() / 1000});
+  HostedModule one(machine, {});
+  HostedModule many(machine, {.tensors = Elements() / 1000});
   Measure("AdamW, many tensors",
           {{"1 tensor", 28, [&] { return one.Run(true); }},
            {"tensors of 1,000 elements", 28, [&] { return many.Run(true); }}});
@@ -246,7 +334,7 @@ void TensorsSection(Machine& machine) {
 
 void BFloat16Section(Machine& machine) {
   Plain plain(machine);
-  SteppedModule module(machine, {.dtype = DType::kBF16});
+  HostedModule module(machine, {.dtype = DType::kBF16});
   // Read g (2), master, m, v; write p (2), master, m, v.
   Measure("AdamW, BF16 with F32 masters",
           {{"plain loop in F32", 28, [&] { return plain.Run(PlainAdamW); }},
@@ -255,7 +343,7 @@ void BFloat16Section(Machine& machine) {
 
 void RoundSection(Machine& machine) {
   Plain plain(machine);
-  SteppedModule module(machine, {.contributions = 4, .norms = false});
+  HostedModule module(machine, {.contributions = 4, .norms = false});
   // Read four gradients twice, p, m, v; write p, m, v.
   Measure("AdamW, round of 4",
           {{"plain loop, one gradient", 28, [&] { return plain.Run(PlainAdamW); }},

@@ -34,7 +34,7 @@ DeviceBuffer::DeviceBuffer(DeviceBuffer&& other) noexcept
 
 DeviceBuffer& DeviceBuffer::operator=(DeviceBuffer&& other) noexcept {
   if (this != &other) {
-    if (pool_ != nullptr) pool_->Return(ptr_, bytes_);
+    BufferPool::ReturnAll(absl::MakeSpan(this, 1));
     pool_ = std::exchange(other.pool_, nullptr);
     ptr_ = std::exchange(other.ptr_, nullptr);
     bytes_ = std::exchange(other.bytes_, 0);
@@ -42,9 +42,7 @@ DeviceBuffer& DeviceBuffer::operator=(DeviceBuffer&& other) noexcept {
   return *this;
 }
 
-DeviceBuffer::~DeviceBuffer() {
-  if (pool_ != nullptr) pool_->Return(ptr_, bytes_);
-}
+DeviceBuffer::~DeviceBuffer() { BufferPool::ReturnAll(absl::MakeSpan(this, 1)); }
 
 std::shared_ptr<BufferPool> BufferPool::Create(std::string device,
                                                std::unique_ptr<MemorySource> source,
@@ -152,13 +150,35 @@ void BufferPool::TrimLocked() {
   absl::erase_if(sizes_, [](const auto& entry) { return entry.second.slabs.empty(); });
 }
 
-void BufferPool::Return(uint8_t* ptr, size_t bytes) {
+void BufferPool::ReturnAll(absl::Span<DeviceBuffer> buffers) {
+  for (size_t begin = 0; begin < buffers.size();) {
+    BufferPool* const pool = buffers[begin].pool_;
+    size_t end = begin + 1;
+    while (end < buffers.size() && buffers[end].pool_ == pool) ++end;
+    if (pool != nullptr) pool->Return(buffers.subspan(begin, end - begin));
+    begin = end;
+  }
+}
+
+void BufferPool::Return(absl::Span<DeviceBuffer> buffers) {
   std::shared_ptr<BufferPool> last;  // ends after the lock, and the pool maybe with it
   absl::MutexLock lock(&mutex_);
-  if (--buffers_ == 0) last = std::move(self_);
-  sizes_[bytes].free.push_back(ptr);
-  used_ -= bytes;
-  pooled_ += bytes;
+  size_t bytes = 0;
+  SizeClass* size_class = nullptr;  // of `bytes`
+  for (DeviceBuffer& buffer : buffers) {
+    if (size_class == nullptr || buffer.bytes_ != bytes) {
+      bytes = buffer.bytes_;
+      size_class = &sizes_[bytes];
+    }
+    size_class->free.push_back(buffer.ptr_);
+    used_ -= bytes;
+    pooled_ += bytes;
+    buffer.pool_ = nullptr;
+    buffer.ptr_ = nullptr;
+    buffer.bytes_ = 0;
+  }
+  buffers_ -= buffers.size();
+  if (buffers_ == 0) last = std::move(self_);
 }
 
 BufferPool::Usage BufferPool::usage() const {

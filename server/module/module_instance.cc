@@ -126,9 +126,12 @@ std::shared_ptr<ModuleVersion> ModuleInstance::NextVersion(MutationKind mutation
 }
 
 void ModuleInstance::Publish(std::shared_ptr<ModuleVersion> next,
-                             std::shared_ptr<const Optimizer> optimizer, VersionChange change) {
+                             std::shared_ptr<const Optimizer> optimizer, VersionChange change,
+                             uint64_t new_state_bytes) {
   const absl::Time now = Now();
-  const uint64_t state_bytes = optimizer_state_.nbytes();
+  const uint64_t state_bytes = next->last_mutation == MutationKind::kStep
+                                   ? optimizer_state_bytes() + new_state_bytes
+                                   : optimizer_state_.nbytes();
   const StepDemand demand = DemandOfSteps(*next, optimizer);
   VersionRef version = std::move(next);
   const bool replaces_state = version->last_mutation == MutationKind::kConfigureOptimizer ||

@@ -186,7 +186,7 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   // A copy of the current version with the next number, to be changed and published.
   std::shared_ptr<ModuleVersion> NextVersion(MutationKind mutation) const;
   void Publish(std::shared_ptr<ModuleVersion> next, std::shared_ptr<const Optimizer> optimizer,
-               VersionChange change);
+               VersionChange change, uint64_t new_state_bytes = 0);  // by a step
   void NotifyWatchers();
   absl::Status DeletedError() const;
   absl::Status EmptyError() const;

@@ -92,8 +92,9 @@ absl::StatusOr<VersionRef> ModuleInstance::MoveOnStrand(Device* device,
 }
 
 absl::Status ModuleInstance::BringGradients(Device& device, GradientSet& gradients) const {
+  if (gradients.device == &device) return absl::OkStatus();
   for (GradientSet::Entry& entry : gradients.entries) {
-    if (&entry.storage->device() == &device) continue;
+    if (&entry.storage->device() == &device) continue;  // from an attempt that failed half-way
     const PushedTensor& tensor = gradients.tensors[entry.tensor];
     MS_ASSIGN_OR_RETURN(entry.storage,
                         ConvertStorage(entry.storage, tensor.dtype, tensor.dtype,
@@ -101,6 +102,7 @@ absl::Status ModuleInstance::BringGradients(Device& device, GradientSet& gradien
                                        environment_.compute));
     entry.output = nullptr;
   }
+  gradients.device = &device;
   return absl::OkStatus();
 }
 

@@ -22,6 +22,29 @@ bool IsKnownNonfinite(const Contribution& contribution) {
   return false;
 }
 
+// `next` gets what a step wrote (by schema index; null: nothing), and the rest of `current`. Makes
+// no reference to what is replaced: there may be very many tensors.
+VersionChange TakeStorages(std::vector<StorageRef> written, const ModuleVersion& current,
+                           ModuleVersion& next) {
+  const ModuleSchema& schema = *next.schema;
+  const uint64_t number = next.version.number;
+  VersionChange change;
+  for (uint32_t index = 0; index < schema.size(); ++index) {
+    const uint32_t owner = schema.owner(index);  // an earlier one where it is another
+    if (owner != index) {
+      written[index] = written[owner];
+      next.changed_version[index] = next.changed_version[owner];
+    } else if (written[index]) {
+      next.changed_version[index] = number;
+      change.AddElements(schema.spec(index));
+    } else {
+      written[index] = current.storages[index];
+    }
+  }
+  next.storages = std::move(written);
+  return change;
+}
+
 }  // namespace
 
 absl::Status ModuleInstance::CheckBase(const Version& base, const ModuleVersion& current,
@@ -120,6 +143,7 @@ absl::StatusOr<StepAnswer> ModuleInstance::RunStep(const std::vector<GroupOverri
   std::shared_ptr<ModuleVersion> next;
   StepAnswer answer;
   StepResult result;
+  VersionChange change;
   {
     const VersionRef current = Current();
     StepOptions options;
@@ -128,19 +152,26 @@ absl::StatusOr<StepAnswer> ModuleInstance::RunStep(const std::vector<GroupOverri
     for (Contribution& contribution : contributions) {
       for (ScaledGradients& part : contribution.parts) {
         MS_RETURN_IF_ERROR(BringUpToDate(*current, part.gradients));
-        staged += part.gradients.staged_bytes();
+        staged += part.gradients.reserved_bytes();
       }
     }
-    MS_RETURN_IF_ERROR(EnsureOutputs(*current->schema, *current->device, *push_budget(),
-                                     *environment_.compute, contributions));
+    const std::shared_ptr<MemoryBudget> output_budget = push_budget();
+    options.output_budget = output_budget.get();
     largest_push_ = std::max(largest_push_, staged);
-    next = NextVersion(MutationKind::kStep);  // before the step: nothing may fail after it
+    // Before the step: nothing may fail after it. The storages will be those of the result.
+    next = std::make_shared<ModuleVersion>();
+    static_cast<VersionFacts&>(*next) = *current;
+    ++next->version.number;
+    ++next->step;
+    next->last_mutation = MutationKind::kStep;
+    next->changed_version = current->changed_version;
     answer.contributions = static_cast<uint32_t>(contributions.size());
     answer.quorum = optimizer->config().rounds.quorum;
     MS_ASSIGN_OR_RETURN(result, ApplyOptimizerStep(*current, *optimizer, options, contributions,
                                                    optimizer_state_, *environment_.compute));
     answer.version = current->version;
     answer.step = current->step;
+    if (result.applied) change = TakeStorages(std::move(result.storages), *current, *next);
   }
   answer.grad_norm = result.grad_norm;
   answer.clip_coef = result.clip_coef;
@@ -157,23 +188,12 @@ absl::StatusOr<StepAnswer> ModuleInstance::RunStep(const std::vector<GroupOverri
     contributions.clear();
     return answer;
   }
-  const ModuleSchema& schema = *next->schema;
-  const uint64_t number = next->version.number;
-  VersionChange change;
-  for (uint32_t index = 0; index < schema.size(); ++index) {
-    const StorageRef& storage = result.storages[schema.owner(index)];
-    if (!storage) continue;
-    next->storages[index] = storage;
-    next->changed_version[index] = number;
-    if (schema.owner(index) == index) change.AddElements(schema.spec(index));
-  }
-  if (change.parameters() > 0) parameter_changes_.Add(number);
+  if (change.parameters() > 0) parameter_changes_.Add(next->version.number);
   next->parameter_changes = parameter_changes_.total();
-  ++next->step;
   change.set_detail(std::move(detail));
   answer.version = next->version;
   answer.step = next->step;
-  Publish(std::move(next), optimizer, std::move(change));
+  Publish(std::move(next), optimizer, std::move(change), result.new_state_bytes);
   return answer;
 }
 

@@ -88,6 +88,7 @@ absl::Status AccumulateGradients(GradientSet more, double grad_scale, Device& de
   if (!total) {
     total.emplace();
     total->schema = more.schema;
+    total->device = more.device;
   }
   total->ignore_frozen = more.ignore_frozen;
   total->ignored = std::max(total->ignored, more.ignored);

@@ -146,6 +146,7 @@ absl::StatusOr<GradientSet> StageGradients(std::shared_ptr<const ModuleSchema> s
     if (outputs) bytes += OutputBytes(tensors[i], schema->spec(*targets[i]));
   }
   GradientSet gradients;
+  gradients.device = &device;
   gradients.ignore_frozen = ignore_frozen;
   MS_ASSIGN_OR_RETURN(gradients.reservation, push_budget.Reserve(bytes));
   gradients.entries.reserve(targets.size());
@@ -184,6 +185,12 @@ absl::Status RematchGradients(std::shared_ptr<const ModuleSchema> schema, Gradie
   gradients.entries = std::move(entries);
   gradients.schema = std::move(schema);
   return absl::OkStatus();
+}
+
+uint64_t GradientSet::reserved_bytes() const {
+  uint64_t bytes = reservation.bytes();
+  for (const MemoryBudget::Reservation& outputs : of_outputs) bytes += outputs.bytes();
+  return bytes;
 }
 
 uint64_t GradientSet::staged_bytes() const {

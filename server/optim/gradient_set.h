@@ -44,6 +44,7 @@ struct GradientSet {
     std::optional<TensorNorm> norm;
   };
   std::shared_ptr<const ModuleSchema> schema;  // that the entries were matched with
+  Device* device = nullptr;                    // where all storages are
   std::vector<PushedTensor> tensors;           // the table, in its order
   std::vector<Entry> entries;                  // in the order of `tensors`, less the ignored ones
   double norm_scale = 1;                       // of the entries' norms
@@ -51,11 +52,12 @@ struct GradientSet {
   bool ignore_frozen = false;
   uint64_t ignored = 0;
   MemoryBudget::Reservation reservation;  // of what was staged
-  // Of outputs that were added later (EnsureOutputs), maybe of another budget: what a worker has
-  // accumulated is in that of pushes, the round that it joins has its own.
+  // Of outputs that a step added, maybe of another budget: what a worker has accumulated is in that
+  // of pushes, the round that it joins has its own.
   std::vector<MemoryBudget::Reservation> of_outputs;
 
-  uint64_t staged_bytes() const;  // of all storages
+  uint64_t staged_bytes() const;    // of all storages, which are looked at
+  uint64_t reserved_bytes() const;  // for them; more where some were dropped
 };
 
 // Checks a whole push against `schema` and allocates its storages on `device`: every name known and

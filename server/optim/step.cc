@@ -22,51 +22,67 @@ struct Norm {
   std::vector<std::string> nonfinite;
 };
 
-Norm ComputeNorm(const StepPlan& plan, const WorkList& work, const ModuleSchema& schema,
-                 const BlockKernels& kernels, ComputePool& compute) {
-  std::vector<TensorNorm> norms(plan.tensors.size());
-  std::vector<size_t> first_block(plan.tensors.size() + 1, 0);  // of those without a norm
+// Of the tensors whose norms did not come with their gradients.
+std::vector<TensorNorm> ComputeNorms(const StepPlan& plan, const WorkList& work,
+                                     const BlockKernels& kernels, ComputePool& compute) {
+  std::vector<size_t> first_block(plan.tensors.size() + 1, 0);
   for (size_t t = 0; t < plan.tensors.size(); ++t) {
     const TensorStep& tensor = plan.tensors[t];
-    const bool known = tensor.norm != nullptr;
-    if (known) norms[t] = *tensor.norm;
     first_block[t + 1] =
-        first_block[t] + (known ? 0 : (tensor.elements + kBlockElements - 1) / kBlockElements);
+        first_block[t] +
+        (tensor.norm != nullptr ? 0 : (tensor.elements + kBlockElements - 1) / kBlockElements);
   }
-  if (first_block.back() > 0) {
-    std::vector<double> sums(first_block.back());
-    std::vector<uint8_t> finite(first_block.back());
-    work.ForEachItem(compute, [&](const WorkItem& item) {
-      const TensorStep& tensor = plan.tensors[item.tensor];
-      if (tensor.norm != nullptr) return;
-      for (uint64_t begin = item.begin; begin < item.end; begin += kBlockElements) {
-        const BlockNorm norm =
-            kernels.norm(plan, tensor, begin, std::min(item.end, begin + kBlockElements));
-        const size_t block = first_block[item.tensor] + begin / kBlockElements;
-        sums[block] = norm.sum_of_squares;
-        finite[block] = norm.finite;
-      }
-    });
-    for (size_t t = 0; t < plan.tensors.size(); ++t) {
-      const size_t begin = first_block[t];
-      const size_t count = first_block[t + 1] - begin;
-      if (plan.tensors[t].norm != nullptr) continue;
-      norms[t].finite = std::count(finite.begin() + static_cast<int64_t>(begin),
-                                   finite.begin() + static_cast<int64_t>(begin + count), 0) == 0;
-      norms[t].sum_of_squares = TreeSum(absl::MakeSpan(sums).subspan(begin, count));
+  std::vector<double> sums(first_block.back());
+  std::vector<uint8_t> finite(first_block.back());
+  work.ForEachItem(compute, [&](const WorkItem& item) {
+    const TensorStep& tensor = plan.tensors[item.tensor];
+    if (tensor.norm != nullptr) return;
+    for (uint64_t begin = item.begin; begin < item.end; begin += kBlockElements) {
+      const BlockNorm norm =
+          kernels.norm(plan, tensor, begin, std::min(item.end, begin + kBlockElements));
+      const size_t block = first_block[item.tensor] + begin / kBlockElements;
+      sums[block] = norm.sum_of_squares;
+      finite[block] = norm.finite;
     }
+  });
+  std::vector<TensorNorm> norms(plan.tensors.size());
+  for (size_t t = 0; t < plan.tensors.size(); ++t) {
+    if (plan.tensors[t].norm != nullptr) continue;
+    const size_t begin = first_block[t];
+    const size_t count = first_block[t + 1] - begin;
+    norms[t].finite = std::count(finite.begin() + static_cast<int64_t>(begin),
+                                 finite.begin() + static_cast<int64_t>(begin + count), 0) == 0;
+    norms[t].sum_of_squares = TreeSum(absl::MakeSpan(sums).subspan(begin, count));
   }
+  return norms;
+}
 
-  Norm norm;
-  std::vector<double> tensor_sums;
-  tensor_sums.reserve(norms.size());
-  for (size_t t = 0; t < norms.size(); ++t) {
-    tensor_sums.push_back(norms[t].sum_of_squares);
-    if (!norms[t].finite && norm.nonfinite.size() < kNamesShown) {
-      norm.nonfinite.push_back(schema.spec(plan.tensors[t].index).name);
+Norm ComputeNorm(const StepPlan& plan, const WorkList& work, const ModuleSchema& schema,
+                 const BlockKernels& kernels, ComputePool& compute) {
+  std::vector<TensorNorm> computed;
+  if (!plan.norms_known) computed = ComputeNorms(plan, work, kernels, compute);
+  std::vector<double> sums(plan.tensors.size());
+  std::atomic<bool> all_finite = true;
+  const auto norm_of = [&](size_t t) -> const TensorNorm& {
+    const TensorNorm* known = plan.tensors[t].norm;
+    return known != nullptr ? *known : computed[t];
+  };
+  ForEachPiece(plan.tensors.size(), compute, [&](size_t begin, size_t end) {
+    bool finite = true;
+    for (size_t t = begin; t < end; ++t) {
+      const TensorNorm& norm = norm_of(t);
+      sums[t] = norm.sum_of_squares;
+      finite = finite && norm.finite;
     }
+    if (!finite) all_finite = false;
+  });
+  Norm norm;
+  for (size_t t = 0; !all_finite && t < sums.size(); ++t) {
+    if (norm_of(t).finite) continue;
+    norm.nonfinite.push_back(schema.spec(plan.tensors[t].index).name);
+    if (norm.nonfinite.size() == kNamesShown) break;
   }
-  norm.total = std::sqrt(TreeSum(absl::MakeSpan(tensor_sums)));
+  norm.total = std::sqrt(TreeSum(absl::MakeSpan(sums)));
   return norm;
 }
 
@@ -84,6 +100,25 @@ uint64_t TrainableParameters(const ModuleSchema& schema, const Optimizer& optimi
     total += count;
   });
   return total;
+}
+
+// Those of the first contribution that has any, of its last part that has.
+void TakeBuffers(const ModuleSchema& schema, std::vector<Contribution>& contributions,
+                 ComputePool& compute, StepResult& result) {
+  for (Contribution& contribution : contributions) {
+    std::atomic<bool> any = false;
+    for (ScaledGradients& part : contribution.parts) {
+      std::vector<GradientSet::Entry>& entries = part.gradients.entries;
+      ForEachPiece(entries.size(), compute, [&](size_t begin, size_t end) {
+        for (size_t i = begin; i < end; ++i) {
+          if (schema.spec(entries[i].index).kind != TensorKind::kBuffer) continue;
+          result.storages[entries[i].index] = std::move(entries[i].storage);
+          any = true;
+        }
+      });
+    }
+    if (any) return;
+  }
 }
 
 }  // namespace
@@ -142,7 +177,7 @@ absl::StatusOr<StepResult> ApplyOptimizerStep(const ModuleVersion& current,
   }
 
   result.storages.resize(schema.size());
-  MS_RETURN_IF_ERROR(AllocateSlots(optimizer, state, *current.device, compute, &plan));
+  MS_RETURN_IF_ERROR(AllocateSlots(state, *current.device, compute, &plan));
   result.updated = plan.tensors.size();
   result.skipped = TrainableParameters(schema, optimizer, compute) - result.updated;
 
@@ -156,23 +191,15 @@ absl::StatusOr<StepResult> ApplyOptimizerStep(const ModuleVersion& current,
     parameter.product = tensor.product;
     result.storages[tensor.index] = std::move(*tensor.output_storage);
   });
-  for (NewSlot& slot : plan.new_slots) {
-    state.parameters[slot.index].slots[slot.place] = std::move(slot.storage);
-  }
-  for (Contribution& contribution : contributions) {
-    std::atomic<bool> any = false;
-    for (ScaledGradients& part : contribution.parts) {
-      std::vector<GradientSet::Entry>& entries = part.gradients.entries;
-      ForEachPiece(entries.size(), compute, [&](size_t begin, size_t end) {
-        for (size_t i = begin; i < end; ++i) {
-          if (schema.spec(entries[i].index).kind != TensorKind::kBuffer) continue;
-          result.storages[entries[i].index] = std::move(entries[i].storage);
-          any = true;
-        }
-      });
+  for (std::vector<NewSlot>& of_piece : plan.new_slots) {
+    for (NewSlot& slot : of_piece) {
+      RefPtr<TensorStorage>& held =
+          state.parameters[plan.tensors[slot.tensor].index].slots[slot.place];
+      if (!held) result.new_state_bytes += slot.bytes;
+      held = std::move(slot.storage);
     }
-    if (any) break;
   }
+  if (plan.has_buffers) TakeBuffers(schema, contributions, compute, result);
   contributions.clear();
   result.applied = true;
   return result;

@@ -22,6 +22,9 @@ struct StepOptions {
   std::vector<Hyperparameters> hyperparameters;
   // The bits are the same for all; nullopt: the best that this machine has.
   std::optional<InstructionSet> instruction_set;
+  // For the place of a new parameter that no gradient has the width for, where none was staged with
+  // it. Null: all were.
+  MemoryBudget* output_budget = nullptr;
 };
 
 // Gradients that were multiplied by grad_scale.
@@ -47,6 +50,7 @@ struct StepResult {
   // The new storages by schema index (null: unchanged), gradients' storages reused where widths
   // allow.
   std::vector<StorageRef> storages;
+  uint64_t new_state_bytes = 0;  // of slots that did not exist before
 };
 
 // One optimizer step over `current`.
@@ -57,11 +61,11 @@ struct StepResult {
 // the others. Buffer values are those of the first contribution that has any, of its last part that
 // has.
 //
-// Everything that can fail comes first: slots that do not exist yet or that somebody else holds are
-// allocated, the norm is computed and the gradients are checked to be finite, all before the first
-// write to optimizer state. After that it cannot fail: so either `state` and `contributions` are as
-// before and the result is an error or not applied, or `state` and result belong to the next
-// version and the gradients are consumed.
+// Everything that can fail comes first: slots that do not exist yet or that somebody else holds and
+// places for new parameters are allocated, the norm is computed and the gradients are checked to be
+// finite, all before the first write to optimizer state. After that it cannot fail: so either
+// `state` and `contributions` are as before and the result is an error or not applied, or `state`
+// and result belong to the next version and the gradients are consumed.
 //
 // Numbers: CPU scalars in double, elementwise arithmetic in F32 (F64 for F64 parameters) without
 // fused multiply-add, the norm as double sums over fixed 4096-element blocks in a fixed tree. So
@@ -69,22 +73,16 @@ struct StepResult {
 // server/rules.
 //
 // FAILED_PRECONDITION NOT_IN_A_GROUP; INVALID_ARGUMENT INVALID_FIELD (weights whose sum is not
-// finite, CheckWeightAndScale); RESOURCE_EXHAUSTED DEVICE_MEMORY.
+// finite, CheckWeightAndScale); RESOURCE_EXHAUSTED PUSH_MEMORY (of outputs), DEVICE_MEMORY.
 //
 // REQUIRES: device().host_visible(); `optimizer` resolved against current.schema; at least one
-// contribution, all matched with current.schema and with outputs (EnsureOutputs);
-// `state.parameters` sized as the schema. Runs on the module's strand; uses `compute` and returns
-// when done.
+// contribution, all matched with current.schema; `state.parameters` sized as the schema. Runs on
+// the module's strand; uses `compute` and returns when done.
 absl::StatusOr<StepResult> ApplyOptimizerStep(const ModuleVersion& current,
                                               const Optimizer& optimizer,
                                               const StepOptions& options,
                                               std::vector<Contribution>& contributions,
                                               OptimizerState& state, ComputePool& compute);
-
-// Allocates a place for each new parameter that no gradient has the width for, and that was not
-// staged with one. On an error nothing has changed. RESOURCE_EXHAUSTED PUSH_MEMORY, DEVICE_MEMORY.
-absl::Status EnsureOutputs(const ModuleSchema& schema, Device& device, MemoryBudget& push_budget,
-                           ComputePool& compute, std::vector<Contribution>& contributions);
 
 // FAILED_PRECONDITION NOT_IN_A_GROUP for a gradient of a parameter that no group has.
 absl::Status CheckGroups(const Optimizer& optimizer, const GradientSet& gradients);

@@ -1,6 +1,7 @@
 #include "server/optim/step_plan.h"
 
 #include <algorithm>
+#include <atomic>
 #include <iterator>
 #include <utility>
 
@@ -30,6 +31,11 @@ struct PartFactors {
   bool norms_apply;  // the norms that came with it are those of the part as it is added
 };
 
+absl::Status FirstError(std::vector<absl::Status> statuses) {
+  for (absl::Status& status : statuses) MS_RETURN_IF_ERROR(std::move(status));
+  return absl::OkStatus();
+}
+
 // Calls task(begin, end) for [0, count) in pieces of kTensorsPerTask, on all threads. The first
 // error in the order of the pieces.
 template <typename Task>
@@ -38,18 +44,21 @@ absl::Status TryEachPiece(size_t count, ComputePool& compute, Task task) {
   ForEachPiece(count, compute, [&](size_t begin, size_t end) {
     statuses[begin / kTensorsPerTask] = task(begin, end);
   });
-  for (absl::Status& status : statuses) MS_RETURN_IF_ERROR(std::move(status));
-  return absl::OkStatus();
+  return FirstError(std::move(statuses));
+}
+
+size_t CountEntries(absl::Span<const Contribution> contributions) {
+  size_t count = 0;
+  for (const Contribution& contribution : contributions) {
+    for (const ScaledGradients& part : contribution.parts) count += part.gradients.entries.size();
+  }
+  return count;
 }
 
 // In schema order, and for each parameter in the order of the parts.
 std::vector<Found> FindGradients(const ModuleSchema& schema,
                                  std::vector<Contribution>& contributions, ComputePool& compute) {
-  size_t count = 0;
-  for (const Contribution& contribution : contributions) {
-    for (const ScaledGradients& part : contribution.parts) count += part.gradients.entries.size();
-  }
-  std::vector<Found> found(count);
+  std::vector<Found> found(CountEntries(contributions));
   uint32_t order = 0;
   size_t first = 0;
   for (Contribution& contribution : contributions) {
@@ -92,6 +101,11 @@ RefPtr<TensorStorage>* FindOutput(const TensorSpec& spec, absl::Span<const Found
   return nullptr;
 }
 
+void SetOutput(RefPtr<TensorStorage>* storage, TensorStep* tensor) {
+  tensor->output_storage = storage;
+  tensor->output = (*storage)->MutableBuffer().data();
+}
+
 // Where in `found` the parts of each parameter begin, and its end.
 std::vector<uint32_t> FirstParts(absl::Span<const Found> found) {
   std::vector<uint32_t> first;
@@ -101,6 +115,32 @@ std::vector<uint32_t> FirstParts(absl::Span<const Found> found) {
   }
   first.push_back(static_cast<uint32_t>(found.size()));
   return first;
+}
+
+// A parameter whose new value has no place yet, and the entry that will own it.
+struct MissingOutput {
+  uint32_t tensor;
+  GradientSet::Entry* entry;
+};
+
+absl::Status AllocateOutputs(std::vector<MissingOutput> missing, const ModuleVersion& current,
+                             MemoryBudget& budget, GradientSet& owner, StepPlan* plan) {
+  const ModuleSchema& schema = *current.schema;
+  uint64_t bytes = 0;
+  for (const MissingOutput& output : missing) bytes += schema.spec(output.entry->index).nbytes();
+  MS_ASSIGN_OR_RETURN(MemoryBudget::Reservation reservation, budget.Reserve(bytes));
+  std::vector<RefPtr<TensorStorage>> storages;
+  for (const MissingOutput& output : missing) {
+    MS_ASSIGN_OR_RETURN(
+        storages.emplace_back(),
+        TensorStorage::Allocate(*current.device, schema.spec(output.entry->index).nbytes()));
+  }
+  for (size_t i = 0; i < missing.size(); ++i) {
+    missing[i].entry->output = std::move(storages[i]);
+    SetOutput(&missing[i].entry->output, &plan->tensors[missing[i].tensor]);
+  }
+  owner.of_outputs.push_back(std::move(reservation));
+  return absl::OkStatus();
 }
 
 absl::Status NotInAGroup(const TensorSpec& spec) {
@@ -116,7 +156,7 @@ absl::Status NotInAGroup(const TensorSpec& spec) {
 absl::StatusOr<StepPlan> MakeStepPlan(const ModuleVersion& current, const Optimizer& optimizer,
                                       const StepOptions& options,
                                       std::vector<Contribution>& contributions,
-                                      const OptimizerState& state, ComputePool& compute) {
+                                      OptimizerState& state, ComputePool& compute) {
   const ModuleSchema& schema = *current.schema;
   double total_weight = 0;
   for (const Contribution& contribution : contributions) total_weight += contribution.weight;
@@ -142,11 +182,15 @@ absl::StatusOr<StepPlan> MakeStepPlan(const ModuleVersion& current, const Optimi
   const RuleInfo& rule = GetRule(plan.algorithm);
   const std::vector<Found> found = FindGradients(schema, contributions, compute);
   const std::vector<uint32_t> first_parts = FirstParts(found);
+  plan.has_buffers = found.size() < CountEntries(contributions);
   plan.parts.resize(found.size());
   const size_t count = first_parts.size() - 1;
   plan.tensor_memory = std::make_unique_for_overwrite<TensorStep[]>(count);
   plan.tensors = absl::MakeSpan(plan.tensor_memory.get(), count);
-  absl::Mutex scalars_mutex;
+  plan.new_slots.resize((count + kTensorsPerTask - 1) / kTensorsPerTask);
+  std::vector<MissingOutput> missing_outputs;
+  std::atomic<bool> norms_known = true;
+  absl::Mutex mutex;  // of what all pieces add to
 
   const auto plan_tensor = [&](size_t t) -> absl::Status {
     const absl::Span<const Found> parts =
@@ -162,13 +206,19 @@ absl::StatusOr<StepPlan> MakeStepPlan(const ModuleVersion& current, const Optimi
     tensor.elements = static_cast<uint64_t>(spec.shape.num_elements());
     tensor.group = optimizer.group_of(index);
     if (tensor.group == Optimizer::kNoGroup) return NotInAGroup(spec);
-    tensor.output_storage = FindOutput(spec, parts);
-    if (parameter->size() != spec.nbytes() || tensor.output_storage == nullptr) {
+    if (parameter->size() != spec.nbytes()) {
+      return absl::InternalError(absl::StrCat("\"", spec.name, "\" has not its own size"));
+    }
+    tensor.parameter = parameter->buffer().data();
+    if (RefPtr<TensorStorage>* const output = FindOutput(spec, parts)) {
+      SetOutput(output, &tensor);
+    } else if (options.output_budget != nullptr) {
+      absl::MutexLock lock(&mutex);
+      missing_outputs.push_back({static_cast<uint32_t>(t), parts.front().entry});
+    } else {
       return absl::InternalError(
           absl::StrCat("nothing was staged that can take the new \"", spec.name, "\""));
     }
-    tensor.parameter = parameter->buffer().data();
-    tensor.output = (*tensor.output_storage)->MutableBuffer().data();
     tensor.first_part = first_parts[t];
     tensor.part_count = static_cast<uint32_t>(parts.size());
     for (size_t i = 0; i < parts.size(); ++i) {
@@ -189,19 +239,47 @@ absl::StatusOr<StepPlan> MakeStepPlan(const ModuleVersion& current, const Optimi
     const GradientSet::Entry& entry = *parts.front().entry;
     if (parts.size() == 1 && factors[parts.front().order].norms_apply && entry.norm) {
       tensor.norm = &*entry.norm;
+    } else {
+      norms_known = false;
     }
     tensor.step = before.step + 1;
     tensor.product =
         rule.next_product(options.hyperparameters[tensor.group], tensor.step, before.product);
     return absl::OkStatus();
   };
+  // In place where nobody else holds it.
+  const auto plan_slots = [&](const SlotList& kept, size_t t) -> absl::Status {
+    TensorStep& tensor = plan.tensors[t];
+    for (const SlotInfo& info : kept) {
+      const uint64_t bytes = tensor.elements * DTypeSize(info.dtype);
+      const RefPtr<TensorStorage>& held = state.parameters[tensor.index].slots[info.place];
+      if (held && held->size() != bytes) {
+        return absl::InternalError(
+            absl::StrCat("optimizer state ", info.name, " does not have its parameter's size"));
+      }
+      if (held && held->IsSoleReference()) {
+        uint8_t* const data = held->MutableBuffer().data();
+        tensor.slots[info.place] = {data, data, 0};
+      } else {
+        plan.new_slots[t / kTensorsPerTask].push_back(
+            {static_cast<uint32_t>(t), info.place, bytes, nullptr});
+      }
+    }
+    return absl::OkStatus();
+  };
   MS_RETURN_IF_ERROR(
       TryEachPiece(plan.tensors.size(), compute, [&](size_t begin, size_t end) -> absl::Status {
         const DefaultArithmetic arithmetic;
+        SlotList kept;
         for (size_t t = begin; t < end; ++t) {
           MS_RETURN_IF_ERROR(plan_tensor(t));
           TensorStep& tensor = plan.tensors[t];
           const TensorStep* last = t == begin ? nullptr : &plan.tensors[t - 1];
+          if (last == nullptr || tensor.group != last->group || tensor.dtype != last->dtype) {
+            kept =
+                KeptSlots(optimizer.config(), options.hyperparameters[tensor.group], tensor.dtype);
+          }
+          MS_RETURN_IF_ERROR(plan_slots(kept, t));
           if (last != nullptr && last->group == tensor.group && last->step == tensor.step &&
               last->product == tensor.product) {
             tensor.scalars = last->scalars;
@@ -209,39 +287,20 @@ absl::StatusOr<StepPlan> MakeStepPlan(const ModuleVersion& current, const Optimi
           }
           const RuleScalars scalars =
               rule.make_scalars(options.hyperparameters[tensor.group], tensor.step, tensor.product);
-          absl::MutexLock lock(&scalars_mutex);
+          absl::MutexLock lock(&mutex);
           tensor.scalars = static_cast<uint32_t>(plan.scalars.size());
           plan.scalars.push_back(scalars);
         }
         return absl::OkStatus();
       }));
+  plan.norms_known = norms_known;
+  std::sort(missing_outputs.begin(), missing_outputs.end(),
+            [](const MissingOutput& a, const MissingOutput& b) { return a.tensor < b.tensor; });
+  if (!missing_outputs.empty()) {
+    MS_RETURN_IF_ERROR(AllocateOutputs(missing_outputs, current, *options.output_budget,
+                                       contributions.front().parts.front().gradients, &plan));
+  }
   return plan;
-}
-
-absl::Status EnsureOutputs(const ModuleSchema& schema, Device& device, MemoryBudget& push_budget,
-                           ComputePool& compute, std::vector<Contribution>& contributions) {
-  std::vector<GradientSet::Entry*> missing;
-  uint64_t bytes = 0;
-  const std::vector<Found> found = FindGradients(schema, contributions, compute);
-  const std::vector<uint32_t> first_parts = FirstParts(found);
-  for (size_t t = 0; t + 1 < first_parts.size(); ++t) {
-    const absl::Span<const Found> parts =
-        absl::MakeConstSpan(found).subspan(first_parts[t], first_parts[t + 1] - first_parts[t]);
-    const TensorSpec& spec = schema.spec(parts.front().index);
-    if (FindOutput(spec, parts) != nullptr) continue;
-    missing.push_back(parts.front().entry);
-    bytes += spec.nbytes();
-  }
-  if (missing.empty()) return absl::OkStatus();
-  MS_ASSIGN_OR_RETURN(MemoryBudget::Reservation reservation, push_budget.Reserve(bytes));
-  std::vector<RefPtr<TensorStorage>> outputs;
-  for (const GradientSet::Entry* entry : missing) {
-    MS_ASSIGN_OR_RETURN(outputs.emplace_back(),
-                        TensorStorage::Allocate(device, schema.spec(entry->index).nbytes()));
-  }
-  for (size_t i = 0; i < missing.size(); ++i) missing[i]->output = std::move(outputs[i]);
-  contributions.front().parts.front().gradients.of_outputs.push_back(std::move(reservation));
-  return absl::OkStatus();
 }
 
 absl::Status CheckGroups(const Optimizer& optimizer, const GradientSet& gradients) {
@@ -253,62 +312,33 @@ absl::Status CheckGroups(const Optimizer& optimizer, const GradientSet& gradient
   return absl::OkStatus();
 }
 
-absl::Status AllocateSlots(const Optimizer& optimizer, OptimizerState& state, Device& device,
-                           ComputePool& compute, StepPlan* plan) {
-  struct Missing {
-    TensorStep* tensor;
-    SlotInfo info;
-    uint64_t bytes;
-  };
+absl::Status AllocateSlots(const OptimizerState& state, Device& device, ComputePool& compute,
+                           StepPlan* plan) {
   const std::span<const SlotRule> rules = GetRule(plan->algorithm).slots;
-  absl::Mutex new_slots_mutex;
-  const auto plan_piece = [&](size_t begin, size_t end) -> absl::Status {
-    std::vector<Missing> missing;
-    SlotList kept;
-    for (size_t t = begin; t < end; ++t) {
-      TensorStep& tensor = plan->tensors[t];
-      const TensorStep* last = t == begin ? nullptr : &plan->tensors[t - 1];
-      if (last == nullptr || tensor.group != last->group || tensor.dtype != last->dtype) {
-        kept = KeptSlots(optimizer.config(), plan->options->hyperparameters[tensor.group],
-                         tensor.dtype);
-      }
-      for (const SlotInfo& info : kept) {
-        const uint64_t bytes = tensor.elements * DTypeSize(info.dtype);
-        RefPtr<TensorStorage>& held = state.parameters[tensor.index].slots[info.place];
-        if (held && held->size() != bytes) {
-          return absl::InternalError(
-              absl::StrCat("optimizer state ", info.name, " does not have its parameter's size"));
-        }
-        PlannedSlot& slot = tensor.slots[info.place];
-        if (held && held->IsSoleReference()) {
-          slot.data = held->MutableBuffer().data();
-          slot.from = slot.data;
-        } else {
-          missing.push_back({&tensor, info, bytes});
-        }
-      }
+  std::vector<absl::Status> statuses(plan->new_slots.size());
+  const auto allocate = [&](NewSlot& slot) -> absl::Status {
+    MS_ASSIGN_OR_RETURN(slot.storage, TensorStorage::Allocate(device, slot.bytes));
+    const TensorStep& tensor = plan->tensors[slot.tensor];
+    const RefPtr<TensorStorage>& held = state.parameters[tensor.index].slots[slot.place];
+    PlannedSlot& planned = plan->tensors[slot.tensor].slots[slot.place];
+    planned.data = slot.storage->MutableBuffer().data();
+    planned.from = held ? held->buffer().data() : nullptr;
+    if (slot.place != kMasterPlace && rules[slot.place - 1].initial != nullptr) {
+      planned.initial = rules[slot.place - 1].initial(plan->options->hyperparameters[tensor.group]);
     }
-    // Place by place, so that what steps read in turn lies side by side.
-    std::stable_sort(missing.begin(), missing.end(), [](const Missing& a, const Missing& b) {
-      return a.info.place < b.info.place;
-    });
-    std::vector<NewSlot> new_slots;
-    for (const auto& [tensor, info, bytes] : missing) {
-      const RefPtr<TensorStorage>& held = state.parameters[tensor->index].slots[info.place];
-      MS_ASSIGN_OR_RETURN(RefPtr<TensorStorage> storage, TensorStorage::Allocate(device, bytes));
-      PlannedSlot& slot = tensor->slots[info.place];
-      slot.data = storage->MutableBuffer().data();
-      slot.from = held ? held->buffer().data() : nullptr;
-      if (info.place != kMasterPlace && rules[info.place - 1].initial != nullptr) {
-        slot.initial = rules[info.place - 1].initial(plan->options->hyperparameters[tensor->group]);
-      }
-      new_slots.push_back({tensor->index, info.place, std::move(storage)});
-    }
-    absl::MutexLock lock(&new_slots_mutex);
-    std::move(new_slots.begin(), new_slots.end(), std::back_inserter(plan->new_slots));
     return absl::OkStatus();
   };
-  return TryEachPiece(plan->tensors.size(), compute, plan_piece);
+  compute.ParallelFor(plan->new_slots.size(), [&](size_t piece) {
+    std::vector<NewSlot>& slots = plan->new_slots[piece];
+    // Place by place, so that what steps read in turn lies side by side.
+    std::stable_sort(slots.begin(), slots.end(),
+                     [](const NewSlot& a, const NewSlot& b) { return a.place < b.place; });
+    for (NewSlot& slot : slots) {
+      statuses[piece] = allocate(slot);
+      if (!statuses[piece].ok()) return;
+    }
+  });
+  return FirstError(std::move(statuses));
 }
 
 WorkList::WorkList(const StepPlan& plan, ComputePool& compute) : plan_(&plan) {

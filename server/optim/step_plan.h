@@ -59,10 +59,12 @@ struct TensorStep {
   std::array<PlannedSlot, kMaxSlots> slots;  // by place
 };
 
-// A storage that takes the place of one in ParameterState::slots, or is the first there.
+// A slot that this step begins, or that somebody else holds: its storage takes the place of what is
+// in ParameterState::slots.
 struct NewSlot {
-  uint32_t index = 0;  // of the parameter in the schema
-  size_t place = 0;
+  uint32_t tensor;  // in StepPlan::tensors
+  size_t place;
+  uint64_t bytes;
   RefPtr<TensorStorage> storage;
 };
 
@@ -72,9 +74,11 @@ struct StepPlan {
   std::unique_ptr<TensorStep[]> tensor_memory;
   absl::Span<TensorStep> tensors;
   std::vector<GradientPart> parts;
-  std::vector<RuleScalars> scalars;      // in no particular order
-  std::vector<NewSlot> new_slots;        // in no particular order
-  const StepOptions* options = nullptr;  // borrowed
+  std::vector<RuleScalars> scalars;             // in no particular order
+  std::vector<std::vector<NewSlot>> new_slots;  // by piece of kTensorsPerTask tensors
+  const StepOptions* options = nullptr;         // borrowed
+  bool norms_known = false;                     // of all tensors
+  bool has_buffers = false;                     // values of buffers were pushed too
   double clip_coef = 1;
   double clip_value = 0;  // 0: none
 };
@@ -91,17 +95,18 @@ void ForEachPiece(size_t count, ComputePool& compute, Task task) {
   });
 }
 
-// Which parameters step, where their elements are. Allocates nothing on the device. Borrows from
-// `contributions`. FAILED_PRECONDITION NOT_IN_A_GROUP.
+// Which parameters step, where their elements are. Borrows from `contributions` and `state`; gives
+// the former the outputs that they miss. FAILED_PRECONDITION NOT_IN_A_GROUP;
+// RESOURCE_EXHAUSTED PUSH_MEMORY, DEVICE_MEMORY.
 absl::StatusOr<StepPlan> MakeStepPlan(const ModuleVersion& current, const Optimizer& optimizer,
                                       const StepOptions& options,
                                       std::vector<Contribution>& contributions,
-                                      const OptimizerState& state, ComputePool& compute);
+                                      OptimizerState& state, ComputePool& compute);
 
-// Allocates the slots that begin now or that somebody else holds. On an error nothing has changed
-// but the plan.
-absl::Status AllocateSlots(const Optimizer& optimizer, OptimizerState& state, Device& device,
-                           ComputePool& compute, StepPlan* plan);
+// Allocates plan->new_slots. On an error nothing has changed but the plan. RESOURCE_EXHAUSTED
+// DEVICE_MEMORY.
+absl::Status AllocateSlots(const OptimizerState& state, Device& device, ComputePool& compute,
+                           StepPlan* plan);
 
 // What one call of a kernel computes.
 struct WorkItem {

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "server/state/module_schema.h"
@@ -26,9 +27,8 @@ enum class MutationKind : uint8_t {
 
 using ModuleMetadata = std::map<std::string, std::string>;
 
-// The whole state of a module at one version. Immutable once published: whoever holds a reference
-// reads a consistent state without any lock, for as long as it likes.
-struct ModuleVersion {
+// A version but for its tensors.
+struct VersionFacts {
   Version version;
   uint64_t step = 0;  // optimizer steps taken
   // Of the last version in which a parameter's elements changed: what staleness is counted by.
@@ -39,6 +39,16 @@ struct ModuleVersion {
 
   std::shared_ptr<const ModuleSchema> schema;
   std::shared_ptr<const ModuleMetadata> metadata;
+};
+
+// The whole state of a module at one version. Immutable once published: whoever holds a reference
+// reads a consistent state without any lock, for as long as it likes.
+struct ModuleVersion : VersionFacts {
+  ModuleVersion() = default;
+  ModuleVersion(const ModuleVersion&) = default;
+  ModuleVersion& operator=(const ModuleVersion&) = delete;
+  ~ModuleVersion() { TensorStorage::DropAll(std::move(storages)); }
+
   // By schema index; an alias refers to its owner's storage.
   std::vector<StorageRef> storages;
   // By schema index: number of the version that last changed the elements.

@@ -22,6 +22,24 @@ absl::StatusOr<RefPtr<TensorStorage>> TensorStorage::FromHost(Device& device,
   return storage;
 }
 
+void TensorStorage::DropAll(std::vector<StorageRef> storages) {
+  constexpr size_t kBatch = 256;  // buffers for which the pool is locked once
+  constexpr size_t kAhead = 8;
+  std::vector<DeviceBuffer> buffers;
+  buffers.reserve(std::min(kBatch, storages.size()));
+  for (size_t i = 0; i < storages.size(); ++i) {
+    if (i + kAhead < storages.size()) __builtin_prefetch(storages[i + kAhead].get());
+    if (storages[i] && storages[i]->IsSoleReference()) {
+      buffers.push_back(std::move(const_cast<TensorStorage&>(*storages[i]).buffer_));
+    }
+    storages[i] = nullptr;
+    if (buffers.size() < kBatch) continue;
+    BufferPool::ReturnAll(absl::MakeSpan(buffers));
+    buffers.clear();
+  }
+  BufferPool::ReturnAll(absl::MakeSpan(buffers));
+}
+
 DeviceBuffer& TensorStorage::MutableBuffer() {
   has_digest_.store(false, std::memory_order_relaxed);
   return buffer_;

@@ -202,6 +202,27 @@ TEST_F(BufferPoolTest, HandsOutFirstWhatWasFreedFirst) {
   }
 }
 
+TEST_F(BufferPoolTest, TakesBackManyBuffersOfSeveralPoolsAndSizes) {
+  std::shared_ptr<BufferPool> pool = Make(1000);
+  SourceLog other_log;
+  std::shared_ptr<BufferPool> other =
+      BufferPool::Create("cpu:1", std::make_unique<LoggedSource>(&other_log), 1000);
+  std::vector<DeviceBuffer> buffers;
+  for (size_t bytes : {10, 20, 0, 20, 10}) buffers.push_back(*pool->Allocate(bytes));
+  buffers.push_back(*other->Allocate(30));
+  buffers.push_back(*pool->Allocate(10));
+  BufferPool::ReturnAll(absl::MakeSpan(buffers));
+  for (const DeviceBuffer& buffer : buffers) {
+    EXPECT_EQ(buffer.data(), nullptr);
+    EXPECT_EQ(buffer.size(), 0u);
+  }
+  EXPECT_EQ(pool->usage().used_bytes, 0u);
+  EXPECT_EQ(pool->usage().pooled_bytes, 70u);
+  EXPECT_EQ(other->usage().pooled_bytes, 30u);
+  buffers.clear();  // nothing comes back twice
+  EXPECT_EQ(pool->usage().pooled_bytes, 70u);
+}
+
 TEST_F(BufferPoolTest, ZeroBytesCostNothing) {
   std::shared_ptr<BufferPool> pool = Make(0);
   absl::StatusOr<DeviceBuffer> empty = pool->Allocate(0);

@@ -116,9 +116,9 @@ class SteppedModule {
     MS_ASSIGN_OR_RETURN(GradientSet gradients, Stage(push));
     StepOptions options;
     options.instruction_set = instruction_set;
+    options.output_budget = budget.get();
     std::vector<Contribution> contributions(1);
     contributions[0].parts.push_back({std::move(gradients), grad_scale.value_or(1)});
-    MS_RETURN_IF_ERROR(EnsureOutputs(*version.schema, device_, *budget, *compute, contributions));
     MS_ASSIGN_OR_RETURN(options.hyperparameters, optimizer->Resolve(overrides));
     MS_ASSIGN_OR_RETURN(StepResult result, ApplyOptimizerStep(version, *optimizer, options,
                                                               contributions, state, *compute));

@@ -33,6 +33,23 @@ TEST(TensorStorage, GivesItsMemoryBackWithTheLastReference) {
   EXPECT_EQ(GetReason(TensorStorage::Allocate(device, 1001).status()), Reason::kDeviceMemory);
 }
 
+TEST(TensorStorage, DroppingManyReferencesKeepsWhatOthersHold) {
+  CpuDevice device(1 << 20);
+  std::vector<StorageRef> version;
+  for (uint8_t i = 0; i < 255; ++i) {
+    version.push_back(*TensorStorage::FromHost(device, std::vector<uint8_t>(100, i)));
+  }
+  for (uint8_t i = 0; i < 255; ++i) {
+    version.push_back(*TensorStorage::FromHost(device, std::vector<uint8_t>(50, i)));
+  }
+  version.push_back(version[7]);  // tied
+  version.push_back(nullptr);
+  const StorageRef reader = version[100];
+  TensorStorage::DropAll(std::move(version));
+  EXPECT_EQ(device.pool()->usage().used_bytes, 100u);
+  EXPECT_THAT(reader->HostBytes(), ::testing::Each(100));
+}
+
 TEST(TensorStorage, DigestIsKeptUntilABufferIsTakenForWriting) {
   CpuDevice near(uint64_t{1} << 30);
   FarDevice far(uint64_t{1} << 30);
