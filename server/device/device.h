@@ -46,7 +46,7 @@ class Device {
 };
 
 // `spec` is "cpu", "cpu:N" with N from 1 on (a further pool of host memory with a limit of its
-// own), "cuda:N" or "auto" (a GPU where there is one, else the host); anything else is
+// own), "cuda:N" or "auto" (the host: no flow runs on a GPU yet, docs/gpu.md); anything else is
 // INVALID_ARGUMENT INVALID_FIELD. A GPU that is asked for and not there, or not built in, is
 // FAILED_PRECONDITION and never a silent CPU. `memory_limit_bytes`: 0 is three quarters of the
 // device's memory.
