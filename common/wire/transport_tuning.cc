@@ -1,11 +1,14 @@
 #include "common/wire/transport_tuning.h"
 
 #include <grpc/support/sync.h>
+#include <grpcpp/impl/server_builder_option.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
 #include <array>
+#include <memory>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/strip.h"
@@ -83,6 +86,18 @@ void Destroy(grpc_socket_mutator* mutator) { delete static_cast<SocketTuner*>(mu
 
 constexpr grpc_socket_mutator_vtable kTunerTable = {nullptr, Compare, Destroy, Tune};
 
+class ProfileOption final : public grpc::ServerBuilderOption {
+ public:
+  explicit ProfileOption(TransportProfile profile) : profile_(profile) {}
+  void UpdateArguments(grpc::ChannelArguments* arguments) override {
+    SetTransportProfile(profile_, arguments);
+  }
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>*) override {}
+
+ private:
+  const TransportProfile profile_;
+};
+
 }  // namespace
 
 void SetTransportProfile(TransportProfile profile, grpc::ChannelArguments* arguments) {
@@ -90,6 +105,10 @@ void SetTransportProfile(TransportProfile profile, grpc::ChannelArguments* argum
   tuner->profile = profile;
   grpc_socket_mutator_init(tuner, &kTunerTable);
   arguments->SetSocketMutator(tuner);
+}
+
+void SetTransportProfile(TransportProfile profile, grpc::ServerBuilder* builder) {
+  builder->SetOption(std::make_unique<ProfileOption>(profile));
 }
 
 TransportProfile ProfileForTarget(TransportProfile profile, absl::string_view target) {

@@ -1,6 +1,5 @@
 #include "server/rpc/server.h"
 
-#include <grpcpp/impl/server_builder_option.h>
 #include <grpcpp/server_builder.h>
 
 #include <algorithm>
@@ -13,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/random.h"
 #include "common/base/status.h"
+#include "common/wire/transport_tuning.h"
 #include "server/rpc/reflection.h"
 
 namespace modelstate {
@@ -32,18 +32,6 @@ absl::Status OptionError(absl::string_view flag, absl::string_view text) {
   return MakeError(Reason::kInvalidField, absl::StrCat("--", flag, ": ", text),
                    {{"field", std::string(flag)}});
 }
-
-class SocketOption final : public grpc::ServerBuilderOption {
- public:
-  explicit SocketOption(TransportProfile profile) : profile_(profile) {}
-  void UpdateArguments(grpc::ChannelArguments* arguments) override {
-    SetTransportProfile(profile_, arguments);
-  }
-  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>*) override {}
-
- private:
-  const TransportProfile profile_;
-};
 
 absl::Status MakeCheckpointRoot(const std::string& path) {
   std::error_code error;
@@ -158,7 +146,7 @@ absl::Status Server::Listen() {
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 15000);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  builder.SetOption(std::make_unique<SocketOption>(options_.transport_profile));
+  SetTransportProfile(options_.transport_profile, &builder);
   builder.SetMaxReceiveMessageSize(static_cast<int>(options_.max_message_bytes));
   builder.SetMaxSendMessageSize(-1);
   queues_ = std::make_unique<CallQueues>(&builder, NetworkThreads(options_.network_threads));

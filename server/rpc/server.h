@@ -9,7 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "common/wire/transport_tuning.h"
+#include "common/base/transport_profile.h"
 #include "server/rpc/call_queues.h"
 #include "server/rpc/health.h"
 #include "server/rpc/runtime.h"

@@ -2,7 +2,6 @@
 
 #include <grpcpp/create_channel.h>
 #include <grpcpp/generic/async_generic_service.h>
-#include <grpcpp/impl/server_builder_option.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
 #include <gtest/gtest.h>
@@ -18,18 +17,6 @@
 
 namespace modelstate {
 namespace {
-
-class ProfileOption final : public grpc::ServerBuilderOption {
- public:
-  explicit ProfileOption(TransportProfile profile) : profile_(profile) {}
-  void UpdateArguments(grpc::ChannelArguments* arguments) override {
-    SetTransportProfile(profile_, arguments);
-  }
-  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>*) override {}
-
- private:
-  const TransportProfile profile_;
-};
 
 int ReceiveBuffer(int fd) {
   int bytes = 0;
@@ -62,7 +49,7 @@ class Pair {
     grpc::ServerBuilder builder;
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
-    builder.SetOption(std::make_unique<ProfileOption>(server_profile));
+    SetTransportProfile(server_profile, &builder);
     builder.RegisterAsyncGenericService(&service_);
     queue_ = builder.AddCompletionQueue();
     server_ = builder.BuildAndStart();
