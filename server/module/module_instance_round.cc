@@ -100,6 +100,7 @@ absl::Status ModuleInstance::CloseRoundIfComplete() {
     WorkerTable::Worker& worker = *workers_.Find(name);
     answer->ignored = member.ignored;
     worker.in_round = false;
+    workers_.Touch(worker, Now());  // while it waited it had nothing to send
     worker.last->answer = *answer;
     worker.durable = worker.last;
     member.Answer(*answer);
@@ -118,6 +119,7 @@ void ModuleInstance::GiveUpRound(const absl::Status& status) {
 void ModuleInstance::TakeBack(const std::string& worker, StepRound::Member& member) {
   WorkerTable::Worker& known = *workers_.Find(worker);
   known.in_round = false;
+  workers_.Touch(known, Now());
   known.last = std::move(member.record_before);
   known.accumulated_count = member.accumulated_before;
   known.TakeBack(member.contribution);

@@ -94,6 +94,8 @@ absl::Status ModuleInstance::CheckFields(const StepRequest& request,
   }
   if (!request.worker.empty()) return absl::OkStatus();
   const char* why = request.accumulate ? "accumulate is set: gradients are kept for their worker"
+                    : request.accumulated.value_or(0) > 0
+                        ? "accumulated is set: gradients are kept for their worker"
                     : optimizer.config().rounds.quorum > 1
                         ? "the optimizer has rounds, which are made of distinct workers"
                         : nullptr;
@@ -122,7 +124,7 @@ absl::StatusOr<std::optional<StepAnswer>> ModuleInstance::FindStepOnStrand(
     const std::string& worker, uint64_t sequence) {
   MS_RETURN_IF_ERROR(CheckNotDeleted());
   MS_ASSIGN_OR_RETURN(std::optional<StepAnswer> answer,
-                      workers_.FindAnswer(worker, sequence, nullptr));
+                      workers_.FindAnswer(worker, sequence, nullptr, Now()));
   if (!answer) MS_RETURN_IF_ERROR(CheckMayPush(worker));
   return answer;
 }
@@ -210,7 +212,7 @@ absl::StatusOr<StepAnswer> ModuleInstance::PushOnStrand(StepRequest& request) {
     const bool compare = request.gradients || !request.payload_digest.empty();
     MS_ASSIGN_OR_RETURN(std::optional<StepAnswer> earlier,
                         workers_.FindAnswer(request.worker, request.sequence,
-                                            compare ? &request.payload_digest : nullptr));
+                                            compare ? &request.payload_digest : nullptr, Now()));
     if (earlier) {
       if (earlier->outcome == StepOutcome::kPending) earlier->contributions = round_.size();
       return *std::move(earlier);

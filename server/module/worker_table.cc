@@ -13,13 +13,16 @@ void WorkerTable::Worker::TakeBack(Contribution& contribution) {
   accumulated = std::move(contribution.parts.front().gradients);
 }
 
-absl::StatusOr<std::optional<StepAnswer>> WorkerTable::FindAnswer(
-    const std::string& worker, uint64_t sequence, const std::string* payload_digest) const {
-  const auto it = workers_.find(worker);
-  if (it == workers_.end() || !it->second.last || sequence > it->second.last->sequence) {
+absl::StatusOr<std::optional<StepAnswer>> WorkerTable::FindAnswer(const std::string& worker,
+                                                                  uint64_t sequence,
+                                                                  const std::string* payload_digest,
+                                                                  absl::Time now) {
+  Worker* known = Find(worker);
+  if (known != nullptr) Touch(*known, now);
+  if (known == nullptr || !known->last || sequence > known->last->sequence) {
     return std::optional<StepAnswer>();
   }
-  const WorkerRecord& record = *it->second.last;
+  const WorkerRecord& record = *known->last;
   const ErrorMetadata metadata{{"module", module_},
                                {"worker", worker},
                                {"sequence", absl::StrCat(sequence)},

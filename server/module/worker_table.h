@@ -52,9 +52,10 @@ class WorkerTable {
 
   // The answer to (worker, sequence) when that is the worker's last push; nullopt when it is new.
   // `payload_digest` null: a header alone. ABORTED SEQUENCE_REUSED: a lower sequence, or the same
-  // with another payload.
+  // with another payload. Who asks is seen at `now`.
   absl::StatusOr<std::optional<StepAnswer>> FindAnswer(const std::string& worker, uint64_t sequence,
-                                                       const std::string* payload_digest) const;
+                                                       const std::string* payload_digest,
+                                                       absl::Time now);
 
   Worker* Find(const std::string& worker);  // null: not known
   // Whether a worker that is not known can be: RESOURCE_EXHAUSTED WORKER_LIMIT, with the time after
@@ -62,6 +63,8 @@ class WorkerTable {
   absl::Status CheckRoom(const std::string& worker, absl::Time now);
   // Makes the worker known, and seen at `now`. As CheckRoom.
   absl::StatusOr<Worker*> Admit(const std::string& worker, absl::Time now);
+  // It is not silent at `now`: it has sent something, or its round has ended.
+  void Touch(Worker& worker, absl::Time now);
   // A push that failed leaves no trace of a worker that was not known before it.
   void RemoveIfNew(const std::string& worker);
 
@@ -79,7 +82,6 @@ class WorkerTable {
 
  private:
   using Workers = std::map<std::string, Worker>;
-  void Touch(Worker& worker, absl::Time now);
 
   const std::string module_;
   const WorkerLimits limits_;

@@ -18,6 +18,7 @@ namespace {
 
 // Each group is held against every tensor.
 constexpr size_t kMaxGroups = 1000;
+constexpr size_t kMaxGroupNameBytes = 256;  // an answer has each name twice, and must fit a message
 constexpr char kDefaultGroup[] = "default";
 constexpr uint32_t kMaxQuorum = 4096;
 // Characters looked at to find who is in which group: a second or two.
@@ -149,6 +150,12 @@ absl::Status CheckGroupNames(const OptimizerConfig& config) {
   }
   absl::flat_hash_set<absl::string_view> names;
   for (const ParameterGroup& group : groups) {
+    if (group.name.size() > kMaxGroupNameBytes) {
+      return Invalid(
+          "", "groups",
+          absl::StrCat("groups: the name of group ", &group - groups.data(), " has ",
+                       group.name.size(), " bytes; at most ", kMaxGroupNameBytes, " are allowed"));
+    }
     // It is shown in logs and error texts.
     if (absl::c_any_of(group.name, [](unsigned char c) { return absl::ascii_iscntrl(c); })) {
       return Invalid("", "groups",

@@ -110,6 +110,9 @@ TEST_F(AccumulateTest, NeedsAWorker) {
   StepRequest request;
   request.accumulate = true;
   EXPECT_THAT(ReasonOf(Push(*module_, {{"a", 1}}, std::move(request))), Eq(Reason::kInvalidField));
+  request = StepRequest();
+  request.accumulated = 2;
+  EXPECT_THAT(ReasonOf(Push(*module_, {{"a", 1}}, std::move(request))), Eq(Reason::kInvalidField));
 }
 
 TEST_F(AccumulateTest, AWorkerThatCountsDifferentlyIsTold) {
@@ -288,6 +291,22 @@ TEST_F(AccumulateTest, WorkersAreBounded) {
   // Its sequences begin anew: nothing is known of it.
   now_ += absl::Minutes(2);
   EXPECT_FALSE(Push(*module_, {{"a", 1}}, As("w2", 1, false))->replayed);
+}
+
+TEST_F(AccumulateTest, AWorkerThatAsksIsNotSilent) {
+  worker_limits_.expiry = absl::Minutes(1);
+  SetUp();
+  ASSERT_TRUE(Push(*module_, {{"a", 1}}, As("w", 1, false)).ok());
+  for (int minute = 0; minute < 3; ++minute) {
+    now_ += absl::Seconds(40);
+    absl::StatusOr<StepAnswer> answer = Apply(*module_, As("w", 1, false));
+    ASSERT_TRUE(answer.ok()) << answer.status();
+    EXPECT_TRUE(answer->replayed);
+    now_ += absl::Seconds(40);
+    EXPECT_TRUE(Push(*module_, {{"a", 1}}, As("w", 1, false))->replayed);
+    module_->Tick();
+  }
+  EXPECT_EQ(module_->Current()->step, 1u);
 }
 
 TEST_F(AccumulateTest, RefusedPushOfANewWorkerTakesNoPlace) {

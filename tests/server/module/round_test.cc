@@ -117,6 +117,25 @@ TEST_F(RoundTest, QuorumOfDistinctWorkersIsOneStepOfTheMean) {
   EXPECT_EQ(answer->version, last->version);
 }
 
+// A round may be open for longer than a worker may be silent: who contributed is not.
+TEST_F(RoundTest, AWorkerIsRememberedFromTheEndOfItsRound) {
+  worker_limits_.expiry = absl::Minutes(1);
+  MakeWith(2);
+  ASSERT_TRUE(Contribute("w1", 1, 1).ok());
+  now_ += absl::Minutes(2);
+  Tick();
+  ASSERT_TRUE(Contribute("w2", 1, 1).ok());
+  Tick();
+  absl::StatusOr<StepAnswer> again = Contribute("w1", 1, 1);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_TRUE(again->replayed);
+  EXPECT_EQ(again->outcome, StepOutcome::kApplied);
+  EXPECT_EQ(module_->training_info().round.contributions, 0u) << "it counted once";
+  now_ += absl::Minutes(1);
+  Tick();
+  EXPECT_EQ(module_->training_info().workers, 0u);
+}
+
 // A peer counted requests, so that one retry completed a round.
 TEST_F(RoundTest, ARetryDoesNotCompleteARound) {
   MakeWith(2);

@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/tensor_cast.h"
+#include "server/optim/block_kernels.h"
 #include "server/rules/rule_info.h"
 #include "tests/server/optim/step_fixture.h"
 
@@ -139,6 +140,89 @@ TEST_P(StepDeterminism, AThreadsOwnRoundingDoesNotShow) {
   }
 }
 #endif
+
+// Three workers, each with an accumulated part, at magnitudes where every other order or rounding
+// of the additions shows.
+AllBytes StepRound(const Conditions& given, double* norm) {
+  const std::vector<int64_t> sizes = {1, 4097, 70001, 33};
+  const DType dtypes[] = {DType::kF32, DType::kBF16, DType::kF64, DType::kF16};
+  CpuDevice device(uint64_t{1} << 30);
+  SteppedModule module(device);
+  module.compute = std::make_shared<ComputePool>(given.threads);
+  module.instruction_set = given.instruction_set;
+  std::vector<TensorSpec> specs;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    specs.push_back(SteppedModule::Parameter(absl::StrCat("p", i), {sizes[i]}, dtypes[i]));
+  }
+  OptimizerConfig config;
+  config.algorithm = Algorithm::kAdamW;
+  config.max_grad_norm = 2;
+  module.Create(specs, config);
+  std::vector<Contribution> contributions(3);
+  const double weights[] = {1, 3, 0.7};
+  for (size_t worker = 0; worker < 3; ++worker) {
+    contributions[worker].weight = weights[worker];
+    for (size_t part = 0; part < 2; ++part) {
+      SteppedModule::Push push;
+      for (size_t i = 0; i < sizes.size(); ++i) {
+        const DType dtype = part == 0 ? DType::kBF16 : DType::kF32;
+        push.push_back({absl::StrCat("p", i),
+                        DrawAs(dtype, worker * 100 + part * 10 + i, static_cast<size_t>(sizes[i]),
+                               std::pow(30.0, static_cast<double>(worker))),
+                        dtype});
+      }
+      contributions[worker].parts.push_back({*module.Stage(push), part == 0 ? 3.0 : 1.0});
+    }
+  }
+  const absl::StatusOr<StepResult> result = module.StepWith(contributions);
+  EXPECT_TRUE(result.ok()) << result.status();
+  *norm = result->grad_norm;
+  return BytesOf(module);
+}
+
+TEST(StepDeterminism, ARoundHasTheSameBitsForAnyThreadsAndInstructionSet) {
+  double norm = 0;
+  const AllBytes reference = StepRound(Conditions(), &norm);
+  EXPECT_GT(norm, 0);
+  for (InstructionSet set : SupportedInstructionSets()) {
+    for (size_t threads : {1, 2, 5}) {
+      double other_norm = 0;
+      EXPECT_TRUE(StepRound({threads, set}, &other_norm) == reference)
+          << InstructionSetName(set) << ", " << threads << " threads";
+      EXPECT_EQ(other_norm, norm);
+    }
+  }
+}
+
+TEST(StepDeterminism, WhatIsAccumulatedHasTheSameBitsForAnyInstructionSet) {
+  constexpr size_t kCount = 5001;  // chunks, and a rest
+  const std::vector<DType> dtypes = {DType::kF32, DType::kBF16, DType::kF16, DType::kF32};
+  std::vector<std::vector<uint8_t>> parts;
+  for (size_t i = 0; i < dtypes.size(); ++i) {
+    parts.push_back(DrawAs(dtypes[i], i, kCount, std::pow(9.0, static_cast<double>(i))));
+  }
+  const auto accumulate = [&](InstructionSet set, bool wide) {
+    std::vector<uint8_t> sum(kCount * (wide ? 8 : 4));
+    for (size_t i = 0; i < parts.size(); ++i) {
+      GetBlockKernels(set).accumulate({parts[i].data(), dtypes[i], 1.0 / 3}, sum.data(), wide,
+                                      /*add=*/i > 0, 0, kCount);
+    }
+    return sum;
+  };
+  for (bool wide : {false, true}) {
+    const std::vector<uint8_t> reference = accumulate(InstructionSet::kBaseline, wide);
+    for (InstructionSet set : SupportedInstructionSets()) {
+      EXPECT_TRUE(accumulate(set, wide) == reference) << InstructionSetName(set);
+#if defined(__x86_64__)
+      const unsigned before = _mm_getcsr();
+      _mm_setcsr(0x7F80u);  // toward zero
+      const std::vector<uint8_t> bytes = accumulate(set, wide);
+      _mm_setcsr(before);
+      EXPECT_TRUE(bytes == reference) << InstructionSetName(set) << ", rounding toward zero";
+#endif
+    }
+  }
+}
 
 INSTANTIATE_TEST_SUITE_P(Rules, StepDeterminism,
                          ::testing::ValuesIn(AllAlgorithms().begin(), AllAlgorithms().end()),

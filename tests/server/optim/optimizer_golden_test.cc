@@ -278,6 +278,78 @@ INSTANTIATE_TEST_SUITE_P(Torch, OptimizerGolden, ::testing::Values("1.13.1", "2.
                            return std::string(info.param) == "1.13.1" ? "1_13_1" : "2_15_0";
                          });
 
+std::vector<uint8_t> Recast(absl::Span<const uint8_t> bytes, DType from, DType to) {
+  return Cast(ToDoubles(bytes, from), to);
+}
+
+// With a master a narrow parameter is the rounding of an F32 one that steps beside it; without, of
+// one that is rounded after each step.
+void StepBesideF32(const nlohmann::json& golden, DType dtype, bool master) {
+  OptimizerConfig config = ConfigOf(golden);
+  config.master_weights = master;
+  const double scale = golden["extra"].value("grad_scale", 1.0);
+  const bool inf = golden["extra"].value("inf", false);
+  CpuDevice device(uint64_t{1} << 30);
+  SteppedModule narrow(device), wide(device);
+  for (auto [module, type] : {std::pair{&narrow, dtype}, std::pair{&wide, DType::kF32}}) {
+    std::vector<TensorSpec> specs;
+    for (size_t p = 0; p < kShapes.size(); ++p) {
+      specs.push_back(SteppedModule::Parameter(Name(p), kShapes[p], type));
+    }
+    module->Create(std::move(specs), config);
+  }
+  for (size_t p = 0; p < kShapes.size(); ++p) {
+    const std::vector<uint8_t> start = Cast(DrawAll(p + 1, p, 1), dtype);
+    narrow.Set(Name(p), start);
+    wide.Set(Name(p), Recast(start, dtype, DType::kF32));
+  }
+  for (int step = 1; step <= kSteps; ++step) {
+    SteppedModule::Push push;
+    for (size_t p = 0; p < kShapes.size(); ++p) {
+      if (const auto values = Gradient(step, p, scale, inf)) {
+        push.push_back({Name(p), Cast(*values, DType::kF32), DType::kF32});
+      }
+    }
+    for (SteppedModule* module : {&narrow, &wide}) {
+      const absl::StatusOr<StepResult> result = module->Step(push, scale);
+      ASSERT_TRUE(result.ok()) << result.status();
+      ASSERT_EQ(result->applied, !(inf && step == kInfStep));
+    }
+    for (size_t p = 0; p < kShapes.size(); ++p) {
+      const std::vector<uint8_t> rounded =
+          Recast(wide.version.storages[p]->HostBytes(), DType::kF32, dtype);
+      ASSERT_EQ(narrow.Get<uint8_t>(Name(p)), rounded) << Name(p) << " after step " << step;
+      if (!master) wide.Set(Name(p), Recast(rounded, dtype, DType::kF32));
+    }
+  }
+  for (size_t p = 0; p < kShapes.size(); ++p) {
+    for (const SlotInfo& slot : AllSlots(wide.optimizer->algorithm(), DType::kF32)) {
+      const auto& kept = wide.state.parameters[p].slots[slot.place];
+      if (!kept) continue;
+      EXPECT_EQ(narrow.Slot<uint8_t>(Name(p), slot.place), wide.Slot<uint8_t>(Name(p), slot.place))
+          << slot.name;
+    }
+  }
+}
+
+// The goldens of F32 parameters have every option: with this they are those of BF16 and F16 too.
+TEST(NarrowParameter, HasEveryOptionAsF32Has) {
+  const nlohmann::json goldens = Goldens("2.15.0");
+  int configurations = 0;
+  for (const nlohmann::json& golden : goldens["configurations"]) {
+    if (golden["dtype"] != "float32") continue;
+    ++configurations;
+    for (const DType dtype : {DType::kBF16, DType::kF16}) {
+      for (const bool master : {true, false}) {
+        SCOPED_TRACE(absl::StrCat(golden["name"].get<std::string>(), " ", DTypeName(dtype),
+                                  master ? " with master" : " rounded"));
+        ASSERT_NO_FATAL_FAILURE(StepBesideF32(golden, dtype, master));
+      }
+    }
+  }
+  EXPECT_GE(configurations, 40);
+}
+
 // A narrow parameter steps as its float32 master does, and is the master's rounding: as mixed
 // precision training is done, and unlike torch.optim on a bfloat16 tensor.
 template <typename Load, typename Store>

@@ -114,11 +114,16 @@ class SteppedModule {
   absl::StatusOr<StepResult> Step(const Push& push, std::optional<double> grad_scale = std::nullopt,
                                   absl::Span<const GroupOverride> overrides = {}) {
     MS_ASSIGN_OR_RETURN(GradientSet gradients, Stage(push));
+    std::vector<Contribution> contributions(1);
+    contributions[0].parts.push_back({std::move(gradients), grad_scale.value_or(1)});
+    return StepWith(contributions, overrides);
+  }
+
+  absl::StatusOr<StepResult> StepWith(std::vector<Contribution>& contributions,
+                                      absl::Span<const GroupOverride> overrides = {}) {
     StepOptions options;
     options.instruction_set = instruction_set;
     options.output_budget = budget.get();
-    std::vector<Contribution> contributions(1);
-    contributions[0].parts.push_back({std::move(gradients), grad_scale.value_or(1)});
     MS_ASSIGN_OR_RETURN(options.hyperparameters, optimizer->Resolve(overrides));
     MS_ASSIGN_OR_RETURN(StepResult result, ApplyOptimizerStep(version, *optimizer, options,
                                                               contributions, state, *compute));

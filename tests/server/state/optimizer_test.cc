@@ -238,6 +238,11 @@ TEST_F(OptimizerTest, NamesOfGroupsCanBePrintedAndAreNotThatOfTheDefaultGroup) {
     EXPECT_EQ(GetReason(Error(config)), Reason::kInvalidField);
     EXPECT_THAT(std::string(Error(config).message()), HasSubstr("group 0 has a control character"));
   }
+  config.groups[0].name = std::string(257, 'n');
+  EXPECT_EQ(GetReason(Error(config)), Reason::kInvalidField);
+  EXPECT_THAT(std::string(Error(config).message()), HasSubstr("at most 256"));
+  config.groups[0].name.pop_back();
+  EXPECT_TRUE(Error(config).ok());
   config.groups[0].name = "default";
   EXPECT_EQ(GetReason(Error(config)), Reason::kInvalidField);
   config.no_default_group = true;
