@@ -239,8 +239,6 @@ absl::StatusOr<StepPlan> MakeStepPlan(const ModuleVersion& current, const Optimi
     const GradientSet::Entry& entry = *parts.front().entry;
     if (parts.size() == 1 && factors[parts.front().order].norms_apply && entry.norm) {
       tensor.norm = &*entry.norm;
-    } else {
-      norms_known = false;
     }
     tensor.step = before.step + 1;
     tensor.product =
@@ -271,9 +269,11 @@ absl::StatusOr<StepPlan> MakeStepPlan(const ModuleVersion& current, const Optimi
       TryEachPiece(plan.tensors.size(), compute, [&](size_t begin, size_t end) -> absl::Status {
         const DefaultArithmetic arithmetic;
         SlotList kept;
+        bool known = true;
         for (size_t t = begin; t < end; ++t) {
           MS_RETURN_IF_ERROR(plan_tensor(t));
           TensorStep& tensor = plan.tensors[t];
+          known = known && tensor.norm != nullptr;
           const TensorStep* last = t == begin ? nullptr : &plan.tensors[t - 1];
           if (last == nullptr || tensor.group != last->group || tensor.dtype != last->dtype) {
             kept =
@@ -291,6 +291,7 @@ absl::StatusOr<StepPlan> MakeStepPlan(const ModuleVersion& current, const Optimi
           tensor.scalars = static_cast<uint32_t>(plan.scalars.size());
           plan.scalars.push_back(scalars);
         }
+        if (!known) norms_known = false;
         return absl::OkStatus();
       }));
   plan.norms_known = norms_known;
