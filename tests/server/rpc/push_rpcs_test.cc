@@ -315,6 +315,31 @@ TEST_F(PushRpcsTest, LoadStateDictWritesWhatItBringsAndCastsToTheModulesDType) {
   EXPECT_THAT(Values("bias"), ElementsAre(0.5, -0.5));
 }
 
+// The master copy of what a load wrote is of the loaded values: the next step begins from them.
+TEST_F(PushRpcsTest, LoadStateDictRefreshesMasterCopies) {
+  Create("narrow", {WithValues(Tensor("w", v1::PARAMETER, {2}, v1::BF16), {1, 2})});
+  ASSERT_TRUE(Configure("narrow", v1::SGD, 1).ok());
+  const auto step = [this](float gradient) {
+    return Push(StepParts("narrow", {{Gradient("w", {2}), FloatBytes({gradient, gradient})}}));
+  };
+  // Less than half of the last place of 1 in BF16, which the master keeps.
+  ASSERT_TRUE(step(-0.001953125F).ok());
+  ASSERT_TRUE(
+      Load(LoadParts("narrow", true, {{Tensor("w", v1::PARAMETER, {2}), FloatBytes({4, 8})}}))
+          .ok());
+  ASSERT_TRUE(step(0.001953125F).ok());
+  v1::StreamStateDictRequest fetch;
+  fetch.set_module("narrow");
+  fetch.set_optimizer_state(true);
+  const Fetched fetched = Fetch(fetch);
+  ASSERT_TRUE(fetched.status.ok()) << fetched.status;
+  ASSERT_EQ(fetched.tensors.size(), 3u) << "w, its step, and its master";
+  const v1::TensorInfo& master = fetched.tensors.back();
+  ASSERT_EQ(master.slot(), "master");
+  EXPECT_THAT(FloatsOf(fetched.Region().substr(master.offset(), master.nbytes())),
+              ElementsAre(3.998046875F, 7.998046875F));
+}
+
 TEST_F(PushRpcsTest, LoadStateDictMakesTheSchemaOfAnEmptyModuleWithTiedNames) {
   Create("empty", {});
   v1::TensorInfo tied = Tensor("head.weight", v1::PARAMETER, {2});
