@@ -53,6 +53,7 @@ StateStream::StateStream(Contents contents, Options options)
       table_(view_->specs.size(),
              [this](size_t index, v1::TensorInfo* info) { FillTableEntry(index, info); }) {
   if (!options_.ranges.empty()) {
+    if (!options_.skip_digests) parts_ = FindParts();
     offset_ = options_.ranges.front().begin;
     position_ = view_->layout.FindPosition(offset_);
   }
@@ -81,6 +82,66 @@ void StateStream::FillTableEntry(size_t index, v1::TensorInfo* info) const {
   info->set_offset(view_->layout.range(index).begin);
   if (const std::optional<uint32_t> tensor = schema_index(index)) {
     info->set_changed_version(contents_.snapshot->changed_version[*tensor]);
+  }
+  const auto part = part_digests_.find(static_cast<uint32_t>(index));
+  if (part != part_digests_.end()) {
+    info->set_xxh3(DigestToHex(part->second));
+  } else if (DigestIsInTable(static_cast<uint32_t>(index))) {
+    const absl::StatusOr<uint64_t> digest = source(static_cast<uint32_t>(index))->Digest();
+    if (digest.ok()) info->set_xxh3(DigestToHex(*digest));
+  }
+}
+
+// Small ones: a table is made by gRPC's thread.
+bool StateStream::DigestIsInTable(uint32_t index) const {
+  return index >= kMaxDigests && !options_.skip_digests && source(index) != nullptr &&
+         view_->specs[index].nbytes() <= kMaxTableDigestBytes;
+}
+
+std::vector<uint32_t> StateStream::FindParts() const {
+  std::vector<uint32_t> parts;
+  const auto add = [&](const ByteRange& range, uint64_t offset) {
+    const uint32_t index = view_->layout.by_offset()[view_->layout.FindPosition(offset)];
+    const ByteRange tensor = view_->layout.range(index);
+    const bool whole = range.begin <= tensor.begin && tensor.end <= range.end;
+    if (!whole && (parts.empty() || parts.back() != index)) parts.push_back(index);
+  };
+  for (const ByteRange& range : options_.ranges) {
+    add(range, range.begin);
+    add(range, range.end - 1);
+  }
+  return parts;
+}
+
+void StateStream::DigestParts(absl::FunctionRef<bool()> go_on) {
+  for (const uint32_t index : parts_) {
+    const uint64_t nbytes = view_->specs[index].nbytes();
+    const TensorStorage* storage = source(index);
+    std::optional<uint64_t> known;
+    if (storage != nullptr) {
+      known = storage->CachedDigest();
+    } else if (!schema_index(index)) {
+      known = Xxh3(ScalarBytes(index));
+    }
+    Xxh3Stream hash;
+    std::vector<uint8_t> cast;
+    for (uint64_t begin = 0; !known && begin < nbytes; begin += kDefaultChunkBytes) {
+      if (!go_on()) return;
+      const uint64_t size = std::min(kDefaultChunkBytes, nbytes - begin);
+      if (storage != nullptr) {
+        hash.Update(storage->HostBytes().subspan(begin, size));
+        continue;
+      }
+      cast.resize(size);
+      const uint64_t width = DTypeSize(view_->specs[index].dtype);
+      Cast(index, begin / width, (begin + size) / width, cast.data());
+      hash.Update(cast);
+    }
+    if (!known) {
+      known = hash.Digest();
+      if (storage != nullptr) storage->CacheDigest(*known);
+    }
+    part_digests_.emplace(index, *known);
   }
 }
 
@@ -152,35 +213,40 @@ void StateStream::AddPiece(uint32_t index, uint64_t begin, uint64_t end) {
   } else if (schema_index(index)) {
     AddCast(index, begin, end);
   } else {
-    const float& scalar = contents_.optimizer[index - view_->indices.size()].scalar;
-    const auto bytes =
-        absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(&scalar), sizeof(scalar))
-            .subspan(begin, size);
+    const auto bytes = ScalarBytes(index).subspan(begin, size);
     Digest(index, begin, bytes);
     encoder_.AddCopied(bytes);
   }
 }
 
+absl::Span<const uint8_t> StateStream::ScalarBytes(uint32_t index) const {
+  const float& scalar = contents_.optimizer[index - view_->indices.size()].scalar;
+  return absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(&scalar), sizeof(scalar));
+}
+
 void StateStream::AddCast(uint32_t index, uint64_t begin, uint64_t end) {
   // A range may begin or end inside an element: cast the elements that it touches.
-  const uint32_t tensor = view_->indices[index];
-  const DType from = contents_.snapshot->schema->spec(tensor).dtype;
-  const DType to = view_->specs[index].dtype;
-  const uint64_t width = DTypeSize(to);
+  const uint64_t width = DTypeSize(view_->specs[index].dtype);
   const uint64_t first = begin / width;
   const uint64_t last = (end + width - 1) / width;
   auto* cast = new std::vector<uint8_t>((last - first) * width);
-  const uint8_t* elements = contents_.snapshot->storages[tensor]->HostBytes().data();
-  CastElements(from, elements + first * DTypeSize(from), to, cast->data(),
-               static_cast<int64_t>(last - first));
+  Cast(index, first, last, cast->data());
   const auto bytes = absl::MakeConstSpan(*cast).subspan(begin - first * width, end - begin);
   Digest(index, begin, bytes);
   encoder_.AddBorrowed(
       bytes, [](void* vector) { delete static_cast<std::vector<uint8_t>*>(vector); }, cast);
 }
 
+void StateStream::Cast(uint32_t index, uint64_t first, uint64_t last, uint8_t* out) const {
+  const uint32_t tensor = view_->indices[index];
+  const DType from = contents_.snapshot->schema->spec(tensor).dtype;
+  const uint8_t* elements = contents_.snapshot->storages[tensor]->HostBytes().data();
+  CastElements(from, elements + first * DTypeSize(from), view_->specs[index].dtype, out,
+               static_cast<int64_t>(last - first));
+}
+
 void StateStream::Digest(uint32_t index, uint64_t begin, absl::Span<const uint8_t> bytes) {
-  if (options_.skip_digests) return;
+  if (options_.skip_digests || DigestIsInTable(index)) return;
   if (begin == 0) {
     contiguous_ = 0;
     const TensorStorage* storage = source(index);

@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "common/base/digest.h"
@@ -34,8 +36,9 @@ class StateStream {
  public:
   static constexpr uint64_t kDefaultChunkBytes = uint64_t{1} << 20;
   // A trailer with more digests would exceed what a default client accepts; those of further
-  // tensors are left out.
+  // tensors, where they are small, are in the table.
   static constexpr size_t kMaxDigests = 130000;
+  static constexpr uint64_t kMaxTableDigestBytes = 64 << 10;  // of one tensor
 
   struct Options {
     std::string module;
@@ -65,6 +68,12 @@ class StateStream {
                                                   const ModuleVersion& version,
                                                   const StateView* view);
 
+  // Hashes the tensors of which the ranges take only a part, for the table to say. Reads all of
+  // their bytes, so call it off gRPC's threads, before Next. `go_on` is asked now and then: false
+  // ends it early.
+  void DigestParts(absl::FunctionRef<bool()> go_on);
+  bool has_parts() const { return !parts_.empty(); }
+
   // The next message; nullopt after the last.
   std::optional<grpc::ByteBuffer> Next();
 
@@ -82,15 +91,24 @@ class StateStream {
   void Digest(uint32_t index, uint64_t begin, absl::Span<const uint8_t> bytes);
   // The module's tensor; nullopt: optimizer state.
   std::optional<uint32_t> schema_index(uint32_t index) const;
+  // Tensors of which the ranges take a part, but not all.
+  std::vector<uint32_t> FindParts() const;
   // The storage whose bytes are sent as they are; null: they are made for this stream.
   const TensorStorage* source(uint32_t index) const;
+  // Of optimizer state that is a single number, kept in `contents_`.
+  absl::Span<const uint8_t> ScalarBytes(uint32_t index) const;
+  bool DigestIsInTable(uint32_t index) const;
   void AddCast(uint32_t index, uint64_t begin, uint64_t end);
+  // Elements [first, last) of a tensor that is sent in another dtype.
+  void Cast(uint32_t index, uint64_t first, uint64_t last, uint8_t* out) const;
 
   std::optional<grpc::ByteBuffer> header_alone_;
   const Contents contents_;
   const StateView* const view_;  // contents_.view
   const Options options_;
   Phase phase_ = Phase::kHeader;
+  std::vector<uint32_t> parts_;
+  absl::flat_hash_map<uint32_t, uint64_t> part_digests_;
   TableSplitter table_;
   ChunkEncoder encoder_;
 

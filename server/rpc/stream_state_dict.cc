@@ -142,7 +142,13 @@ class StreamStateDictHandler final : public ServerStreamHandler {
     if (status_.ok() && stream_ == nullptr) {
       status_ = Open();
       if (status_.ok() && stream_ == nullptr) return Turn::kWait;
-      if (stream_ != nullptr) next_ = stream_->Next();
+      if (stream_ != nullptr && stream_->has_parts()) DigestParts();
+      if (stream_ != nullptr && !digesting_) next_ = stream_->Next();
+    }
+    if (digesting_) {
+      if (!digested_.load(std::memory_order_acquire)) return Turn::kWait;
+      digesting_ = false;
+      next_ = stream_->Next();
     }
     if (!status_.ok() || !next_) {
       *status = status_;
@@ -154,6 +160,15 @@ class StreamStateDictHandler final : public ServerStreamHandler {
 
   // Two chunks at most: the one on its way, and this.
   void Prefetch() override { next_ = stream_->Next(); }
+
+  void DigestParts() {
+    digesting_ = true;
+    runtime_.PostIo([this, self = Share()] {
+      stream_->DigestParts([this] { return !gone(); });
+      digested_.store(true, std::memory_order_release);
+      Wake();
+    });
+  }
 
   // Makes the stream, or leaves it null while the optimizer state is being held.
   absl::Status Open() {
@@ -262,6 +277,8 @@ class StreamStateDictHandler final : public ServerStreamHandler {
   std::atomic<bool> held_{false};  // and has answered:
   absl::StatusOr<CapturedState> with_optimizer_;
   std::unique_ptr<StateStream> stream_;
+  bool digesting_ = false;             // DigestParts was called
+  std::atomic<bool> digested_{false};  // and has ended
   std::optional<grpc::ByteBuffer> next_;
 };
 

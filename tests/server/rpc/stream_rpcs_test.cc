@@ -1,5 +1,6 @@
 // StreamStateDict and the pins it reads from.
 #include "common/base/digest.h"
+#include "server/rpc/state_stream.h"
 #include "tests/server/rpc/server_fixture.h"
 
 namespace modelstate {
@@ -19,6 +20,11 @@ class StreamRpcsTest : public ServerTest {
     v1::StreamStateDictRequest request;
     request.set_module(module);
     return request;
+  }
+
+  static std::string DigestOf(const std::string& bytes) {
+    return DigestToHex(
+        Xxh3(absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size())));
   }
 
   // A parameter of `count` floats: 0, 1, 2, ... and small tensors around it.
@@ -99,6 +105,82 @@ TEST_F(StreamRpcsTest, RangesJoinToTheWholeUnderOneLayout) {
   // Only what was whole in this stream has a digest: the five bytes at the end.
   ASSERT_EQ(part.trailer.digests_size(), 1);
   EXPECT_EQ(part.tensors[part.trailer.digests(0).index()].name(), "small");
+}
+
+// Who puts a tensor together from several streams learns from each what it must be.
+TEST_F(StreamRpcsTest, TensorsInPartHaveTheirDigestInTheTable) {
+  CreateTiny();
+  ASSERT_TRUE(Configure("tiny", v1::ADAMW, 0.01).ok());
+  ASSERT_TRUE(
+      Push(StepParts("tiny", {{Tensor("bias", v1::GRADIENT, {2}), FloatBytes({1, 1})}})).ok());
+  for (const v1::DType dtype : {v1::F32, v1::BF16, v1::F64}) {
+    SCOPED_TRACE(v1::DType_Name(dtype));
+    v1::StreamStateDictRequest request = Request("tiny");
+    request.set_optimizer_state(true);
+    request.mutable_selection()->set_float_dtype(dtype);
+    const Fetched whole = Fetch(request);
+    ASSERT_TRUE(whole.status.ok()) << whole.status;
+    const auto bytes_of = [&whole](const v1::TensorInfo& tensor) {
+      return whole.Region().substr(tensor.offset(), tensor.nbytes());
+    };
+    for (const v1::TensorInfo& chosen : whole.tensors) {
+      EXPECT_EQ(chosen.xxh3(), "") << "all of it follows";
+      if (chosen.nbytes() < 2) continue;
+      for (const uint64_t begin : {chosen.offset(), chosen.offset() + chosen.nbytes() - 1}) {
+        request.clear_ranges();
+        v1::ByteRange* range = request.add_ranges();
+        range->set_begin(begin);
+        range->set_end(begin + 1);
+        request.set_skip_digests(false);
+        Fetched part = Fetch(request);
+        ASSERT_TRUE(part.status.ok()) << part.status;
+        EXPECT_EQ(part.trailer.digests_size(), 0);
+        for (const v1::TensorInfo& tensor : part.tensors) {
+          const bool is_chosen = tensor.offset() == chosen.offset();
+          EXPECT_EQ(tensor.xxh3(), is_chosen ? DigestOf(bytes_of(tensor)) : std::string())
+              << tensor.slot() << tensor.name();
+        }
+        request.set_skip_digests(true);
+        part = Fetch(request);
+        for (const v1::TensorInfo& tensor : part.tensors) EXPECT_EQ(tensor.xxh3(), "");
+      }
+    }
+  }
+}
+
+// A trailer is one message, and has no room for more.
+TEST_F(StreamRpcsTest, DigestsThatDoNotFitInTheTrailerAreInTheTable) {
+  constexpr size_t kTensors = StateStream::kMaxDigests + 7;
+  Create("many", {});
+  std::vector<v1::LoadPart> parts(2);
+  std::string region;
+  for (size_t i = 0; i < kTensors; ++i) {
+    v1::TensorInfo* info = parts[1].mutable_tensors()->add_tensors();
+    *info = Tensor(absl::StrCat(i), v1::BUFFER, {1}, v1::U8);
+    info->set_offset(i);
+    region.push_back(static_cast<char>(i * 7));
+  }
+  v1::LoadHeader* header = parts[0].mutable_header();
+  header->set_module("many");
+  header->set_tensor_count(kTensors);
+  header->set_total_bytes(region.size());
+  parts.emplace_back().mutable_chunk()->set_data(region);
+  parts.emplace_back().mutable_trailer();
+  const auto loaded = Load(parts);
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  const Fetched fetched = FetchAll("many");
+  ASSERT_TRUE(fetched.status.ok()) << fetched.status;
+  std::vector<std::string> digests(kTensors);
+  for (const v1::TensorDigest& digest : fetched.trailer.digests()) {
+    digests[digest.index()] = digest.xxh3();
+  }
+  const std::string bytes = fetched.Region();
+  for (size_t i = 0; i < kTensors; ++i) {
+    const v1::TensorInfo& tensor = fetched.tensors[i];
+    ASSERT_EQ(digests[i].empty(), !tensor.xxh3().empty()) << i;
+    const std::string& digest = digests[i].empty() ? tensor.xxh3() : digests[i];
+    ASSERT_EQ(digest, DigestOf(bytes.substr(tensor.offset(), 1))) << i;
+  }
 }
 
 TEST_F(StreamRpcsTest, SelectionAndFloatDTypeApply) {
