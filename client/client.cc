@@ -1,9 +1,5 @@
 #include "client/client.h"
 
-#include <grpcpp/create_channel.h>
-#include <grpcpp/security/credentials.h>
-#include <grpcpp/support/channel_arguments.h>
-
 #include <algorithm>
 #include <utility>
 
@@ -83,20 +79,20 @@ absl::StatusOr<SnapshotInfo> Pin(const Connection& connection, const std::string
 }  // namespace
 
 absl::StatusOr<Client> Client::Connect(const std::string& target, ClientOptions options) {
-  // gRPC's own are a second that grows to two minutes: a server that is back would be found late.
-  grpc::ChannelArguments arguments;
-  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 2000);  // to connect in
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
-  SetTransportProfile(ProfileForTarget(options.transport_profile, target), &arguments);
-  std::shared_ptr<grpc::Channel> channel =
-      grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), arguments);
-  if (!channel->WaitForConnected(absl::ToChronoTime(absl::Now() + options.connect_timeout))) {
+  MS_ASSIGN_OR_RETURN(Target parsed, ParseTarget(target));
+  auto connection = std::make_shared<Connection>(std::move(parsed), options, /*own=*/false);
+  if (!connection->channel()->WaitForConnected(
+          absl::ToChronoTime(absl::Now() + options.connect_timeout))) {
     return absl::UnavailableError(absl::StrCat("no server answers at ", target, " within ",
                                                absl::FormatDuration(options.connect_timeout),
                                                "; is it running, and is this its address?"));
   }
-  return Client(std::make_shared<Connection>(std::move(channel), options));
+  return Client(std::move(connection));
+}
+
+Client Client::WithOwnConnection() const {
+  return Client(std::make_shared<Connection>(connection_->target(), connection_->options(),
+                                             /*own=*/true));
 }
 
 const ClientOptions& Client::connection_options() const { return connection_->options(); }

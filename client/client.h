@@ -66,9 +66,15 @@ class Cancellation {
 // M_TOP_PAD 64 << 20, M_ARENA_MAX 1 (common/base/tune_malloc.h). The library never does.
 class Client {
  public:
-  // `target` is HOST:PORT or any gRPC target. Waits until the server answers, at most
+  // `target` is HOST:PORT, or several separated by commas, or any gRPC target. Of several addresses
+  // the first that answers is used; when it is lost, the first that answers then: addresses of one
+  // server, or of servers that may stand in for each other. Waits until the server answers, at most
   // `options.connect_timeout`: UNAVAILABLE.
   static absl::StatusOr<Client> Connect(const std::string& target, ClientOptions options = {});
+
+  // A client of the same server with a TCP connection of its own, which is made at its first call:
+  // for transfers that run side by side where one connection does not fill the link.
+  Client WithOwnConnection() const;
 
   absl::StatusOr<ServerInfo> GetServerInfo() const;
 

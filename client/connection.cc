@@ -1,11 +1,17 @@
 #include "client/connection.h"
 
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+#include <grpcpp/support/channel_arguments.h>
+
 #include <algorithm>
 #include <optional>
+#include <utility>
 
 #include "absl/random/random.h"
 #include "absl/time/clock.h"
 #include "common/base/status.h"
+#include "common/wire/transport_tuning.h"
 
 namespace modelstate::client {
 
@@ -39,6 +45,31 @@ void Cancellation::Registry::Remove(grpc::ClientContext* context) {
   absl::MutexLock lock(&mutex_);
   contexts_.erase(context);
 }
+
+namespace {
+
+std::shared_ptr<grpc::Channel> MakeChannel(const Target& target, const ClientOptions& options,
+                                           bool own) {
+  // gRPC's own are a second that grows to two minutes: a server that is back would be found late.
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 2000);  // to connect in
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
+  if (!target.authority.empty()) {
+    arguments.SetString(GRPC_ARG_DEFAULT_AUTHORITY, target.authority);
+  }
+  if (own) arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  SetTransportProfile(ProfileForTarget(options.transport_profile, target.first), &arguments);
+  return grpc::CreateCustomChannel(target.uri, grpc::InsecureChannelCredentials(), arguments);
+}
+
+}  // namespace
+
+Connection::Connection(Target target, ClientOptions options, bool own)
+    : target_(std::move(target)),
+      options_(options),
+      channel_(MakeChannel(target_, options_, own)),
+      stub_(v1::ModelState::NewStub(channel_)) {}
 
 bool IsTransient(const absl::Status& status) {
   return absl::IsUnavailable(status) || GetRetryAfter(status).has_value();

@@ -17,6 +17,7 @@
 #include "absl/time/time.h"
 #include "client/backoff.h"
 #include "client/client.h"
+#include "client/target.h"
 #include "common/wire/status_mapping.h"
 #include "modelstate/v1/service.grpc.pb.h"
 
@@ -60,9 +61,10 @@ class CancellationScope {
 // A channel with its stub. Thread-safe.
 class Connection {
  public:
-  Connection(std::shared_ptr<grpc::Channel> channel, ClientOptions options)
-      : options_(options), channel_(std::move(channel)), stub_(v1::ModelState::NewStub(channel_)) {}
+  // Connects at the first call. `own`: shares no TCP connection with others to the same target.
+  Connection(Target target, ClientOptions options, bool own);
 
+  const Target& target() const { return target_; }
   const ClientOptions& options() const { return options_; }
   const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
   v1::ModelState::Stub& stub() const { return *stub_; }
@@ -89,6 +91,7 @@ class Connection {
   }
 
  private:
+  const Target target_;
   const ClientOptions options_;
   const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<v1::ModelState::Stub> stub_;

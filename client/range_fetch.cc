@@ -65,6 +65,7 @@ RangeResult FetchRanges(const Client& client, const RangeRequest& request, Range
     result.digests.push_back(receiver.digest(i));
     // A tied tensor is as good as the bytes that it shares.
     result.verified.push_back(receiver.finished() && receiver.verified(i));
+    result.stated.push_back(receiver.tensors()[i].stated_xxh3);
   }
   return result;
 }

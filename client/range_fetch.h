@@ -50,6 +50,8 @@ struct RangeResult {
   // whether the server's agreed.
   std::vector<std::optional<uint64_t>> digests;
   std::vector<bool> verified;
+  // Per tensor: the XXH3 of all of it as the server says, where `ranges` take only a part of it.
+  std::vector<std::optional<uint64_t>> stated;
 };
 
 // One attempt to fetch ranges of a snapshot. What arrived before a failure stays useful: the sink

@@ -52,7 +52,9 @@ int main(int argc, char** argv) {
   context.interrupt = cancellation;
   CLI::App app("Looks at, fills, steps and fetches the models of a modelstate server.",
                "modelstate");
-  app.add_option("--server", context.server, "HOST:PORT of the server")
+  app.add_option("--server", context.server,
+                 "HOST:PORT of the server, or several with commas between: the "
+                 "first that answers")
       ->envname("MODELSTATE_SERVER")
       ->capture_default_str();
   app.add_option("--transport-profile", context.transport_profile,

@@ -144,6 +144,11 @@ void AddTransferCommands(CLI::App* app, Context* context) {
                    "This version: it is current, or a pin holds it")
       ->check(Positive())
       ->excludes(snapshot);
+  command
+      ->add_option("--parallel", fetch->options.streams,
+                   "Over so many connections at once, for links that one does not fill")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
   command->add_flag("--resume", fetch->options.resume,
                     "Go on with what an interrupted fetch to OUT left");
   command->callback([context, fetch] { context->Finish(Fetch(*context, *fetch)); });

@@ -29,7 +29,9 @@ struct FetchToFileOptions {
   // failure a resume finds it.
   absl::Duration lease = absl::Seconds(60);
   uint32_t chunk_bytes = 0;  // 0: the server chooses
-  ProgressCallback progress;
+  // Over so many connections at once, each a part of the file: for links that one does not fill.
+  int streams = 1;
+  ProgressCallback progress;  // called by one thread at a time
 };
 
 struct FetchToFileResult {
@@ -40,8 +42,8 @@ struct FetchToFileResult {
   uint64_t data_bytes = 0;
   uint64_t file_bytes = 0;
   uint64_t received_bytes = 0;  // by this call
-  // Of tensors_with_bytes: whose XXH3 the server confirmed. After a broken transfer the server can
-  // no longer confirm a tensor that it has changed since; its digest in the file is our own.
+  // Of tensors_with_bytes: whose XXH3 the server confirmed. All, but with a server that does not
+  // state the digests of tensors of which only a part is asked for.
   uint64_t verified_digests = 0;
   bool resumed = false;
   std::string note;  // why a resume began anew; empty: nothing to say
@@ -50,7 +52,8 @@ struct FetchToFileResult {
 // A snapshot into a safetensors file. One version is pinned, its bytes are written to
 // `path`.partial at their places, a transfer that breaks goes on with what is missing, and when all
 // digests agree the file is synced and renamed to `path`; nothing is ever seen there that is not
-// whole. On failure `path`.partial and the record `path`.partial.json stay for a resume.
+// whole. On failure, also by kill -9, `path`.partial and the record `path`.partial.record stay for
+// a resume: what was written is not sent again. Two calls at once for one path: INVALID_FIELD.
 // Errors: those of Fetch; INVALID_ARGUMENT NOT_REPRESENTABLE where "<slot>/<parameter>" is also the
 // name of a tensor; RESOURCE_EXHAUSTED STORAGE_FULL, INTERNAL STORAGE_ERROR of the local
 // disk.

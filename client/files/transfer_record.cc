@@ -2,12 +2,14 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "common/base/file.h"
+#include "absl/strings/str_split.h"
 #include "common/base/status.h"
 
 namespace modelstate::client {
@@ -15,8 +17,11 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int kFormat = 1;
+constexpr int kFormat = 2;
 constexpr uint64_t kMaxRecordBytes = uint64_t{16} << 20;
+constexpr size_t kMaxRanges = 10000;  // far more than any fetch leaves
+// Lines that say what one range says are not kept for ever.
+constexpr uint64_t kMaxAddedBytes = uint64_t{1} << 20;
 
 std::string Dump(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
@@ -28,15 +33,32 @@ absl::Status Corrupt(const std::string& path) {
       absl::StrCat("\"", path, "\" is not a record of a transfer; fetch without resuming"));
 }
 
-bool IsConsistent(const TransferRecord& record) {
-  uint64_t end = 0;
-  for (const ByteRange& range : record.done) {
-    if (range.begin < end || range.begin >= range.end || range.end > record.total_bytes) {
-      return false;
+absl::Span<const uint8_t> AsBytes(const std::string& text) {
+  return absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(text.data()), text.size());
+}
+
+std::string Line(const ByteRange& range) { return absl::StrCat(range.begin, " ", range.end, "\n"); }
+
+bool ParseLine(absl::string_view line, ByteRange* range) {
+  const std::pair<absl::string_view, absl::string_view> parts =
+      absl::StrSplit(line, absl::MaxSplits(' ', 1));
+  return absl::SimpleAtoi(parts.first, &range->begin) &&
+         absl::SimpleAtoi(parts.second, &range->end) && range->begin < range->end;
+}
+
+// Of ranges in any order.
+std::vector<ByteRange> Union(std::vector<ByteRange> ranges) {
+  std::sort(ranges.begin(), ranges.end(),
+            [](const ByteRange& a, const ByteRange& b) { return a.begin < b.begin; });
+  std::vector<ByteRange> merged;
+  for (const ByteRange& range : ranges) {
+    if (!merged.empty() && range.begin <= merged.back().end) {
+      merged.back().end = std::max(merged.back().end, range.end);
+    } else {
+      merged.push_back(range);
     }
-    end = range.end;
   }
-  return !record.snapshot_id.empty() || !record.own_pin;
+  return merged;
 }
 
 }  // namespace
@@ -68,45 +90,68 @@ void AddRange(const ByteRange& range, std::vector<ByteRange>* done) {
   *done = std::move(merged);
 }
 
-std::vector<ByteRange> MissingRanges(const std::vector<ByteRange>& done, uint64_t total_bytes) {
-  std::vector<ByteRange> missing;
-  uint64_t pos = 0;
-  for (const ByteRange& range : done) {
-    if (range.begin > pos) missing.push_back({pos, range.begin});
-    pos = range.end;
+void RemoveRange(const ByteRange& range, std::vector<ByteRange>* done) {
+  std::vector<ByteRange> left;
+  for (const ByteRange& old : *done) {
+    const ByteRange before{old.begin, std::min(old.end, range.begin)};
+    const ByteRange after{std::max(old.begin, range.end), old.end};
+    if (before.begin < before.end) left.push_back(before);
+    if (after.begin < after.end) left.push_back(after);
   }
-  if (pos < total_bytes) missing.push_back({pos, total_bytes});
+  *done = std::move(left);
+}
+
+std::vector<ByteRange> MissingRanges(const std::vector<ByteRange>& done, const ByteRange& part) {
+  std::vector<ByteRange> missing = {part};
+  if (part.begin == part.end) missing.clear();
+  for (const ByteRange& range : done) RemoveRange(range, &missing);
   return missing;
 }
 
-absl::Status WriteTransferRecord(const TransferRecord& record, const std::string& path) {
-  Json done = Json::array();
-  for (const ByteRange& range : record.done) done.push_back({range.begin, range.end});
-  const std::string text = Dump({{"format", kFormat},
-                                 {"module", record.module},
-                                 {"selection", record.selection},
-                                 {"snapshot_id", record.snapshot_id},
-                                 {"own_pin", record.own_pin},
-                                 {"incarnation", record.version.incarnation},
-                                 {"version", record.version.number},
-                                 {"layout_digest", record.layout_digest},
-                                 {"header_bytes", record.header_bytes},
-                                 {"total_bytes", record.total_bytes},
-                                 {"done", done}});
-  const std::string temporary = path + ".tmp";
+absl::Status TransferJournal::Write(TransferRecord record) {
+  record_ = std::move(record);
+  return WriteAll();
+}
+
+absl::Status TransferJournal::WriteAll() {
+  std::string text = Dump({{"format", kFormat},
+                           {"module", record_.module},
+                           {"selection", record_.selection},
+                           {"snapshot_id", record_.snapshot_id},
+                           {"own_pin", record_.own_pin},
+                           {"incarnation", record_.version.incarnation},
+                           {"version", record_.version.number},
+                           {"layout_digest", record_.layout_digest},
+                           {"header_bytes", record_.header_bytes},
+                           {"total_bytes", record_.total_bytes}});
+  text.push_back('\n');
+  for (const ByteRange& range : record_.done) text.append(Line(range));
+  const std::string temporary = path_ + ".tmp";
   ::unlink(temporary.c_str());
-  {
-    MS_ASSIGN_OR_RETURN(const File file, CreateForWrite(temporary));
-    MS_RETURN_IF_ERROR(file.WriteAt(
-        0, absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(text.data()), text.size())));
-  }
-  if (std::rename(temporary.c_str(), path.c_str()) != 0) {
+  MS_ASSIGN_OR_RETURN(File file, CreateForWrite(temporary));
+  MS_RETURN_IF_ERROR(file.WriteAt(0, AsBytes(text)));
+  if (std::rename(temporary.c_str(), path_.c_str()) != 0) {
     return ErrnoError(errno, absl::StrCat("rename ", temporary));
   }
+  file_ = std::move(file);
+  size_ = text.size();
+  added_bytes_ = 0;
   return absl::OkStatus();
 }
 
-absl::StatusOr<TransferRecord> ReadTransferRecord(const std::string& path) {
+absl::Status TransferJournal::Add(const ByteRange& range) {
+  AddRange(range, &record_.done);
+  const std::string line = Line(range);
+  added_bytes_ += line.size();
+  if (added_bytes_ > kMaxAddedBytes) return WriteAll();
+  MS_RETURN_IF_ERROR(file_.WriteAt(size_, AsBytes(line)));
+  size_ += line.size();
+  return absl::OkStatus();
+}
+
+void TransferJournal::Delete() { ::unlink(path_.c_str()); }
+
+absl::StatusOr<TransferRecord> TransferJournal::Read(const std::string& path) {
   if (::access(path.c_str(), F_OK) != 0) {
     return absl::NotFoundError(absl::StrCat("there is no \"", path, "\""));
   }
@@ -116,9 +161,12 @@ absl::StatusOr<TransferRecord> ReadTransferRecord(const std::string& path) {
   std::string text(size, '\0');
   MS_RETURN_IF_ERROR(
       file.ReadAt(0, absl::MakeSpan(reinterpret_cast<uint8_t*>(text.data()), text.size())));
+  std::vector<absl::string_view> lines = absl::StrSplit(text, '\n');
+  lines.pop_back();  // empty, or cut short by whoever died
+  if (lines.empty()) return Corrupt(path);
   // Its own file, but a file: exceptions of the JSON library stop here.
   try {
-    const Json json = Json::parse(text);
+    const Json json = Json::parse(lines.front());
     if (json.at("format").get<int>() != kFormat) return Corrupt(path);
     TransferRecord record;
     record.module = json.at("module").get<std::string>();
@@ -129,10 +177,14 @@ absl::StatusOr<TransferRecord> ReadTransferRecord(const std::string& path) {
     record.layout_digest = json.at("layout_digest").get<std::string>();
     record.header_bytes = json.at("header_bytes").get<uint64_t>();
     record.total_bytes = json.at("total_bytes").get<uint64_t>();
-    for (const Json& range : json.at("done")) {
-      record.done.push_back({range.at(0).get<uint64_t>(), range.at(1).get<uint64_t>()});
+    if (record.snapshot_id.empty() && record.own_pin) return Corrupt(path);
+    for (const absl::string_view line : absl::MakeConstSpan(lines).subspan(1)) {
+      ByteRange range;
+      if (!ParseLine(line, &range) || range.end > record.total_bytes) return Corrupt(path);
+      record.done.push_back(range);
     }
-    if (!IsConsistent(record)) return Corrupt(path);
+    record.done = Union(std::move(record.done));
+    if (record.done.size() > kMaxRanges) return Corrupt(path);
     return record;
   } catch (const Json::exception&) {
     return Corrupt(path);

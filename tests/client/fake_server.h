@@ -5,6 +5,7 @@
 #include <grpcpp/server_builder.h>
 
 #include <algorithm>
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <random>
@@ -75,6 +76,22 @@ class FakeServer final : public FakeModuleCalls {
     for (char& c : region) c = static_cast<char>(random());
   }
 
+  // One tensor, so large that streams side by side divide it.
+  void AddLargeTensor(uint64_t size) {
+    TensorSpec spec;
+    spec.name = "large";
+    spec.kind = TensorKind::kBuffer;
+    spec.dtype = DType::kU8;
+    spec.shape = *Shape::Create({static_cast<int64_t>(size)});
+    specs.push_back(std::move(spec));
+    layout = StateLayout(specs);
+    region.resize(layout.total_bytes());
+    for (size_t i = layout.range(specs.size() - 1).begin; i < region.size(); ++i) {
+      region[i] = static_cast<char>(i * i >> 7);
+    }
+    chunk_bytes = 1000000;
+  }
+
   absl::Span<const uint8_t> bytes(size_t index) const {
     const ByteRange range = layout.range(index);
     return absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(region.data()), region.size())
@@ -91,8 +108,10 @@ class FakeServer final : public FakeModuleCalls {
   std::vector<uint64_t> break_after;
   bool no_trailer = false;
   bool wrong_digest = false;
-  size_t streams = 0;
-  uint64_t sent_bytes = 0;
+  size_t refuse_streams_from = SIZE_MAX;
+  std::atomic<size_t> streams = 0;
+  std::atomic<uint64_t> sent_bytes = 0;
+  uint64_t chunk_bytes = 5000;
   std::string held = "pin-1";  // the snapshot that is held
   int pins = 0;
   int pin_calls = 0;  // renewals too
@@ -194,9 +213,12 @@ class FakeServer final : public FakeModuleCalls {
     if (!request->snapshot_id().empty() && request->snapshot_id() != held) {
       return ToGrpcStatus(MakeError(Reason::kSnapshotNotFound, "no such pin"));
     }
-    const uint64_t limit = streams < break_after.size() ? break_after[streams] : UINT64_MAX;
-    ++streams;
-    stream_snapshot_id = request->snapshot_id();
+    const size_t stream = streams++;
+    if (stream >= refuse_streams_from) {
+      return ToGrpcStatus(MakeError(Reason::kDeviceMemory, "as the test asked"));
+    }
+    const uint64_t limit = stream < break_after.size() ? break_after[stream] : UINT64_MAX;
+    if (request->ranges().empty()) stream_snapshot_id = request->snapshot_id();
     if (has_optimizer_state && !(request->optimizer_state() && pinned_optimizer_state)) {
       return ToGrpcStatus(MakeError(Reason::kInvalidField, "a stream or pin without it"));
     }
@@ -209,23 +231,30 @@ class FakeServer final : public FakeModuleCalls {
     header.set_tensor_count(specs.size());
     header.set_total_bytes(layout.total_bytes());
     writer->Write(part);
+    std::vector<ByteRange> ranges = *ByteRangesFromProto(request->ranges());
+    if (ranges.empty()) ranges.push_back({0, layout.total_bytes()});
+    const auto is_part = [&ranges](const ByteRange& tensor) {
+      return std::any_of(ranges.begin(), ranges.end(), [&tensor](const ByteRange& range) {
+        const bool whole = range.begin <= tensor.begin && tensor.end <= range.end;
+        return range.begin < tensor.end && tensor.begin < range.end && !whole;
+      });
+    };
     part.mutable_tensors();
-    for (size_t i = 0; i < specs.size(); ++i) {
+    for (uint32_t i = 0; i < specs.size(); ++i) {
       v1::TensorInfo* info = part.mutable_tensors()->add_tensors();
       TensorSpecToProto(specs[i], info);
       info->set_offset(layout.range(i).begin);
+      if (is_part(layout.range(i))) info->set_xxh3(DigestToHex(Xxh3(bytes(i))));
     }
     writer->Write(part);
-    std::vector<ByteRange> ranges = *ByteRangesFromProto(request->ranges());
-    if (ranges.empty()) ranges.push_back({0, layout.total_bytes()});
     uint64_t sent = 0;
     for (const ByteRange& range : ranges) {
       for (uint64_t pos = range.begin; pos < range.end;) {
-        const uint64_t size = std::min<uint64_t>(5000, range.end - pos);
+        const uint64_t size = std::min<uint64_t>(chunk_bytes, range.end - pos);
         if (sent + size > limit) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "broken");
         part.mutable_chunk()->set_offset(pos);
         part.mutable_chunk()->set_data(region.substr(pos, size));
-        writer->Write(part);
+        if (!writer->Write(part)) return grpc::Status::CANCELLED;
         sent += size;
         sent_bytes += size;
         pos += size;
