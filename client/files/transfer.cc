@@ -23,8 +23,8 @@ namespace modelstate::client {
 namespace {
 
 // Of several streams. Each unit brings the table again, which is to be a twentieth of it at most.
-constexpr uint64_t kMinUnitBytes = uint64_t{32} << 20;
-constexpr uint64_t kUnitsPerStream = 4;
+constexpr uint64_t kMinUnitBytes = uint64_t{1} << 20;
+constexpr uint64_t kUnitsPerStream = 8;
 constexpr uint64_t kTablesPerUnit = 20;
 // A request for digests alone has a range for each tensor.
 constexpr size_t kDigestsPerRequest = 10000;

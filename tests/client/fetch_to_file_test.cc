@@ -218,7 +218,7 @@ TEST_F(FetchToFileTest, StreamsSideBySideDivideTheFile) {
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(result->received_bytes, server_.layout.total_bytes()) << "no byte twice";
   EXPECT_EQ(result->verified_digests, 41u);
-  EXPECT_EQ(server_.streams, 8u) << "a table, three parts, three again, digests";
+  EXPECT_GT(server_.streams, 20u) << "a table, many parts, digests";
   ExpectWholeFile();
 }
 

@@ -22,7 +22,7 @@
 #include "common/base/status.h"
 #include "tests/fault/exactly_once/chaos_proxy.h"
 #include "tests/fault/exactly_once/history.h"
-#include "tests/fault/exactly_once/server_process.h"
+#include "tests/fault/net/server_process.h"
 
 namespace modelstate::client {
 namespace {

@@ -1,4 +1,4 @@
-#include "tests/fault/exactly_once/server_process.h"
+#include "tests/fault/net/server_process.h"
 
 #include <fcntl.h>
 #include <signal.h>
