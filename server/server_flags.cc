@@ -30,6 +30,9 @@ ABSL_FLAG(ByteSize, push_memory_bytes, ByteSize{},
           "most memory for pushes and loads that are arriving; 0: half of device_memory_bytes");
 ABSL_FLAG(ByteSize, snapshot_memory_bytes, ByteSize{},
           "most memory for versions that pins and streams hold; 0: half of device_memory_bytes");
+ABSL_FLAG(ByteSize, cast_memory_bytes, ByteSize{},
+          "most memory, beside that of the devices, for tensors that were cast for readers of a "
+          "held version, so that they share them; 0: an eighth of device_memory_bytes");
 ABSL_FLAG(ByteSize, max_message_bytes, ByteSize{uint64_t{4} << 20}, "largest message to take");
 ABSL_FLAG(ByteSize, max_chunk_bytes, ByteSize{uint64_t{2} << 20}, "largest chunk to send or take");
 ABSL_FLAG(int32_t, compute_threads, 0, "threads for optimizer steps; 0: one per hardware thread");
@@ -60,6 +63,7 @@ constexpr const char* kFlagNames[] = {"listen",
                                       "device_memory_bytes",
                                       "push_memory_bytes",
                                       "snapshot_memory_bytes",
+                                      "cast_memory_bytes",
                                       "max_message_bytes",
                                       "max_chunk_bytes",
                                       "compute_threads",
@@ -169,6 +173,7 @@ absl::StatusOr<ServerFlags> ParseServerFlags(absl::Span<char* const> arguments) 
   options.device_memory_bytes = absl::GetFlag(FLAGS_device_memory_bytes).bytes;
   options.push_memory_bytes = absl::GetFlag(FLAGS_push_memory_bytes).bytes;
   options.snapshot_memory_bytes = absl::GetFlag(FLAGS_snapshot_memory_bytes).bytes;
+  options.cast_memory_bytes = absl::GetFlag(FLAGS_cast_memory_bytes).bytes;
   options.max_message_bytes = absl::GetFlag(FLAGS_max_message_bytes).bytes;
   options.max_chunk_bytes = absl::GetFlag(FLAGS_max_chunk_bytes).bytes;
   MS_ASSIGN_OR_RETURN(options.compute_threads,

@@ -33,6 +33,7 @@ struct Runtime {
 
   CallTracker calls;
   std::vector<std::unique_ptr<Device>> devices;  // at least one; modules begin on the first
+  std::shared_ptr<MemoryBudget> cast_budget;     // of casts that the readers of a version share
   std::unique_ptr<ComputePool> compute;
   std::unique_ptr<ComputePool> readers;  // of checkpoint files
   std::unique_ptr<CheckpointStore> checkpoints;

@@ -112,6 +112,9 @@ absl::Status Server::StartRuntime() {
   environment.snapshot_budget = std::make_shared<MemoryBudget>(
       Reason::kSnapshotLimit, "memory for versions that pins and streams hold",
       "--snapshot_memory_bytes", or_half(options_.snapshot_memory_bytes));
+  const uint64_t casts = options_.cast_memory_bytes != 0 ? options_.cast_memory_bytes : limit / 8;
+  runtime_.cast_budget = std::make_shared<MemoryBudget>(
+      Reason::kSnapshotLimit, "memory for casts that readers share", "--cast_memory_bytes", casts);
   environment.workers = {options_.max_workers, options_.worker_expiry};
   environment.clock = [] { return absl::Now(); };
   runtime_.pins = std::make_unique<PinTable>(environment.clock, options_.max_lease);

@@ -25,6 +25,7 @@ struct ServerOptions {
   uint64_t device_memory_bytes = 0;    // of each device: three quarters of its memory
   uint64_t push_memory_bytes = 0;      // half of that
   uint64_t snapshot_memory_bytes = 0;  // half of that
+  uint64_t cast_memory_bytes = 0;      // an eighth of it
   uint64_t max_message_bytes = uint64_t{4} << 20;
   uint64_t max_chunk_bytes = uint64_t{2} << 20;
   size_t compute_threads = 0;  // one per hardware thread

@@ -117,12 +117,8 @@ void StateStream::DigestParts(absl::FunctionRef<bool()> go_on) {
   for (const uint32_t index : parts_) {
     const uint64_t nbytes = view_->specs[index].nbytes();
     const TensorStorage* storage = source(index);
-    std::optional<uint64_t> known;
-    if (storage != nullptr) {
-      known = storage->CachedDigest();
-    } else if (!schema_index(index)) {
-      known = Xxh3(ScalarBytes(index));
-    }
+    std::optional<uint64_t> known = CachedDigest(index);
+    if (storage == nullptr && !schema_index(index)) known = Xxh3(ScalarBytes(index));
     Xxh3Stream hash;
     std::vector<uint8_t> cast;
     for (uint64_t begin = 0; !known && begin < nbytes; begin += kDefaultChunkBytes) {
@@ -139,7 +135,7 @@ void StateStream::DigestParts(absl::FunctionRef<bool()> go_on) {
     }
     if (!known) {
       known = hash.Digest();
-      if (storage != nullptr) storage->CacheDigest(*known);
+      CacheDigest(index, *known);
     }
     part_digests_.emplace(index, *known);
   }
@@ -225,6 +221,18 @@ absl::Span<const uint8_t> StateStream::ScalarBytes(uint32_t index) const {
 }
 
 void StateStream::AddCast(uint32_t index, uint64_t begin, uint64_t end) {
+  if (CastTensor* shared = SharedCast(index)) {
+    const uint32_t tensor = view_->indices[index];
+    const absl::Span<const uint8_t> bytes =
+        shared->Get(contents_.snapshot->storages[tensor]->HostBytes(), begin, end);
+    if (!bytes.empty()) {
+      Digest(index, begin, bytes);
+      shared->Ref();
+      encoder_.AddBorrowed(
+          bytes, [](void* cast) { static_cast<const CastTensor*>(cast)->Unref(); }, shared);
+      return;
+    }
+  }
   // A range may begin or end inside an element: cast the elements that it touches.
   const uint64_t width = DTypeSize(view_->specs[index].dtype);
   const uint64_t first = begin / width;
@@ -235,6 +243,31 @@ void StateStream::AddCast(uint32_t index, uint64_t begin, uint64_t end) {
   Digest(index, begin, bytes);
   encoder_.AddBorrowed(
       bytes, [](void* vector) { delete static_cast<std::vector<uint8_t>*>(vector); }, cast);
+}
+
+CastTensor* StateStream::SharedCast(uint32_t index) {
+  if (cast_index_ != index) {
+    const uint32_t tensor = view_->indices[index];
+    const ModuleSchema& schema = *contents_.snapshot->schema;
+    cast_index_ = index;
+    cast_ = contents_.snapshot.casts().Find(schema.owner(tensor), schema.spec(tensor).dtype,
+                                            view_->specs[index].dtype, view_->specs[index].nbytes(),
+                                            *options_.cast_budget);
+  }
+  return cast_.get();
+}
+
+std::optional<uint64_t> StateStream::CachedDigest(uint32_t index) {
+  if (const TensorStorage* storage = source(index)) return storage->CachedDigest();
+  if (!schema_index(index)) return std::nullopt;
+  const CastTensor* cast = SharedCast(index);
+  return cast == nullptr ? std::nullopt : cast->CachedDigest();
+}
+
+void StateStream::CacheDigest(uint32_t index, uint64_t digest) {
+  if (const TensorStorage* storage = source(index)) return storage->CacheDigest(digest);
+  if (!schema_index(index)) return;
+  if (CastTensor* cast = SharedCast(index)) cast->CacheDigest(digest);
 }
 
 void StateStream::Cast(uint32_t index, uint64_t first, uint64_t last, uint8_t* out) const {
@@ -249,8 +282,7 @@ void StateStream::Digest(uint32_t index, uint64_t begin, absl::Span<const uint8_
   if (options_.skip_digests || DigestIsInTable(index)) return;
   if (begin == 0) {
     contiguous_ = 0;
-    const TensorStorage* storage = source(index);
-    known_digest_ = storage == nullptr ? std::nullopt : storage->CachedDigest();
+    known_digest_ = CachedDigest(index);
     hash_.Reset();
   } else if (begin != contiguous_ || contiguous_ == 0) {
     contiguous_ = 0;  // not from its first byte on: it will have no digest
@@ -262,7 +294,7 @@ void StateStream::Digest(uint32_t index, uint64_t begin, absl::Span<const uint8_
   contiguous_ = 0;
   if (!known_digest_) {
     known_digest_ = hash_.Digest();
-    if (const TensorStorage* storage = source(index)) storage->CacheDigest(*known_digest_);
+    CacheDigest(index, *known_digest_);
   }
   v1::Trailer* trailer = trailer_.mutable_trailer();
   if (static_cast<size_t>(trailer->digests_size()) >= kMaxDigests) return;

@@ -26,8 +26,9 @@ namespace modelstate {
 // The messages of one StreamStateDict answer, made one by one: header, table, chunks, trailer; or
 // only a header that says not_modified.
 //
-// Chunks borrow the tensors' storages (a reference each, until gRPC has sent the bytes); what is
-// cast to another dtype is copied, and so are the single numbers of optimizer state. A tensor whose
+// Chunks borrow the tensors' storages (a reference each, until gRPC has sent the bytes). What is
+// cast to another dtype is cast once for all that hold the version, where the budget for casts has
+// room, else for this stream; the single numbers of optimizer state are copied. A tensor whose
 // digest is not known yet is hashed as its bytes pass, and the digest is kept with the storage:
 // once per version, not per reader.
 //
@@ -46,6 +47,7 @@ class StateStream {
     std::vector<ByteRange> ranges;
     uint64_t chunk_bytes = kDefaultChunkBytes;
     bool skip_digests = false;
+    std::shared_ptr<MemoryBudget> cast_budget;
   };
 
   struct Contents {
@@ -99,6 +101,10 @@ class StateStream {
   absl::Span<const uint8_t> ScalarBytes(uint32_t index) const;
   bool DigestIsInTable(uint32_t index) const;
   void AddCast(uint32_t index, uint64_t begin, uint64_t end);
+  // The cast that readers share; null: there is no room for it.
+  CastTensor* SharedCast(uint32_t index);
+  std::optional<uint64_t> CachedDigest(uint32_t index);
+  void CacheDigest(uint32_t index, uint64_t digest);
   // Elements [first, last) of a tensor that is sent in another dtype.
   void Cast(uint32_t index, uint64_t first, uint64_t last, uint8_t* out) const;
 
@@ -117,6 +123,9 @@ class StateStream {
   uint64_t offset_ = 0;
   size_t position_ = 0;
   uint64_t sent_bytes_ = 0;
+
+  RefPtr<CastTensor> cast_;  // of the tensor at cast_index_, the last that was asked for
+  std::optional<uint32_t> cast_index_;
 
   // Bytes of the tensor at hand that passed without a gap from its first.
   uint64_t contiguous_ = 0;

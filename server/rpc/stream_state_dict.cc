@@ -63,6 +63,7 @@ absl::StatusOr<StateStream::Options> OptionsOf(const Runtime& runtime,
   StateStream::Options options;
   options.module = request.module();
   options.skip_digests = request.skip_digests();
+  options.cast_budget = runtime.cast_budget;
   if (request.chunk_bytes() != 0) {
     if (request.chunk_bytes() > runtime.max_chunk_bytes || request.chunk_bytes() < kMinChunkBytes) {
       return MakeError(

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "server/state/cast_cache.h"
 #include "server/state/module_version.h"
 
 namespace modelstate {
@@ -12,7 +13,7 @@ namespace modelstate {
 class HoldLedger;
 
 // A version that somebody holds: a stream, a pin, a save. Made by a HoldLedger, which counts its
-// storages until the last Snapshot of it ends. Immutable.
+// storages until the last Snapshot of it ends. Immutable but for the casts that it keeps.
 class HeldVersion {
  public:
   // REQUIRES: `ledger` has counted it. A null `version` holds `also` alone.
@@ -28,6 +29,7 @@ class HeldVersion {
   const VersionRef version_;
   const std::vector<StorageRef> also_;  // optimizer state that is held with it
   const std::shared_ptr<HoldLedger> ledger_;
+  mutable CastCache casts_;
 };
 
 // A consistent state_dict to read from, without a lock and for as long as it lives. A cheap copy
@@ -40,6 +42,8 @@ class Snapshot {
   explicit operator bool() const { return held_ != nullptr; }
   const ModuleVersion& operator*() const { return *held_->version_; }
   const ModuleVersion* operator->() const { return held_->version_.get(); }
+  // Of the tensors of the version, for all that hold it together.
+  CastCache& casts() const { return held_->casts_; }
 
  private:
   std::shared_ptr<const HeldVersion> held_;

@@ -209,6 +209,58 @@ TEST_F(StreamRpcsTest, SelectionAndFloatDTypeApply) {
   EXPECT_EQ(cut.Region().substr(3, 10), state.Region().substr(3, 10));
 }
 
+// Readers of one version share its casts for as long as somebody holds it.
+TEST_F(StreamRpcsTest, ACastIsMadeOncePerVersion) {
+  CreateLarge(500'000);
+  const auto budget = server_->runtime().cast_budget;
+  v1::PinSnapshotRequest pin;
+  pin.set_module("large");
+  const auto pinned = Call(&v1::ModelState::Stub::PinSnapshot, pin);
+  ASSERT_TRUE(pinned.ok()) << pinned.status();
+  v1::StreamStateDictRequest request = Request("large");
+  request.set_snapshot_id(pinned->snapshot_id());
+  request.mutable_selection()->set_float_dtype(v1::BF16);
+  const Fetched first = Fetch(request);
+  ASSERT_TRUE(first.status.ok()) << first.status;
+  EXPECT_EQ(budget->used(), 2 * 500'003u) << "those that are cast, and once";
+  const Fetched second = Fetch(request);
+  EXPECT_EQ(second.Region(), first.Region());
+  EXPECT_EQ(second.trailer.SerializeAsString(), first.trailer.SerializeAsString());
+  EXPECT_EQ(budget->used(), 2 * 500'003u);
+  request.mutable_selection()->set_float_dtype(v1::F16);
+  EXPECT_TRUE(Fetch(request).status.ok());
+  EXPECT_EQ(budget->used(), 4 * 500'003u);
+  v1::ReleaseSnapshotRequest release;
+  release.set_snapshot_id(pinned->snapshot_id());
+  ASSERT_TRUE(Call(&v1::ModelState::Stub::ReleaseSnapshot, release).ok());
+  EXPECT_TRUE(WaitUntilIdle());
+  EXPECT_EQ(budget->used(), 0u);
+}
+
+class NoCastMemoryTest : public StreamRpcsTest {
+ protected:
+  void SetUp() override {
+    options_.cast_memory_bytes = 1;
+    StreamRpcsTest::SetUp();
+  }
+};
+
+TEST_F(NoCastMemoryTest, EachReaderHasItsOwnCast) {
+  CreateLarge(500'000);
+  v1::StreamStateDictRequest request = Request("large");
+  request.mutable_selection()->set_float_dtype(v1::F64);
+  const Fetched fetched = Fetch(request);
+  ASSERT_TRUE(fetched.status.ok()) << fetched.status;
+  const std::string big = fetched.Bytes()["big"];
+  double value = 0;
+  std::memcpy(&value, big.data() + 499'999 * sizeof(double), sizeof(double));
+  EXPECT_EQ(value, 499'999);
+  for (const v1::TensorDigest& digest : fetched.trailer.digests()) {
+    const v1::TensorInfo& tensor = fetched.tensors[digest.index()];
+    EXPECT_EQ(digest.xxh3(), DigestOf(fetched.Region().substr(tensor.offset(), tensor.nbytes())));
+  }
+}
+
 TEST_F(StreamRpcsTest, NotModifiedIsAHeaderAlone) {
   CreateTiny();
   v1::StreamStateDictRequest request = Request("tiny");
