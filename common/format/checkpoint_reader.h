@@ -35,9 +35,12 @@ struct StoredTensor {
   uint64_t nbytes() const { return static_cast<uint64_t>(shape.num_elements()) * DTypeSize(dtype); }
 };
 
-enum class CheckpointFormat { kSafetensors, kTorchZip };
+enum class CheckpointFormat { kSafetensors, kTorchZip, kTorchLegacy };
 
-// "safetensors", "torch zip".
+inline constexpr CheckpointFormat kAllCheckpointFormats[] = {
+    CheckpointFormat::kSafetensors, CheckpointFormat::kTorchZip, CheckpointFormat::kTorchLegacy};
+
+// "safetensors", "torch zip", "torch legacy".
 const char* CheckpointFormatName(CheckpointFormat format);
 
 // The state_dict of one checkpoint file. Opening reads and checks everything but the elements: what

@@ -1,5 +1,6 @@
 #include "common/format/pickle.h"
 
+#include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/format/pickle_globals.h"
@@ -10,8 +11,7 @@ namespace {
 
 using G = PickleGlobal;
 
-// Far above any state_dict: a file of 100,000 tensors has 15 MB of pickle and 3 million nodes.
-constexpr size_t kMaxPickleBytes = size_t{256} << 20;
+// Far above any state_dict: a file of 100,000 tensors has 3 million nodes.
 constexpr size_t kMaxNodes = size_t{1} << 25;
 constexpr size_t kMaxMarks = 256;
 constexpr uint16_t kMaxDepth = 256;
@@ -24,25 +24,32 @@ class PickleParser {
   using Id = PickleTree::Id;
   using Kind = PickleTree::Kind;
 
-  explicit PickleParser(PickleTree* tree) : tree_(*tree), text_(tree->pickle_) {}
+  PickleParser(PickleTree* tree, const PickleTree::Options& options)
+      : tree_(*tree), text_(tree->pickle_), options_(options) {}
 
   absl::Status Run() {
-    if (text_.size() < 2 || text_[0] != '\x80') {
-      return Unsupported(
-          "data.pkl has no pickle protocol number; save the checkpoint again with torch.save");
+    if (text_.size() < 2) return CutOff("is cut off");
+    if (text_[0] != '\x80') {
+      return Unsupported(absl::StrCat(
+          options_.what,
+          " has no pickle protocol number; save the checkpoint again with torch.save"));
     }
     while (true) {
       start_ = at_;
-      if (at_ >= text_.size()) return Fail("ends before its STOP opcode");
+      if (at_ >= text_.size()) return CutOff("ends before its STOP opcode");
       const char opcode = text_[at_++];
       if (opcode == '.') break;
       MS_RETURN_IF_ERROR(Step(opcode));
       if (tree_.nodes_.size() > kMaxNodes) {
-        return Unsupported(absl::StrCat("data.pkl holds more than ", kMaxNodes,
+        return Unsupported(absl::StrCat(options_.what, " holds more than ", kMaxNodes,
                                         " objects; save the tensors alone"));
       }
     }
-    if (at_ != text_.size()) return Fail("goes on after its STOP opcode");
+    if (options_.consumed != nullptr) {
+      *options_.consumed = at_;
+    } else if (at_ != text_.size()) {
+      return Fail("goes on after its STOP opcode");
+    }
     if (stack_.size() != 1 || !marks_.empty()) return Fail("does not end with one object");
     tree_.root_ = stack_[0];
     return absl::OkStatus();
@@ -50,11 +57,16 @@ class PickleParser {
 
  private:
   absl::Status Fail(absl::string_view what) const {
-    return Corrupt(absl::StrCat("data.pkl ", what, " (at byte ", start_, ")"));
+    return Corrupt(absl::StrCat(options_.what, " ", what, " (at byte ", start_, ")"));
+  }
+
+  absl::Status CutOff(absl::string_view what) const {
+    if (options_.cut_off != nullptr) *options_.cut_off = true;
+    return Fail(what);
   }
 
   absl::StatusOr<uint64_t> Unsigned(size_t width) {
-    if (text_.size() - at_ < width) return Fail("is cut off");
+    if (text_.size() - at_ < width) return CutOff("is cut off");
     uint64_t value = 0;
     for (size_t i = width; i > 0; --i) {
       value = value << 8 | static_cast<unsigned char>(text_[at_ + i - 1]);
@@ -105,7 +117,7 @@ class PickleParser {
     PickleTree::Node& node = tree_.nodes_[container];
     const uint16_t depth = tree_.nodes_[child].depth;
     if (depth >= kMaxDepth) {
-      return Unsupported(absl::StrCat("data.pkl nests objects more than ", kMaxDepth,
+      return Unsupported(absl::StrCat(options_.what, " nests objects more than ", kMaxDepth,
                                       " deep; save the tensors alone"));
     }
     if (node.depth < depth + 1) node.depth = static_cast<uint16_t>(depth + 1);
@@ -135,7 +147,7 @@ class PickleParser {
 
   absl::Status Text(Kind kind, size_t width) {
     MS_ASSIGN_OR_RETURN(const uint64_t length, Unsigned(width));
-    if (length > text_.size() - at_) return Fail("has a text that is cut off");
+    if (length > text_.size() - at_) return CutOff("has a text that is cut off");
     const absl::string_view value = text_.substr(at_, length);
     if (kind == Kind::kString && !IsValidUtf8(value)) return Fail("has a text that is not UTF-8");
     MS_RETURN_IF_ERROR(Push(kind, static_cast<int64_t>(at_), static_cast<uint32_t>(length)));
@@ -145,7 +157,7 @@ class PickleParser {
 
   absl::StatusOr<absl::string_view> Line() {
     const size_t end = text_.find('\n', at_);
-    if (end == absl::string_view::npos) return Fail("has a line that does not end");
+    if (end == absl::string_view::npos) return CutOff("has a line that does not end");
     const absl::string_view line = text_.substr(at_, end - at_);
     at_ = end + 1;
     return line;
@@ -261,21 +273,33 @@ class PickleParser {
     return absl::OkStatus();
   }
 
+  bool IsString(Id id) const { return tree_.kind(id) == Kind::kString; }
+  bool IsCount(Id id) const { return tree_.kind(id) == Kind::kInt && tree_.int_value(id) >= 0; }
+  bool IsPartOfStorage(Id id) const {
+    if (tree_.kind(id) == Kind::kNone) return true;
+    const absl::Span<const Id> items = tree_.items(id);
+    return tree_.kind(id) == Kind::kTuple && items.size() == 3 && IsString(items[0]) &&
+           IsCount(items[1]) && IsCount(items[2]);
+  }
+
   absl::Status PersistentId() {
     MS_ASSIGN_OR_RETURN(const Id id, Pop());
     if (tree_.kind(id) != Kind::kTuple) return Fail("has a persistent id that is no tuple");
     const absl::Span<const Id> items = tree_.items(id);
+    const size_t size = options_.legacy_storages ? 6 : 5;
     const bool valid =
-        items.size() == 5 && tree_.kind(items[0]) == Kind::kString &&
-        tree_.string_value(items[0]) == "storage" && tree_.kind(items[1]) == Kind::kGlobal &&
+        items.size() == size && IsString(items[0]) && tree_.string_value(items[0]) == "storage" &&
+        tree_.kind(items[1]) == Kind::kGlobal &&
         (tree_.global(items[1]) == G::kStorage || tree_.global(items[1]) == G::kUntypedStorage) &&
-        tree_.kind(items[2]) == Kind::kString && tree_.kind(items[3]) == Kind::kString &&
-        tree_.kind(items[4]) == Kind::kInt && tree_.int_value(items[4]) >= 0;
+        IsString(items[2]) && IsString(items[3]) && IsCount(items[4]) &&
+        (size == 5 || IsPartOfStorage(items[5]));
     if (!valid) {
-      return Fail("has a persistent id that is not (\"storage\", class, key, location, count)");
+      return Fail(
+          absl::StrCat("has a persistent id that is not (\"storage\", class, key, location, ",
+                       size == 5 ? "count)" : "count, None or part)"));
     }
     // A copy: AddTuple grows the vector that `items` points into.
-    const Id parts[] = {items[1], items[2], items[3], items[4]};
+    const absl::InlinedVector<Id, 5> parts(items.begin() + 1, items.end());
     MS_ASSIGN_OR_RETURN(const Id storage, AddTuple(parts, Kind::kStorage));
     stack_.push_back(storage);
     return absl::OkStatus();
@@ -322,7 +346,7 @@ class PickleParser {
 
   absl::Status Long() {
     MS_ASSIGN_OR_RETURN(const uint64_t width, Unsigned(1));
-    if (width > text_.size() - at_) return Fail("is cut off");
+    if (width > text_.size() - at_) return CutOff("is cut off");
     if (width > 8) {
       at_ += width;
       return Push(Kind::kBigInt);
@@ -339,12 +363,12 @@ class PickleParser {
         MS_ASSIGN_OR_RETURN(const uint64_t protocol, Unsigned(1));
         if (protocol == 2 || protocol == 3) return absl::OkStatus();
         return Unsupported(absl::StrCat(
-            "data.pkl uses pickle protocol ", protocol,
+            options_.what, " uses pickle protocol ", protocol,
             "; save the checkpoint again with torch.save's default, pickle_protocol=2"));
       }
       case '(':
         if (marks_.size() >= kMaxMarks) {
-          return Unsupported(absl::StrCat("data.pkl nests objects more than ", kMaxMarks,
+          return Unsupported(absl::StrCat(options_.what, " nests objects more than ", kMaxMarks,
                                           " deep; save the tensors alone"));
         }
         marks_.push_back(stack_.size());
@@ -446,14 +470,16 @@ class PickleParser {
         return Recall(index);
       }
       default:
-        return Unsupported(absl::StrCat(
-            "data.pkl uses the pickle opcode 0x", absl::Hex(static_cast<unsigned char>(opcode)),
-            " at byte ", start_, ", which torch.save with its default protocol does not write"));
+        return Unsupported(
+            absl::StrCat(options_.what, " uses the pickle opcode 0x",
+                         absl::Hex(static_cast<unsigned char>(opcode)), " at byte ", start_,
+                         ", which torch.save with its default protocol does not write"));
     }
   }
 
   PickleTree& tree_;
   absl::string_view text_;
+  const PickleTree::Options& options_;
   size_t at_ = 0;
   size_t start_ = 0;  // of the opcode at hand
   std::vector<Id> stack_;
@@ -462,15 +488,24 @@ class PickleParser {
   std::vector<Id> memo_;
 };
 
-absl::StatusOr<PickleTree> PickleTree::Parse(std::string pickle) {
-  if (pickle.size() > kMaxPickleBytes) {
-    return Unsupported(absl::StrCat("data.pkl has ", pickle.size(), " bytes, over the limit of ",
-                                    kMaxPickleBytes, "; save the tensors alone"));
+absl::StatusOr<PickleTree> PickleTree::Parse(std::string pickle, const Options& options) {
+  if (pickle.size() > kMaxBytes) {
+    return Unsupported(absl::StrCat(options.what, " has ", pickle.size(),
+                                    " bytes, over the limit of ", kMaxBytes,
+                                    "; save the tensors alone"));
   }
   PickleTree tree;
   tree.pickle_ = std::move(pickle);
-  MS_RETURN_IF_ERROR(PickleParser(&tree).Run());
+  MS_RETURN_IF_ERROR(PickleParser(&tree, options).Run());
   return tree;
+}
+
+std::vector<PickleTree::Id> PickleTree::Storages() const {
+  std::vector<Id> found;
+  for (size_t i = 0; i < nodes_.size(); ++i) {
+    if (nodes_[i].kind == Kind::kStorage) found.push_back(static_cast<Id>(i));
+  }
+  return found;
 }
 
 absl::Span<const PickleTree::Id> PickleTree::items(Id id) const {
@@ -495,6 +530,11 @@ std::optional<PickleTree::Id> PickleTree::attributes(Id id) const {
 }
 
 std::optional<DType> PickleTree::dtype(Id id) const { return PickleGlobals()[nodes_[id].a].dtype; }
+
+uint64_t PickleTree::item_bytes(Id id) const {
+  const PickleGlobalRow& row = PickleGlobals()[nodes_[id].a];
+  return row.dtype ? DTypeSize(*row.dtype) : row.item_bytes;
+}
 
 absl::string_view PickleTree::global_name(Id id) const {
   return PickleGlobals()[nodes_[id].a].torch_name;

@@ -1,6 +1,7 @@
 #ifndef MODELSTATE_COMMON_FORMAT_PICKLE_GLOBALS_H_
 #define MODELSTATE_COMMON_FORMAT_PICKLE_GLOBALS_H_
 
+#include <cstdint>
 #include <optional>
 
 #include "absl/types/span.h"
@@ -15,6 +16,7 @@ struct PickleGlobalRow {
   PickleGlobal global;
   std::optional<DType> dtype;   // of storage classes and dtypes that have one
   const char* torch_name = "";  // of the dtype: "complex128"
+  uint64_t item_bytes = 1;      // of a storage class without DType
 };
 
 absl::Span<const PickleGlobalRow> PickleGlobals();

@@ -310,7 +310,7 @@ absl::StatusOr<TorchOptimizerFile> TorchOptimizerFile::Open(File file) {
   TorchOptimizerFile result;
   std::optional<TorchOptimizerParser> parser;
   MS_ASSIGN_OR_RETURN(result.reader_,
-                      TorchZipReader::Open(std::move(file), [&](const PickleTree& tree) {
+                      TorchTensorReader::Open(std::move(file), [&](const PickleTree& tree) {
                         return parser.emplace(tree, &result).Run();
                       }));
   MS_RETURN_IF_ERROR(parser->FillIn());

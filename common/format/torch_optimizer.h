@@ -16,7 +16,7 @@
 #include "common/base/file.h"
 #include "common/base/hyperparameters.h"
 #include "common/base/shape.h"
-#include "common/format/torch_zip_reader.h"
+#include "common/format/torch_tensor_reader.h"
 
 // What `torch.save(optimizer.state_dict(), path)` writes. There a parameter is a position: its
 // place in the parameters of all groups, one group after the other, counted from 0.
@@ -76,7 +76,7 @@ class TorchOptimizerFile {
   std::vector<std::string> group_keys_;  // of the first group
   std::vector<TorchOptimizerTensor> tensors_;
   std::vector<Source> sources_;
-  std::unique_ptr<TorchZipReader> reader_;
+  std::unique_ptr<TorchTensorReader> reader_;
 };
 
 // What torch's optimizer of this algorithm has of `h`; the rest is left out.

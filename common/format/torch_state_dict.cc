@@ -102,6 +102,12 @@ absl::StatusOr<Id> FindStateDict(const PickleTree& tree, absl::string_view path)
 }
 
 class TensorBuilder {
+  struct Part {
+    uint64_t begin = 0;
+    uint64_t end = 0;
+    uint64_t size() const { return end - begin; }
+  };
+
  public:
   TensorBuilder(const PickleTree& tree, std::string name) : tree_(tree) {
     out_.tensor.name = std::move(name);
@@ -170,13 +176,9 @@ class TensorBuilder {
                                       "float32 or complex64 and save the file again"));
     }
     out_.tensor.dtype = *dtype;
-    // The count of an untyped storage is bytes.
-    uint64_t item_bytes = 1;
-    if (tree_.global(storage_class) != G::kUntypedStorage) {
-      const std::optional<DType> stored = tree_.dtype(storage_class);
-      if (!stored) return Malformed("its storage has another dtype");
-      item_bytes = DTypeSize(*stored);
-    }
+    const bool untyped = tree_.global(storage_class) == G::kUntypedStorage;
+    if (!untyped && !tree_.dtype(storage_class)) return Malformed("its storage has another dtype");
+    const uint64_t item_bytes = tree_.item_bytes(storage_class);
     const uint64_t count = static_cast<uint64_t>(tree_.int_value(items[3]));
     if (count > static_cast<uint64_t>(std::numeric_limits<int64_t>::max()) / item_bytes) {
       return Malformed("its storage has more than 2^63 bytes");
@@ -187,6 +189,17 @@ class TensorBuilder {
       return Unsupported(absl::StrCat("tensor ", ShowName(out_.tensor.name),
                                       " is on the meta device and has no elements"));
     }
+    part_ = {0, out_.view.storage_bytes / DTypeSize(*dtype)};
+    if (items.size() == 4 || tree_.kind(items[4]) == Kind::kNone) return absl::OkStatus();
+    const absl::Span<const Id> part = tree_.items(items[4]);  // key, offset, count
+    const uint64_t begin = static_cast<uint64_t>(tree_.int_value(part[1]));
+    const uint64_t size = static_cast<uint64_t>(tree_.int_value(part[2]));
+    if (dtype_argument || begin > count || size > count - begin) {
+      return Malformed(absl::StrCat("the ", size, " elements from ", begin,
+                                    " on that it views reach past its storage of ", count,
+                                    " elements"));
+    }
+    part_ = {begin, begin + size};
     return absl::OkStatus();
   }
 
@@ -242,16 +255,17 @@ class TensorBuilder {
   }
 
   absl::Status CheckView() {
-    const TensorView& view = out_.view;
+    TensorView& view = out_.view;
     const Shape& shape = out_.tensor.shape;
     const uint64_t item_bytes = DTypeSize(out_.tensor.dtype);
-    const uint64_t count = view.storage_bytes / item_bytes;
+    const uint64_t count = part_.size();
     if (view.storage_bytes % item_bytes != 0) {
       return Malformed(absl::StrCat("its storage of ", view.storage_bytes,
                                     " bytes is no whole number of elements"));
     }
     if (shape.num_elements() == 0) {
       if (view.offset > count) return Malformed("its offset lies past its storage");
+      view.offset += part_.begin;
       return absl::OkStatus();
     }
     uint64_t last = view.offset;
@@ -275,11 +289,14 @@ class TensorBuilder {
                                     " bytes would take ", nbytes, " bytes; the limit is ",
                                     kExpandedFactor, " times its storage"));
     }
+    view.offset += part_.begin;
     return absl::OkStatus();
   }
 
   const PickleTree& tree_;
   TorchTensor out_;
+  // The elements of the storage that the view may reach: all, but for some of the legacy stream.
+  Part part_;
 };
 
 // What makes two names one tensor: the same elements of the same storage in the same order.

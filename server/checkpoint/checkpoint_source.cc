@@ -138,7 +138,7 @@ absl::Status CheckpointSource::Impl::OpenDirectory(const RootDirectory& root) {
 void CheckpointSource::Impl::TakeFileOrder() {
   format = CheckpointFormatName(reader->format());
   const char* rule =
-      reader->format() == CheckpointFormat::kTorchZip ? "pickled Parameter" : "checkpoint kind";
+      reader->format() == CheckpointFormat::kSafetensors ? "checkpoint kind" : "pickled Parameter";
   for (uint32_t i = 0; i < reader->tensors().size(); ++i) {
     const StoredTensor& stored = reader->tensors()[i];
     incoming.push_back({stored.name, stored.dtype, stored.shape, stored.kind,

@@ -35,7 +35,7 @@ void ModelStateService::GetServerInfo(UnaryCall* call, const v1::GetServerInfoRe
     limits->set_max_workers(environment.workers.max_workers);
     DurationToProto(environment.workers.expiry, limits->mutable_worker_expiry());
     limits->set_running_calls(runtime_.calls.running());
-    for (CheckpointFormat format : {CheckpointFormat::kSafetensors, CheckpointFormat::kTorchZip}) {
+    for (CheckpointFormat format : kAllCheckpointFormats) {
       response->add_checkpoint_formats(CheckpointFormatName(format));
     }
     response->add_checkpoint_formats("modelstate directory");

@@ -143,11 +143,12 @@ struct PickledTensor {
   std::vector<int64_t> size = {4};
   std::vector<int64_t> stride = {1};
   std::string more;  // opcodes of a seventh argument
+  std::string part;  // of the sixth item of the persistent id, in the legacy stream
 };
 
 inline std::string Pickle(const PickledTensor& t) {
   return "ctorch._utils\n_rebuild_tensor_v2\n((" + PickleString("storage") + "c" + t.storage_class +
-         PickleString(t.key) + PickleString("cpu") + PickleInt(t.count) + "tQ" +
+         PickleString(t.key) + PickleString("cpu") + PickleInt(t.count) + t.part + "tQ" +
          PickleInt(t.offset) + PickleTuple(t.size) + PickleTuple(t.stride) + "\x89}" + t.more +
          "tR";
 }
@@ -164,6 +165,25 @@ inline std::vector<ZipEntry> TorchEntries(const std::string& pickle, const std::
 inline std::string TorchZip(const std::string& pickle,
                             const std::string& data = std::string(16, '\x3f')) {
   return Zip(TorchEntries(pickle, data));
+}
+
+// The parts of a stream as torch.save wrote it before 1.6, and what to falsify.
+struct LegacyStream {
+  std::string magic = std::string("\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.", 15);
+  std::string protocol = "\x80\x02M\xe9\x03.";
+  std::string machine = "\x80\x02}.";
+  std::string object;
+  std::string keys = "\x80\x02]" + PickleString("0") + "a.";
+  std::string storages = LittleEndian(4, 8) + std::string(16, '\x3f');
+
+  std::string Text() const { return magic + protocol + machine + object + keys + storages; }
+};
+
+inline LegacyStream Legacy(PickledTensor tensor = {}) {
+  if (tensor.part.empty()) tensor.part = "N";
+  LegacyStream stream;
+  stream.object = PickledStateDict(tensor);
+  return stream;
 }
 
 }  // namespace modelstate

@@ -359,7 +359,11 @@ TEST(TorchZipTest, OtherFormatsAreNamed) {
               kUnsupported, "sharded");
   ExpectError("\x93NUMPY\x01" + std::string(20, ' '), kUnsupported, "NumPy");
   ExpectError(std::string(257, '\0') + "ustar" + std::string(250, '\0'), kUnsupported, "tar");
-  ExpectError(Zip({{"w.npy", "\x93NUMPY"}}), kUnsupported, "torch.save");
+  ExpectError(Zip({{"w.npy", "\x93NUMPY"}}), kUnsupported, "NumPy archive");
+  ExpectError(Zip({{"w.txt", "text"}}), kUnsupported, "torch.save");
+  ExpectError(std::string("\x1f\x8b\x08\0", 4) + "rest", kUnsupported, "gzip");
+  ExpectError("version https://git-lfs.github.com/spec/v1\n", kUnsupported, "git lfs pull");
+  ExpectError("<!DOCTYPE html><html>", kUnsupported, "web page");
   ExpectError("plain text that is longer than eight bytes", kCorrupt, "neither");
   ExpectError("\x80\x04" + std::string(20, 'N'), kUnsupported, "bare pickle");
 }
