@@ -8,12 +8,14 @@
 #include <filesystem>
 #include <thread>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "client/client.h"
 #include "client/files/follow_file.h"
 #include "client/files/tensor_file.h"
 #include "common/base/status.h"
 #include "server/rpc/server.h"
+#include "tests/fault/net/cutting_proxy.h"
 
 namespace modelstate::client {
 namespace {
@@ -59,12 +61,13 @@ class FollowTest : public testing::Test {
     server_ = *std::move(server);
     options_.listen = server_->address();
   }
-  Client Connect() {
+  Client Connect() { return Connect(server_->address()); }
+  static Client Connect(const std::string& address) {
     ClientOptions options;
     options.max_attempts = 100;
     options.initial_backoff = absl::Milliseconds(5);
     options.max_backoff = absl::Milliseconds(50);
-    return *Client::Connect(server_->address(), options);
+    return *Client::Connect(address, options);
   }
   // A frozen backbone and a head that is trained: SGD with lr 1 and gradients of -1 make all of the
   // head's elements the count of steps.
@@ -98,7 +101,12 @@ class FollowTest : public testing::Test {
 };
 
 TEST_F(FollowTest, EachStateIsOneVersionAndOnlyWhatChangedIsSent) {
-  const Client client = Connect();
+  // Counts what is on the wire: framing, tables and the watch too.
+  const std::string& address = server_->address();
+  int port = 0;
+  ASSERT_TRUE(absl::SimpleAtoi(address.substr(address.rfind(':') + 1), &port));
+  CuttingProxy wire(port, /*bytes_per_second=*/1e12);
+  const Client client = Connect(wire.address());
   constexpr uint64_t kStates = 200;
   std::atomic<bool> done = false;
   std::thread trainer([&] {
@@ -126,6 +134,7 @@ TEST_F(FollowTest, EachStateIsOneVersionAndOnlyWhatChangedIsSent) {
   EXPECT_EQ(states, kStates);
   const uint64_t copies = kStates * (kFrozen + kTrained) * sizeof(float);
   EXPECT_LE(received * 100, copies * 11);
+  EXPECT_LE(wire.bytes_to_clients() * 100, copies * 11);
 }
 
 TEST_F(FollowTest, ACastAndARestartBringAWholeCopy) {
