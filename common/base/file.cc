@@ -42,12 +42,13 @@ absl::Status PathError(int error_number, absl::string_view what, absl::string_vi
     case EXDEV:
       return MakeError(Reason::kInvalidField,
                        absl::StrCat("path ", Quoted(path),
-                                    " leads out of its root directory (through a symbolic link or "
-                                    "\"..\"); copy the files under the root"),
+                                    " leads out of its root directory; copy the files under it"),
                        {{"path", std::string(path)}});
     case ELOOP:
       return MakeError(Reason::kInvalidField,
-                       absl::StrCat("path ", Quoted(path), " has a symbolic link that is refused"),
+                       absl::StrCat("path ", Quoted(path),
+                                    " goes through a symbolic link, which is refused below the "
+                                    "root directory; copy the files there, or hard-link them"),
                        {{"path", std::string(path)}});
     case ENXIO:
       return MakeError(Reason::kInvalidField,
@@ -67,13 +68,14 @@ absl::Status PathError(int error_number, absl::string_view what, absl::string_vi
   }
 }
 
-// A descriptor below `root`, or -1 and errno. Neither the path nor a link on it can leave `root`.
+// A descriptor below `root`, or -1 and errno. Links are refused wherever they lead: who may write
+// below the root is not trusted to say what else the server reads.
 int OpenBeneath(int root, const std::string& path, int flags, mode_t mode = 0) {
   open_how how = {};
   // openat2 is strict: O_PATH goes with few other flags.
   how.flags = static_cast<uint64_t>(flags | O_CLOEXEC | ((flags & O_PATH) != 0 ? 0 : O_NOCTTY));
   how.mode = mode;
-  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS;
+  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS;
   // EAGAIN: something was renamed while the kernel walked a "..".
   for (int attempt = 0;; ++attempt) {
     const long fd = syscall(SYS_openat2, root, path.c_str(), &how, sizeof(how));
@@ -368,6 +370,23 @@ absl::StatusOr<std::vector<RootDirectory::Entry>> RootDirectory::List(
     entries.push_back(MakeEntry(std::move(name), info));
   }
   return entries;
+}
+
+absl::StatusOr<RootDirectory> RootDirectory::OpenDirectory(const std::string& path) const {
+  MS_RETURN_IF_ERROR(ValidatePath(path));
+  const int fd = OpenBeneath(root_.fd(), path, O_RDONLY | O_DIRECTORY);
+  if (fd < 0) return PathError(errno, "open directory", path);
+  return RootDirectory(File(fd, path));
+}
+
+bool RootDirectory::IsAt(const RootDirectory& root, const std::string& path) const {
+  const int fd = OpenBeneath(root.root_.fd(), path, O_PATH | O_DIRECTORY);
+  if (fd < 0) return false;
+  const File closer(fd, path);
+  struct stat there;
+  struct stat here;
+  return fstat(fd, &there) == 0 && fstat(root_.fd(), &here) == 0 && there.st_dev == here.st_dev &&
+         there.st_ino == here.st_ino;
 }
 
 absl::Status RootDirectory::MakeDirectory(const std::string& path) const {

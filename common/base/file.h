@@ -54,9 +54,10 @@ absl::Status ReplaceFile(const std::string& path,
 absl::Status SyncFolderOf(const std::string& path);
 
 // A directory that nothing leads out of: every path is relative to it, and the kernel refuses `..`,
-// absolute paths and symbolic links that leave it (openat2 with RESOLVE_BENEATH). Errors name paths
-// relative to the root only: INVALID_ARGUMENT INVALID_FIELD for a path that leaves it or is no
-// regular file or directory, NOT_FOUND CHECKPOINT_NOT_FOUND where there is nothing.
+// absolute paths and symbolic links (openat2 with RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS; the path
+// that Open takes is the caller's own and may have them). Hard links are files like others. Errors
+// name paths relative to the root only: INVALID_ARGUMENT INVALID_FIELD for a path that leaves it or
+// is no regular file or directory, NOT_FOUND CHECKPOINT_NOT_FOUND where there is nothing.
 // Thread-safe.
 class RootDirectory {
  public:
@@ -75,6 +76,11 @@ class RootDirectory {
   // Refuses what is empty, absolute, has `..`, `//`, a NUL or a part over 255 bytes; "." is the
   // root.
   static absl::Status ValidatePath(absl::string_view path);
+
+  // The directory `path` as a root of its own, which it stays when its name is taken away from it.
+  absl::StatusOr<RootDirectory> OpenDirectory(const std::string& path) const;
+  // Whether this directory is what `path` of `root` names now.
+  bool IsAt(const RootDirectory& root, const std::string& path) const;
 
   absl::StatusOr<File> OpenFile(const std::string& path) const;    // regular files only
   absl::StatusOr<File> CreateFile(const std::string& path) const;  // must not exist; 0640

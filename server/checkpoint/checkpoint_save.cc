@@ -60,11 +60,11 @@ absl::Status WriteManifest(const RootDirectory& root, const std::string& path,
   return file.SyncData();
 }
 
-// Makes the directories above `path` that are missing, durably.
+// Makes the directories above `path` that are missing, durably. One that is there may have been
+// made by a save that did not get to syncing it.
 absl::Status MakeParents(const RootDirectory& root, const std::string& path) {
   const std::string parent = ParentPath(path);
-  if (parent == "." || root.Stat(parent).ok()) return absl::OkStatus();
-  MS_RETURN_IF_ERROR(root.MakeDirectories(parent));
+  if (!root.Stat(parent).ok()) MS_RETURN_IF_ERROR(root.MakeDirectories(parent));
   for (std::string above = parent; above != ".";) {
     above = ParentPath(above);
     MS_RETURN_IF_ERROR(root.SyncDirectory(above));

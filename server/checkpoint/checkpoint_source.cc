@@ -24,10 +24,12 @@ absl::Status Corrupt(absl::string_view path, absl::string_view text, absl::strin
                    {{"path", std::string(path)}, {"tensor", std::string(tensor)}});
 }
 
+// `name` in `root`; messages call it `path`.
 absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenReader(const RootDirectory& root,
+                                                             const std::string& name,
                                                              const std::string& path,
                                                              const std::string& state_dict_key) {
-  MS_ASSIGN_OR_RETURN(File file, root.OpenFile(path));
+  MS_ASSIGN_OR_RETURN(File file, root.OpenFile(name));
   absl::StatusOr<std::unique_ptr<CheckpointReader>> reader =
       OpenCheckpoint(std::move(file), {state_dict_key});
   if (!reader.ok()) return Annotate(reader.status(), path);
@@ -125,13 +127,19 @@ struct CheckpointSource::Impl {
 };
 
 absl::Status CheckpointSource::Impl::OpenDirectory(const RootDirectory& root) {
-  MS_ASSIGN_OR_RETURN(manifest, ReadManifest(root, path));
   format = kDirectoryFormat;
-  MS_ASSIGN_OR_RETURN(reader, OpenReader(root, absl::StrCat(path, "/", kModelFile), ""));
-  if (manifest->FindFile(kOptimizerFile) != nullptr) {
-    MS_ASSIGN_OR_RETURN(optimizer_reader,
-                        OpenReader(root, absl::StrCat(path, "/", kOptimizerFile), ""));
-  }
+  MS_RETURN_IF_ERROR(WithDirectory(root, path, [this](const RootDirectory& d) -> absl::Status {
+    const auto open = [&](const char* name) {
+      return OpenReader(d, name, absl::StrCat(path, "/", name), "");
+    };
+    MS_ASSIGN_OR_RETURN(manifest, ReadManifest(d, path));
+    MS_ASSIGN_OR_RETURN(reader, open(kModelFile));
+    optimizer_reader.reset();
+    if (manifest->FindFile(kOptimizerFile) != nullptr) {
+      MS_ASSIGN_OR_RETURN(optimizer_reader, open(kOptimizerFile));
+    }
+    return absl::OkStatus();
+  }));
   return TakeManifestOrder();
 }
 
@@ -213,7 +221,7 @@ absl::StatusOr<std::unique_ptr<CheckpointSource>> CheckpointSource::Open(
     }
     MS_RETURN_IF_ERROR(impl->OpenDirectory(root));
   } else {
-    MS_ASSIGN_OR_RETURN(impl->reader, OpenReader(root, path, state_dict_key));
+    MS_ASSIGN_OR_RETURN(impl->reader, OpenReader(root, path, path, state_dict_key));
     impl->TakeFileOrder();
   }
   return std::unique_ptr<CheckpointSource>(new CheckpointSource(std::move(impl)));

@@ -41,15 +41,16 @@ absl::Status RemoveTemporaries(const RootDirectory& root, const std::string& dir
   return absl::OkStatus();
 }
 
-absl::Status VerifyDirectory(const RootDirectory& root, const Manifest& manifest,
-                             const std::string& path) {
-  for (const Manifest::FileEntry& file : manifest.files) {
-    const std::string name = absl::StrCat(path, "/", file.name);
-    MS_ASSIGN_OR_RETURN(const uint64_t digest, DigestFile(root, name));
-    if (digest == file.xxh3) continue;
+absl::Status VerifyFiles(const RootDirectory& directory, const Manifest& manifest,
+                         const std::string& path) {
+  for (const Manifest::FileEntry& entry : manifest.files) {
+    const std::string name = absl::StrCat(path, "/", entry.name);
+    MS_ASSIGN_OR_RETURN(const File file, directory.OpenFile(entry.name));
+    MS_ASSIGN_OR_RETURN(const uint64_t digest, DigestFile(file));
+    if (digest == entry.xxh3) continue;
     return MakeError(Reason::kDigestMismatch,
                      absl::StrCat(name, " has the XXH3 ", DigestToHex(digest),
-                                  ", but the manifest records ", DigestToHex(file.xxh3),
+                                  ", but the manifest records ", DigestToHex(entry.xxh3),
                                   ": it changed after it was written; use another checkpoint"),
                      {{"file", name}});
   }
@@ -116,14 +117,12 @@ std::optional<CheckpointInfo> CheckpointStore::Describe(const std::string& path,
       return std::nullopt;
     }
     info.format = kDirectoryFormat;
-    const absl::StatusOr<Manifest> manifest = ReadManifest(root_, path);
-    problem = manifest.status();
-    if (manifest.ok()) {
-      const absl::StatusOr<RootDirectory::Entry> file =
-          root_.Stat(absl::StrCat(path, "/", kManifestFile));
-      info = DescribeManifest(*manifest, file.ok() ? file->size : 0, path);
-      if (verify) problem = VerifyDirectory(root_, *manifest, path);
-    }
+    problem = WithDirectory(root_, path, [&](const RootDirectory& directory) -> absl::Status {
+      MS_ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(directory, path));
+      MS_ASSIGN_OR_RETURN(const RootDirectory::Entry file, directory.Stat(kManifestFile));
+      info = DescribeManifest(manifest, file.size, path);
+      return verify ? VerifyFiles(directory, manifest, path) : absl::OkStatus();
+    });
   } else {
     if (!HasCheckpointSuffix(entry.name)) return std::nullopt;
     info.nbytes = entry.size;
@@ -139,6 +138,7 @@ std::optional<CheckpointInfo> CheckpointStore::Describe(const std::string& path,
       if (verify) problem = VerifyTensors(**reader);
     }
   }
+  if (!problem.ok() && !root_.Stat(path).ok()) return std::nullopt;  // deleted meanwhile
   if (verify) info.verified = problem.ok();
   info.problem = std::string(problem.message());
   return info;

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "common/base/file.h"
@@ -64,9 +65,16 @@ absl::StatusOr<std::string> ManifestToText(const Manifest& manifest);
 // by a newer format).
 absl::StatusOr<Manifest> ParseManifest(absl::string_view text);
 
-// The manifest of the directory `path`, whose files it checks to be there in their sizes.
-// CHECKPOINT_NOT_FOUND when there is no manifest: the checkpoint is not complete.
-absl::StatusOr<Manifest> ReadManifest(const RootDirectory& root, const std::string& path);
+// The manifest in `directory`, whose files it checks to be there in their sizes. `path` is what
+// messages call the directory. CHECKPOINT_NOT_FOUND when there is no manifest: the checkpoint is
+// not complete.
+absl::StatusOr<Manifest> ReadManifest(const RootDirectory& directory, const std::string& path);
+
+// Opens the directory `path` once for `use`, which finds all its files through it, so that they are
+// of one checkpoint even where a save takes its place meanwhile. The replaced one loses its files
+// sooner or later: where `use` fails and `path` is no longer that directory, it is tried again.
+absl::Status WithDirectory(const RootDirectory& root, const std::string& path,
+                           absl::FunctionRef<absl::Status(const RootDirectory& directory)> use);
 
 }  // namespace modelstate
 

@@ -346,10 +346,12 @@ absl::StatusOr<Manifest> ParseManifest(absl::string_view text) {
   return FromJson(json);
 }
 
-absl::StatusOr<Manifest> ReadManifest(const RootDirectory& root, const std::string& path) {
-  absl::StatusOr<File> file = root.OpenFile(absl::StrCat(path, "/", kManifestFile));
+absl::StatusOr<Manifest> ReadManifest(const RootDirectory& directory, const std::string& path) {
+  absl::StatusOr<File> file = directory.OpenFile(kManifestFile);
   if (!file.ok()) {
-    if (GetReason(file.status()) != Reason::kCheckpointNotFound) return file.status();
+    if (GetReason(file.status()) != Reason::kCheckpointNotFound) {
+      return Annotate(file.status(), path);
+    }
     return MakeError(Reason::kCheckpointNotFound,
                      absl::StrCat("directory \"", path, "\" has no ", kManifestFile,
                                   ": it is no checkpoint, or one that was never complete; name "
@@ -367,18 +369,28 @@ absl::StatusOr<Manifest> ReadManifest(const RootDirectory& root, const std::stri
   absl::StatusOr<Manifest> manifest = ParseManifest(text);
   if (!manifest.ok()) return Annotate(manifest.status(), path);
   for (const Manifest::FileEntry& entry : manifest->files) {
-    const absl::StatusOr<RootDirectory::Entry> found =
-        root.Stat(absl::StrCat(path, "/", entry.name));
+    const absl::StatusOr<RootDirectory::Entry> found = directory.Stat(entry.name);
     if (!found.ok() || found->is_directory || found->size != entry.nbytes) {
       return MakeError(
           Reason::kCheckpointCorrupt,
           absl::StrCat(path, "/", entry.name, " has ",
-                       found.ok() ? absl::StrCat(found->size, " bytes") : "gone or is unreadable",
+                       found.ok() ? absl::StrCat(found->size, " bytes") : "no readable bytes",
                        "; the manifest records ", entry.nbytes, ": use another checkpoint"),
           {{"file", entry.name}});
     }
   }
   return manifest;
+}
+
+absl::Status WithDirectory(const RootDirectory& root, const std::string& path,
+                           absl::FunctionRef<absl::Status(const RootDirectory& directory)> use) {
+  // Each attempt is lost to a whole save of `path` by somebody else.
+  constexpr int kMaxAttempts = 100;
+  for (int attempt = 1;; ++attempt) {
+    MS_ASSIGN_OR_RETURN(const RootDirectory directory, root.OpenDirectory(path));
+    absl::Status status = use(directory);
+    if (status.ok() || attempt == kMaxAttempts || directory.IsAt(root, path)) return status;
+  }
 }
 
 }  // namespace modelstate

@@ -112,8 +112,7 @@ absl::StatusOr<Manifest::FileEntry> WriteTensorFile(const RootDirectory& root,
   return Manifest::FileEntry{path.substr(path.rfind('/') + 1), appender.size(), appender.digest()};
 }
 
-absl::StatusOr<uint64_t> DigestFile(const RootDirectory& root, const std::string& path) {
-  MS_ASSIGN_OR_RETURN(const File file, root.OpenFile(path));
+absl::StatusOr<uint64_t> DigestFile(const File& file) {
   MS_ASSIGN_OR_RETURN(const uint64_t size, file.Size());
   std::vector<uint8_t> piece(std::min(kPieceBytes, size));
   Xxh3Stream digest;

@@ -36,8 +36,8 @@ absl::StatusOr<Manifest::FileEntry> WriteTensorFile(const RootDirectory& root,
                                                     ProgressMeter& meter,
                                                     const JobControl& control);
 
-// Reads the file `path` from begin to end. STORAGE_ERROR, CHECKPOINT_NOT_FOUND.
-absl::StatusOr<uint64_t> DigestFile(const RootDirectory& root, const std::string& path);
+// Reads the file from begin to end. STORAGE_ERROR, CHECKPOINT_CORRUPT.
+absl::StatusOr<uint64_t> DigestFile(const File& file);
 
 }  // namespace modelstate
 

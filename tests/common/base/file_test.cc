@@ -7,9 +7,12 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <map>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "common/base/status.h"
 
 namespace modelstate {
@@ -80,9 +83,130 @@ TEST_F(RootDirectoryTest, RefusesPathsThatLeaveTheRoot) {
   EXPECT_EQ(std::distance(fs::directory_iterator(base_ / "outside"), {}), 1);
 }
 
-TEST_F(RootDirectoryTest, FollowsLinksThatStayInside) {
+TEST_F(RootDirectoryTest, RefusesLinksThatStayInside) {
   fs::create_symlink("inside/file", base_ / "root/link");
-  EXPECT_TRUE(root_->OpenFile("link").ok());
+  fs::create_symlink("inside", base_ / "root/link_directory");
+  for (const char* path : {"link", "link_directory", "link_directory/file"}) {
+    EXPECT_EQ(OpenReason(path), Reason::kInvalidField) << path;
+    EXPECT_EQ(GetReason(root_->Stat(path).status()), Reason::kInvalidField) << path;
+    EXPECT_FALSE(root_->OpenDirectory(path).ok()) << path;
+    EXPECT_FALSE(root_->RemoveRecursively(absl::StrCat(path, "/file")).ok()) << path;
+  }
+  // The root itself is the operator's own choice.
+  fs::create_symlink("root", base_ / "link_to_root");
+  EXPECT_TRUE(RootDirectory::Open((base_ / "link_to_root").string()).ok());
+}
+
+// Every spelling of a way out: no call gets through, and no answer tells what is outside.
+TEST_F(RootDirectoryTest, NothingIsOpenedOutsideAndErrorsDoNotTellWhatIsThere) {
+  fs::create_symlink(base_ / "outside", base_ / "root/inside/absolute");
+  fs::create_symlink("../../outside", base_ / "root/inside/relative");
+  fs::create_symlink("/proc/self/fd", base_ / "root/inside/proc");
+  fs::create_symlink("loop", base_ / "root/inside/loop");
+  ASSERT_EQ(mkfifo((base_ / "root/inside/fifo").c_str(), 0600), 0);
+  std::vector<std::string> paths = {"..",
+                                    "../",
+                                    "../outside/secret",
+                                    "../root/inside/file",
+                                    "inside/../../outside/secret",
+                                    "inside/..",
+                                    "./..",
+                                    "inside/./../..",
+                                    "..//outside/secret",
+                                    "inside//..//..",
+                                    "/",
+                                    "//",
+                                    "/etc/passwd",
+                                    "//etc/passwd",
+                                    "/proc/self/environ",
+                                    "/proc/self/root/etc/passwd",
+                                    "/proc/self/fd/0",
+                                    "inside/absolute",
+                                    "inside/absolute/secret",
+                                    "inside/relative/secret",
+                                    "inside/proc/0",
+                                    "inside/loop",
+                                    "inside/fifo",
+                                    "inside/fifo/..",
+                                    "inside/file/..",
+                                    std::string("..\0", 3),
+                                    std::string("inside/file\0/../../outside/secret", 34),
+                                    std::string("\0", 1),
+                                    "",
+                                    " /../outside/secret",
+                                    "inside/.. /../outside/secret",
+                                    "%2e%2e/outside/secret",
+                                    "..%2foutside%2fsecret",
+                                    "..\\outside\\secret",
+                                    "\xc0\xae\xc0\xae/outside/secret",
+                                    "\xe2\x80\xa5/outside/secret",
+                                    ".../outside/secret",
+                                    "~/secret",
+                                    "$HOME",
+                                    "inside/" + std::string(4096, 'a'),
+                                    absl::StrCat("../outside/", std::string(300, '.'))};
+  for (const char* name : {"secret", "none"}) {
+    for (const char* way : {"inside/absolute/", "../outside/", "inside/relative/"}) {
+      paths.push_back(absl::StrCat(way, name));
+    }
+  }
+  std::map<std::string, std::string> texts;
+  for (const std::string& path : paths) {
+    const std::vector<absl::Status> answers = {
+        root_->OpenFile(path).status(),
+        root_->CreateFile(path).status(),
+        root_->List(path).status(),
+        root_->Stat(path).status(),
+        root_->MakeDirectories(path + "/x/y"),
+        root_->Rename("inside/file", path + "/x", false),
+        root_->OpenDirectory(path).status(),
+        root_->Rename(path + "/secret", "inside/moved", false)};
+    for (size_t i = 0; i < answers.size(); ++i) {
+      // What is only an odd name may be made inside; it is nothing outside.
+      if (answers[i].ok()) continue;
+      const std::string text(answers[i].message());
+      EXPECT_THAT(text, testing::Not(testing::HasSubstr(base_.string()))) << path;
+      EXPECT_THAT(text, testing::Not(testing::HasSubstr("/proc/self/fd\""))) << path;
+    }
+    EXPECT_FALSE(answers[0].ok()) << path;
+    texts[path] = std::string(answers[0].message());
+  }
+  // Whether there is something behind a way out cannot be told by asking.
+  for (const char* way : {"inside/absolute/", "../outside/", "inside/relative/"}) {
+    std::string there = texts[absl::StrCat(way, "secret")];
+    const std::string none = texts[absl::StrCat(way, "none")];
+    EXPECT_EQ(absl::StrReplaceAll(there, {{"secret", "none"}}), none);
+  }
+  std::vector<std::string> outside;
+  for (const auto& entry : fs::recursive_directory_iterator(base_ / "outside")) {
+    outside.push_back(entry.path().filename());
+  }
+  EXPECT_THAT(outside, testing::ElementsAre("secret"));
+  EXPECT_EQ(std::distance(fs::directory_iterator(base_), {}), 2);
+  EXPECT_TRUE(fs::exists(base_ / "root/inside/file"));
+}
+
+// Whoever can make a hard link can write below the root and read the file: it is as good as a copy.
+TEST_F(RootDirectoryTest, HardLinksAreFilesLikeOthers) {
+  fs::create_hard_link(base_ / "outside/secret", base_ / "root/hard");
+  EXPECT_TRUE(root_->OpenFile("hard").ok());
+  EXPECT_EQ(GetReason(root_->CreateFile("hard").status()), Reason::kCheckpointExists);
+  EXPECT_EQ(root_->RemoveRecursively("hard"), absl::OkStatus());
+  EXPECT_TRUE(fs::exists(base_ / "outside/secret"));
+}
+
+TEST_F(RootDirectoryTest, OpenedDirectoryStaysWhereItIs) {
+  fs::create_directories(base_ / "root/other");
+  const auto inside = root_->OpenDirectory("inside");
+  ASSERT_TRUE(inside.ok()) << inside.status();
+  EXPECT_TRUE(inside->IsAt(*root_, "inside"));
+  EXPECT_FALSE(inside->IsAt(*root_, "other"));
+  ASSERT_EQ(root_->Rename("inside", "other", true), absl::OkStatus());
+  EXPECT_FALSE(inside->IsAt(*root_, "inside"));
+  EXPECT_TRUE(inside->OpenFile("file").ok());
+  EXPECT_EQ(OpenReason("inside/file"), Reason::kCheckpointNotFound);
+  EXPECT_EQ(GetReason(inside->OpenFile("../inside/file").status()), Reason::kInvalidField);
+  EXPECT_FALSE(root_->OpenDirectory("other/file").ok());
 }
 
 TEST_F(RootDirectoryTest, RefusesFifosAndDirectoriesWithoutBlocking) {

@@ -3,6 +3,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <set>
 #include <thread>
 
 #include "absl/strings/match.h"
@@ -121,6 +122,54 @@ TEST_F(CheckpointStoreTest, SavesToOnePathAtOnceLeaveOneWholeCheckpoint) {
   EXPECT_EQ(won, 1);
   EXPECT_EQ(Only(true).verified, true);
   EXPECT_EQ(std::distance(fs::directory_iterator(root_), {}), 1);
+}
+
+// A load opens several files; those that it opens belong to one checkpoint, whatever saves and
+// deletions take its place meanwhile.
+TEST_F(CheckpointStoreTest, LoadsBesideOverwritingSavesSeeOneWholeCheckpoint) {
+  const CapturedState first = *Capture(*module_);
+  ASSERT_TRUE(Push(*module_, {{"weight", 1}}).ok());
+  const CapturedState second = *Capture(*module_);
+  static const auto ignore = [](const JobProgress&) {};
+  const JobControl control(ignore);
+  const SaveOptions overwrite = {.overwrite = true, .weights_only = false};
+  ASSERT_TRUE(store_->Save(first, "c", overwrite, control).ok());
+  std::atomic<bool> done{false};
+  std::thread saver([&] {
+    for (int i = 0; !done; ++i) {
+      const auto saved = store_->Save(i % 2 == 0 ? second : first, "c", overwrite, control);
+      EXPECT_TRUE(saved.ok()) << saved.status();
+    }
+  });
+  const auto loaded_step = [&]() -> absl::StatusOr<uint64_t> {
+    auto module = MakeModule({});
+    MS_ASSIGN_OR_RETURN(const VersionRef version, Load(*module, "c"));
+    return version->step;
+  };
+  std::set<uint64_t> steps;
+  for (int i = 0; i < 1000; ++i) {
+    const auto step = loaded_step();
+    EXPECT_TRUE(step.ok()) << step.status();
+    if (step.ok()) steps.insert(*step);
+    const CheckpointInfo info = *store_->List("", "", 1, /*verify=*/i % 2 == 0)->begin();
+    EXPECT_EQ(info.problem, "");
+  }
+  done = true;
+  saver.join();
+  EXPECT_THAT(steps, ElementsAre(1u, 2u));
+}
+
+TEST_F(CheckpointStoreTest, SaveOverHardLinkedFilesLeavesTheirOtherNamesAlone) {
+  ASSERT_TRUE(Save(*module_, "c").ok());
+  fs::create_directories(root_ / "copy");
+  for (const auto& entry : fs::directory_iterator(root_ / "c")) {
+    fs::create_hard_link(entry.path(), root_ / "copy" / entry.path().filename());
+  }
+  ASSERT_TRUE(Push(*module_, {{"weight", 1}}).ok());
+  ASSERT_TRUE(Save(*module_, "c", {.overwrite = true, .weights_only = false}).ok());
+  auto module = MakeModule({});
+  EXPECT_EQ((*Load(*module, "copy"))->step, 1u);
+  EXPECT_EQ((*Load(*module, "c"))->step, 2u);
 }
 
 TEST_F(CheckpointStoreTest, OpenRemovesWhatACrashLeftAndNothingElse) {
