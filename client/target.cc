@@ -25,35 +25,46 @@ absl::Status ServerError(absl::string_view text) {
   return MakeError(Reason::kInvalidField, text, {{"field", "server"}});
 }
 
-// The numeric addresses of HOST:PORT, as gRPC writes them; none where the name is not known.
-absl::StatusOr<std::vector<std::string>> Resolve(absl::string_view address, int family) {
+// The numeric addresses of HOST:PORT, without brackets, and its port; none where the name is not
+// known.
+struct Resolved {
+  int family = AF_INET;
+  std::vector<std::string> hosts;
+  std::string port;
+};
+
+absl::StatusOr<Resolved> Resolve(absl::string_view address) {
   const size_t colon = address.rfind(':');
   if (colon == absl::string_view::npos || colon == 0 || colon + 1 == address.size()) {
     return ServerError(absl::StrCat("\"", address, "\" is not HOST:PORT"));
   }
   absl::string_view host = address.substr(0, colon);
   if (absl::ConsumePrefix(&host, "[")) absl::ConsumeSuffix(&host, "]");
-  const std::string port(address.substr(colon + 1));
-  addrinfo hints{};
-  hints.ai_family = family;
-  hints.ai_socktype = SOCK_STREAM;
-  addrinfo* found = nullptr;
-  if (getaddrinfo(std::string(host).c_str(), port.c_str(), &hints, &found) != 0) {
-    return std::vector<std::string>();
-  }
-  const std::unique_ptr<addrinfo, Free> list(found);
-  std::vector<std::string> addresses;
-  for (const addrinfo* entry = list.get(); entry != nullptr; entry = entry->ai_next) {
-    char name[NI_MAXHOST];
-    char service[NI_MAXSERV];
-    if (getnameinfo(entry->ai_addr, entry->ai_addrlen, name, sizeof(name), service, sizeof(service),
-                    NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
+  Resolved resolved;
+  resolved.port = std::string(address.substr(colon + 1));
+  for (const int family : {AF_INET, AF_INET6}) {
+    addrinfo hints{};
+    hints.ai_family = family;
+    hints.ai_socktype = SOCK_STREAM;
+    addrinfo* found = nullptr;
+    if (getaddrinfo(std::string(host).c_str(), resolved.port.c_str(), &hints, &found) != 0) {
       continue;
     }
-    addresses.push_back(family == AF_INET6 ? absl::StrCat("[", name, "]:", service)
-                                           : absl::StrCat(name, ":", service));
+    const std::unique_ptr<addrinfo, Free> list(found);
+    for (const addrinfo* entry = list.get(); entry != nullptr; entry = entry->ai_next) {
+      char name[NI_MAXHOST];
+      char service[NI_MAXSERV];
+      if (getnameinfo(entry->ai_addr, entry->ai_addrlen, name, sizeof(name), service,
+                      sizeof(service), NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
+        continue;
+      }
+      resolved.hosts.emplace_back(name);
+      resolved.port = service;
+    }
+    resolved.family = family;
+    if (!resolved.hosts.empty()) break;
   }
-  return addresses;
+  return resolved;
 }
 
 }  // namespace
@@ -63,15 +74,25 @@ absl::StatusOr<Target> ParseTarget(const std::string& text) {
                       absl::StartsWith(text, "ipv6:") || absl::StartsWith(text, "unix");
   if (is_uri || !absl::StrContains(text, ',')) return Target{text, text, ""};
   const std::vector<std::string> parts = absl::StrSplit(text, ',');
-  // A list is of one family.
-  for (const auto& [family, scheme] : {std::pair{AF_INET, "ipv4:"}, {AF_INET6, "ipv6:"}}) {
-    std::vector<std::string> addresses;
-    for (const std::string& part : parts) {
-      MS_ASSIGN_OR_RETURN(const std::vector<std::string> more, Resolve(part, family));
-      addresses.insert(addresses.end(), more.begin(), more.end());
+  std::vector<Resolved> all;
+  bool all_v4 = true;
+  for (const std::string& part : parts) {
+    MS_ASSIGN_OR_RETURN(Resolved resolved, Resolve(part));
+    all_v4 &= resolved.hosts.empty() || resolved.family == AF_INET;
+    all.push_back(std::move(resolved));
+  }
+  // A list is of one family, whose sixth version has places for the addresses of the fourth.
+  std::vector<std::string> addresses;
+  for (const Resolved& resolved : all) {
+    const bool v4 = resolved.family == AF_INET;
+    for (const std::string& host : resolved.hosts) {
+      addresses.push_back(all_v4 ? absl::StrCat(host, ":", resolved.port)
+                                 : absl::StrCat(v4 ? "[::ffff:" : "[", host, "]:", resolved.port));
     }
-    if (addresses.empty()) continue;
-    return Target{absl::StrCat(scheme, absl::StrJoin(addresses, ",")), addresses.front(), parts[0]};
+  }
+  if (!addresses.empty()) {
+    return Target{absl::StrCat(all_v4 ? "ipv4:" : "ipv6:", absl::StrJoin(addresses, ",")),
+                  addresses.front(), parts[0]};
   }
   return absl::UnavailableError(absl::StrCat("none of the hosts of \"", text, "\" has an address"));
 }

@@ -62,6 +62,17 @@ std::optional<TransferRecord> FindRecord(const Client& client, const std::string
   return *std::move(record);
 }
 
+absl::Status LostError(const TransferRecord& record) {
+  return MakeError(Reason::kSnapshotNotFound,
+                   absl::StrCat("version ", record.version.number, " of module \"", record.module,
+                                "\" is no longer held by the server that answers: it is another "
+                                "server now, or was out of reach for longer than the lease; fetch "
+                                "the newest version"),
+                   {{"module", record.module},
+                    {"version", absl::StrCat(record.version.number)},
+                    {"snapshot_id", record.snapshot_id}});
+}
+
 }  // namespace
 
 absl::StatusOr<FetchToFileResult> FetchToFile(const Client& client, const std::string& module,
@@ -94,19 +105,21 @@ absl::StatusOr<FetchToFileResult> FetchToFile(const Client& client, const std::s
       return opened;
     }
     absl::Status status = transfer.Run(cancellation);
+    const TransferRecord held = transfer.record();
+    // The lease has ended while the server was out of reach, or another server answers.
+    const bool lost = GetReason(status) == Reason::kSnapshotNotFound;
     const bool any_version = options.snapshot_id.empty() && options.version == 0;
-    if (GetReason(status) == Reason::kSnapshotNotFound && any_version && restarts < kMaxRestarts) {
-      note = absl::StrCat("began anew: version ", transfer.record().version.number,
-                          " was no longer held");
+    if (lost && any_version && restarts < kMaxRestarts) {
+      note = absl::StrCat("began anew: version ", held.version.number, " was no longer held");
       continue;
     }
+    if (lost && held.own_pin) status = LostError(held);
     // Bytes that are wrong, or of no use to a resume, are not kept.
     const bool useless = absl::IsNotFound(status) || absl::IsInvalidArgument(status) ||
                          absl::IsDataLoss(status) || absl::IsFailedPrecondition(status);
     absl::StatusOr<FetchToFileResult> result =
         status.ok() ? transfer.Commit() : absl::StatusOr<FetchToFileResult>(status);
     if (useless || absl::IsDataLoss(result.status())) transfer.Discard();
-    const TransferRecord held = transfer.record();
     if ((result.ok() || useless) && held.own_pin) (void)client.ReleaseSnapshot(held.snapshot_id);
     if (!result.ok()) return result.status();
     result->resumed = resumed;

@@ -178,7 +178,7 @@ absl::Status Transfer::FetchMissing(Cancellation* cancellation) {
   if (needs_table) MS_RETURN_IF_ERROR(FetchTable(cancellation));
   Divide();
   if (options_.streams <= 1) {
-    RunStreams(client_, cancellation);
+    RunStreams(/*own=*/false, cancellation);
     absl::MutexLock lock(&mutex_);
     return std::exchange(failure_, absl::OkStatus());
   }
@@ -189,7 +189,7 @@ absl::Status Transfer::FetchMissing(Cancellation* cancellation) {
   int running = options_.streams;
   for (int i = 0; i < options_.streams; ++i) {
     threads.emplace_back([this, &stop, &mutex, &running] {
-      RunStreams(client_.WithOwnConnection(), &stop);
+      RunStreams(/*own=*/true, &stop);
       absl::MutexLock lock(&mutex);
       --running;
     });
@@ -228,7 +228,9 @@ void Transfer::Divide() {
   }
 }
 
-void Transfer::RunStreams(const Client& client, Cancellation* stop) {
+void Transfer::RunStreams(bool own, Cancellation* stop) {
+  std::optional<Client> connection;
+  if (own) connection = client_.WithOwnConnection();
   while (true) {
     Unit unit;
     {
@@ -237,7 +239,12 @@ void Transfer::RunStreams(const Client& client, Cancellation* stop) {
       unit = units_.front();
       units_.pop_front();
     }
-    const absl::Status status = FetchUnit(client, unit, stop);
+    absl::Status status = FetchUnit(connection ? *connection : client_, unit, stop);
+    if (!status.ok() && connection && !stop->cancelled()) {
+      // Of several addresses it may lead to another server than the one that holds the version.
+      connection.reset();
+      status = FetchUnit(client_, unit, stop);
+    }
     if (status.ok()) continue;
     absl::MutexLock lock(&mutex_);
     // The first one is why; the others were ended for it.
@@ -259,12 +266,16 @@ absl::Status Transfer::FetchUnit(const Client& client, const Unit& unit, Cancell
     Merge(result);
     if (result.status.ok()) return absl::OkStatus();
     if (result.received_bytes > 0) backoff.Reset();
-    if (!backoff.WaitBeforeRetry(result.status, stop)) return result.status;
+    // A stream that the server gave up because nothing was taken from it goes on where it was.
+    const bool stalled = GetReason(result.status) == Reason::kStreamStalled;
+    if (!(stalled || IsTransient(result.status)) || !backoff.Wait(result.status, stop)) {
+      return result.status;
+    }
   }
 }
 
 absl::StatusOr<std::vector<uint32_t>> Transfer::Verify(Cancellation* cancellation) {
-  MS_RETURN_IF_ERROR(HashTheRest());
+  MS_RETURN_IF_ERROR(HashTheRest(cancellation));
   std::vector<uint32_t> rest;
   std::vector<ByteRange> firsts;  // their first bytes
   {
@@ -305,7 +316,7 @@ absl::StatusOr<std::vector<uint32_t>> Transfer::Verify(Cancellation* cancellatio
   return wrong;
 }
 
-absl::Status Transfer::HashTheRest() {
+absl::Status Transfer::HashTheRest(Cancellation* cancellation) {
   absl::MutexLock lock(&mutex_);
   std::vector<uint8_t> buffer(size_t{1} << 20);
   for (const uint32_t i : layout_.by_offset()) {
@@ -313,6 +324,9 @@ absl::Status Transfer::HashTheRest() {
     const ByteRange range = layout_.range(i);
     Xxh3Stream hash;
     for (uint64_t pos = range.begin; pos < range.end;) {
+      if (cancellation != nullptr && cancellation->cancelled()) {
+        return absl::CancelledError("the fetch was cancelled");
+      }
       const uint64_t size = std::min<uint64_t>(buffer.size(), range.end - pos);
       const absl::Span<uint8_t> piece = absl::MakeSpan(buffer).subspan(0, size);
       MS_RETURN_IF_ERROR(file_.ReadAt(journal_.record().header_bytes + pos, piece));
@@ -346,10 +360,16 @@ absl::Status Transfer::MismatchError(uint32_t tensor) const {
 absl::Status Transfer::OnHeader(const RangeHeader& header) {
   absl::MutexLock lock(&mutex_);
   TransferRecord record = journal_.record();
-  const bool other_life =
-      record.version.incarnation != 0 && header.version.incarnation != record.version.incarnation;
-  if (other_life ||
-      (record.version.number != 0 && header.version.number != record.version.number)) {
+  if (record.version.incarnation != 0 && header.version.incarnation != record.version.incarnation) {
+    return MakeError(
+        Reason::kIncarnationChanged,
+        absl::StrCat("version ", record.version.number, " of module \"", record.module,
+                     "\" is now of another life of it (it was made anew, its server was started "
+                     "again, or another server answers), whose bytes may be others; fetch again "
+                     "without resuming"),
+        {{"module", record.module}, {"incarnation", absl::StrCat(header.version.incarnation)}});
+  }
+  if (record.version.number != 0 && header.version.number != record.version.number) {
     return absl::InternalError("the server answered with another version than the pinned one");
   }
   step_ = header.step;

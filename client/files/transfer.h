@@ -58,11 +58,12 @@ class Transfer {
   absl::Status FetchTable(Cancellation* cancellation);
   absl::Status FetchMissing(Cancellation* cancellation);
   void Divide();
-  void RunStreams(const Client& client, Cancellation* stop);
+  // `own`: over a connection of its own.
+  void RunStreams(bool own, Cancellation* stop);
   absl::Status FetchUnit(const Client& client, const Unit& unit, Cancellation* stop);
   // Asks for the digests that no trailer has confirmed. Gives the tensors whose bytes are others.
   absl::StatusOr<std::vector<uint32_t>> Verify(Cancellation* cancellation);
-  absl::Status HashTheRest();
+  absl::Status HashTheRest(Cancellation* cancellation);
   absl::Status Forget(const std::vector<uint32_t>& tensors);
   absl::Status MismatchError(uint32_t tensor) const;
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "client/worker.h"
+#include "common/base/digest.h"
 #include "tests/client/fake_server.h"
 
 namespace modelstate::client {

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -238,6 +239,59 @@ TEST_F(FetchToFileTest, OneOfSeveralStreamsThatFailsEndsThemAllAndKeepsWhatIsThe
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_TRUE(result->resumed);
   EXPECT_LT(result->received_bytes, 70'000'000u);
+  ExpectWholeFile();
+}
+
+// The first address has begun to answer after the fetch has found the second one.
+TEST_F(FetchToFileTest, StreamsThatFindAnotherServerAreGivenUpForTheOneWithThePin) {
+  server_.AddLargeTensor(20'000'000);
+  auto other = std::make_unique<FakeServer>();
+  const int port = other->port();
+  other.reset();
+  const Client client =
+      FakeServer::Connect(absl::StrCat("127.0.0.1:", port, ",127.0.0.1:", server_.port()));
+  ASSERT_TRUE(client.GetModule("m").ok());
+  other = std::make_unique<FakeServer>(port);
+  other->held = "another";
+  FetchToFileOptions options;
+  options.streams = 3;
+  const absl::StatusOr<FetchToFileResult> result = FetchToFile(client, "m", path_, options);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_GT(other->refused_pins, 0u) << "the streams have not found it";
+  EXPECT_EQ(result->note, "");
+  EXPECT_EQ(result->received_bytes, server_.layout.total_bytes());
+  ExpectWholeFile();
+}
+
+TEST_F(FetchToFileTest, AVersionOfAnotherLifeIsNotJoined) {
+  FetchToFileOptions options;
+  options.version = 3;
+  server_.break_after = std::vector<uint64_t>(20, 0);
+  server_.break_after[0] = 50000;
+  EXPECT_FALSE(FetchToFile(client_, "m", path_, options).ok());
+  server_.break_after.clear();
+  server_.incarnation = 78;
+  options.resume = true;
+  EXPECT_EQ(GetReason(FetchToFile(client_, "m", path_, options).status()),
+            Reason::kIncarnationChanged);
+  options.resume = false;
+  EXPECT_EQ(FetchToFile(client_, "m", path_, options)->version, (Version{78, 3}));
+  ExpectWholeFile();
+}
+
+TEST_F(FetchToFileTest, AVersionThatIsNoLongerHeldIsToldWithItsNumber) {
+  FetchToFileOptions options;
+  options.version = 5;
+  options.progress = [this](const Progress&) { server_.held = "another"; };
+  server_.break_after = {50000};
+  const absl::Status lost = FetchToFile(client_, "m", path_, options).status();
+  EXPECT_EQ(GetReason(lost), Reason::kSnapshotNotFound);
+  EXPECT_THAT(lost, Property(&absl::Status::message, HasSubstr("version 5 of module \"m\"")));
+}
+
+TEST_F(FetchToFileTest, AStalledStreamGoesOnWhereItWas) {
+  server_.refusals = {Reason::kStreamStalled, Reason::kStreamStalled};
+  ASSERT_TRUE(FetchToFile(client_, "m", path_).ok());
   ExpectWholeFile();
 }
 

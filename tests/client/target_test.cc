@@ -29,6 +29,12 @@ TEST(ParseTarget, SeveralAddressesAreAListInTheirOrder) {
   EXPECT_EQ(target->uri, "ipv6:[::1]:7,[::2]:8");
 }
 
+TEST(ParseTarget, OneListHasAddressesOfBothFamilies) {
+  const absl::StatusOr<Target> target = ParseTarget("[::1]:7,127.0.0.2:8");
+  ASSERT_TRUE(target.ok()) << target.status();
+  EXPECT_EQ(target->uri, "ipv6:[::1]:7,[::ffff:127.0.0.2]:8");
+}
+
 TEST(ParseTarget, NamesInAListAreLookedUp) {
   const absl::StatusOr<Target> target = ParseTarget("localhost:7,127.0.0.2:8");
   ASSERT_TRUE(target.ok()) << target.status();
