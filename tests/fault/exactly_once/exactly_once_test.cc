@@ -20,8 +20,8 @@
 #include "client/client.h"
 #include "client/worker.h"
 #include "common/base/status.h"
-#include "tests/fault/exactly_once/chaos_proxy.h"
 #include "tests/fault/exactly_once/history.h"
+#include "tests/fault/net/chaos_proxy.h"
 #include "tests/fault/net/server_process.h"
 
 namespace modelstate::client {

@@ -4,13 +4,16 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "tests/fault/net/socket.h"
 
 namespace modelstate {
 
@@ -30,7 +33,7 @@ class CuttingProxy {
   CuttingProxy(const CuttingProxy&) = delete;
   CuttingProxy& operator=(const CuttingProxy&) = delete;
 
-  std::string address() const;
+  std::string address() const { return listener_->address(); }
   uint64_t bytes_to_clients() const { return bytes_to_clients_; }
   uint64_t connections() const { return connections_; }
 
@@ -41,28 +44,26 @@ class CuttingProxy {
   void Refuse() { refusing_ = true; }
 
  private:
-  void Accept();
-  void Carry(int client, int server);
+  void Accept(Socket client);
+  void Carry(Socket client, Socket server);
   // Until the link is free for `size` bytes more.
   void Pace(size_t size);
-  // Brings `size` bytes; false: the connection is over.
-  bool Bring(int client, int server, const char* bytes, size_t size);
+  // False: the connection is over.
+  bool Bring(Socket& client, Socket& server, absl::string_view bytes);
 
   const int target_port_;
   const double bytes_per_second_;
-  int listener_ = -1;
-  int port_ = 0;
   std::atomic<bool> stopping_{false};
   std::atomic<bool> refusing_{false};
   std::atomic<uint64_t> bytes_to_clients_{0};
   std::atomic<uint64_t> connections_{0};
-  std::thread acceptor_;
   absl::Mutex mutex_;
   absl::Time free_at_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
   uint64_t until_cut_ ABSL_GUARDED_BY(mutex_) = UINT64_MAX;
   Cut cut_ ABSL_GUARDED_BY(mutex_) = Cut::kNothing;
   std::function<void()> then_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::thread> carriers_ ABSL_GUARDED_BY(mutex_);
+  std::unique_ptr<Acceptor> listener_;
 };
 
 }  // namespace modelstate

@@ -1,9 +1,10 @@
-#ifndef MODELSTATE_TESTS_FAULT_EXACTLY_ONCE_CHAOS_PROXY_H_
-#define MODELSTATE_TESTS_FAULT_EXACTLY_ONCE_CHAOS_PROXY_H_
+#ifndef MODELSTATE_TESTS_FAULT_NET_CHAOS_PROXY_H_
+#define MODELSTATE_TESTS_FAULT_NET_CHAOS_PROXY_H_
 
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <random>
 #include <string>
 #include <thread>
@@ -11,6 +12,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "tests/fault/net/socket.h"
 
 namespace modelstate {
 
@@ -38,20 +40,18 @@ class ChaosProxy {
   ChaosProxy(const ChaosProxy&) = delete;
   ChaosProxy& operator=(const ChaosProxy&) = delete;
 
-  std::string address(int listener) const;
+  std::string address(int listener) const {
+    return listeners_[static_cast<size_t>(listener)]->address();
+  }
   // Where new connections lead: a port of 127.0.0.1. Until it is set they are closed at once.
   void SetTarget(int port) { target_ = port; }
   uint64_t faults(Fault kind) const { return faults_[static_cast<size_t>(kind)]; }
   uint64_t connections() const { return connections_; }
 
  private:
-  struct Listener {
-    int socket = -1;
-    int port = 0;
-  };
   class Connection;
 
-  void Accept(int listener);
+  void Accept(size_t listener, Socket client);
 
   const uint64_t seed_;
   const uint64_t mean_bytes_;
@@ -59,12 +59,12 @@ class ChaosProxy {
   std::atomic<bool> stopping_{false};
   std::atomic<uint64_t> connections_{0};
   std::array<std::atomic<uint64_t>, kFaultKinds> faults_{};
-  std::vector<Listener> listeners_;
-  std::vector<std::thread> acceptors_;
+  std::vector<uint64_t> accepted_;  // per listener, by its thread
   absl::Mutex mutex_;
   std::vector<std::thread> running_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::unique_ptr<Acceptor>> listeners_;
 };
 
 }  // namespace modelstate
 
-#endif  // MODELSTATE_TESTS_FAULT_EXACTLY_ONCE_CHAOS_PROXY_H_
+#endif  // MODELSTATE_TESTS_FAULT_NET_CHAOS_PROXY_H_
