@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "client/fetch.h"
+#include "common/base/status.h"
 #include "common/wire/convert.h"
 
 namespace modelstate::client {
@@ -36,6 +37,29 @@ class Adapter final : public TensorDestination {
   std::vector<uint64_t> offsets_;
 };
 
+// Takes header and table of a stream and ends it.
+class TableSink final : public RangeSink {
+ public:
+  absl::Status OnHeader(const RangeHeader& header) override {
+    table_.header = header;
+    return absl::OkStatus();
+  }
+  absl::Status OnTable(std::vector<TensorSpec> specs) override {
+    table_.specs = std::move(specs);
+    has_table_ = true;
+    return absl::CancelledError("the table is all that is wanted");
+  }
+  absl::Span<uint8_t> Destination(uint64_t, uint64_t) override { return {}; }
+  absl::Status OnChunkDone(uint64_t, uint64_t) override { return absl::OkStatus(); }
+
+  bool has_table() const { return has_table_; }
+  StateTable& table() { return table_; }
+
+ private:
+  StateTable table_;
+  bool has_table_ = false;
+};
+
 }  // namespace
 
 RangeResult FetchRanges(const Client& client, const RangeRequest& request, RangeSink* sink,
@@ -49,6 +73,7 @@ RangeResult FetchRanges(const Client& client, const RangeRequest& request, Range
   proto.set_layout_digest(request.layout_digest);
   proto.set_optimizer_state(request.optimizer_state);
   proto.set_chunk_bytes(request.chunk_bytes);
+  proto.set_skip_digests(!request.digests);
 
   Adapter adapter(sink);
   TensorReceiver receiver(&adapter);
@@ -68,6 +93,22 @@ RangeResult FetchRanges(const Client& client, const RangeRequest& request, Range
     result.stated.push_back(receiver.tensors()[i].stated_xxh3);
   }
   return result;
+}
+
+absl::StatusOr<StateTable> FetchTable(const Client& client, RangeRequest request,
+                                      Cancellation* cancellation) {
+  // What is on its way when the stream is ended has been sent for nothing, so it is asked for one
+  // byte; where there is none, for all.
+  request.digests = false;
+  request.ranges = {{0, 1}};
+  TableSink sink;
+  absl::Status status = FetchRanges(client, request, &sink, cancellation).status;
+  if (GetReason(status) == Reason::kRangeOutsideLayout) {
+    request.ranges.clear();
+    status = FetchRanges(client, request, &sink, cancellation).status;
+  }
+  if (!sink.has_table()) return status;
+  return std::move(sink.table());
 }
 
 }  // namespace modelstate::client

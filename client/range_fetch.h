@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "client/client.h"
 #include "common/base/state_layout.h"
@@ -22,6 +23,7 @@ struct RangeRequest {
   std::vector<ByteRange> ranges;  // ascending and disjoint; empty: all
   std::string layout_digest;      // not empty: LAYOUT_MISMATCH when the layout is another
   uint32_t chunk_bytes = 0;
+  bool digests = true;  // false: none are made or checked
 };
 
 struct RangeHeader {
@@ -58,6 +60,15 @@ struct RangeResult {
 // has it, in order. For callers that put the pieces together themselves.
 RangeResult FetchRanges(const Client& client, const RangeRequest& request, RangeSink* sink,
                         Cancellation* cancellation);
+
+struct StateTable {
+  RangeHeader header;
+  std::vector<TensorSpec> specs;
+};
+
+// One attempt to fetch header and table alone. The ranges of `request` are not looked at.
+absl::StatusOr<StateTable> FetchTable(const Client& client, RangeRequest request,
+                                      Cancellation* cancellation);
 
 }  // namespace modelstate::client
 

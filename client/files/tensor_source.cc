@@ -48,28 +48,6 @@ class FileSource final : public TensorSource {
   std::vector<std::vector<uint8_t>> buffers_;
 };
 
-// Takes header and table of a stream and ends it.
-class TableSink final : public RangeSink {
- public:
-  absl::Status OnHeader(const RangeHeader& header) override {
-    header_ = header;
-    return absl::OkStatus();
-  }
-  absl::Status OnTable(std::vector<TensorSpec> specs) override {
-    specs_ = std::move(specs);
-    return absl::CancelledError("the table is all that is wanted");
-  }
-  absl::Span<uint8_t> Destination(uint64_t, uint64_t) override { return {}; }
-  absl::Status OnChunkDone(uint64_t, uint64_t) override { return absl::OkStatus(); }
-
-  const RangeHeader& header() const { return header_; }
-  std::optional<std::vector<TensorSpec>>& specs() { return specs_; }
-
- private:
-  RangeHeader header_;
-  std::optional<std::vector<TensorSpec>> specs_;
-};
-
 class ModuleSource final : public TensorSource {
  public:
   ModuleSource(const Client& client, const std::string& module, HeldVersion held,
@@ -87,11 +65,9 @@ class ModuleSource final : public TensorSource {
     request.module = module_;
     request.snapshot_id = held_.snapshot_id;
     request.version = held_.snapshot_id.empty() ? held_.version.number : 0;
-    TableSink sink;
-    const RangeResult result = FetchRanges(client_, request, &sink, cancellation_);
-    if (!sink.specs()) return result.status;
-    specs_ = *std::move(sink.specs());
-    name_ = absl::StrCat(module_, ", version ", sink.header().version.number);
+    MS_ASSIGN_OR_RETURN(StateTable table, FetchTable(client_, std::move(request), cancellation_));
+    specs_ = std::move(table.specs);
+    name_ = absl::StrCat(module_, ", version ", table.header.version.number);
     return absl::OkStatus();
   }
 

@@ -26,6 +26,9 @@ namespace {
 constexpr uint64_t kMinUnitBytes = uint64_t{1} << 20;
 constexpr uint64_t kUnitsPerStream = 8;
 constexpr uint64_t kTablesPerUnit = 20;
+// Whoever is killed loses a chunk of each stream, so several streams have smaller ones.
+constexpr uint32_t kChunkBytes = uint32_t{1} << 20;  // as the server would choose
+constexpr uint32_t kMinChunkBytes = uint32_t{256} << 10;
 // A request for digests alone has a range for each tensor.
 constexpr size_t kDigestsPerRequest = 10000;
 constexpr absl::Duration kPollInterval = absl::Milliseconds(50);
@@ -54,14 +57,11 @@ class Scratch : public RangeSink {
 // What one stream brings.
 class Transfer::Stream final : public RangeSink {
  public:
-  explicit Stream(Transfer* transfer, bool table_only = false)
-      : transfer_(*transfer), table_only_(table_only) {}
+  explicit Stream(Transfer* transfer) : transfer_(*transfer) {}
 
   absl::Status OnHeader(const RangeHeader& header) override { return transfer_.OnHeader(header); }
   absl::Status OnTable(std::vector<TensorSpec> specs) override {
-    MS_RETURN_IF_ERROR(transfer_.OnTable(std::move(specs), &header_bytes_));
-    return table_only_ ? absl::CancelledError("the table is all that was wanted")
-                       : absl::OkStatus();
+    return transfer_.OnTable(std::move(specs), &header_bytes_);
   }
   absl::Span<uint8_t> Destination(uint64_t, uint64_t max) override {
     if (buffer_.size() < used_ + max) buffer_.resize(used_ + max);
@@ -77,7 +77,6 @@ class Transfer::Stream final : public RangeSink {
 
  private:
   Transfer& transfer_;
-  const bool table_only_;
   uint64_t header_bytes_ = 0;
   std::vector<uint8_t> buffer_;  // the chunk that is arriving
   uint64_t used_ = 0;
@@ -144,24 +143,26 @@ RangeRequest Transfer::Request(const Unit& unit) const {
   if (record.snapshot_id.empty()) request.version = record.version.number;
   request.layout_digest = record.layout_digest;
   request.chunk_bytes = options_.chunk_bytes;
+  if (request.chunk_bytes == 0 && options_.streams > 1) {
+    request.chunk_bytes =
+        std::max(kMinChunkBytes, kChunkBytes / static_cast<uint32_t>(options_.streams));
+  }
   if (unit || !record.done.empty()) {
     request.ranges = MissingRanges(record.done, unit ? *unit : ByteRange{0, record.total_bytes});
   }
   return request;
 }
 
-absl::Status Transfer::FetchTable(Cancellation* cancellation) {
+absl::Status Transfer::ReadTable(Cancellation* cancellation) {
   Backoff backoff(client_.connection_options());
   while (true) {
-    Stream stream(this, /*table_only=*/true);
-    RangeRequest request = Request(std::nullopt);
-    request.ranges.clear();
-    const absl::Status status = FetchRanges(client_, request, &stream, cancellation).status;
-    {
-      absl::MutexLock lock(&mutex_);
-      if (has_table_) return absl::OkStatus();
+    absl::StatusOr<StateTable> table = FetchTable(client_, Request(std::nullopt), cancellation);
+    if (table.ok()) {
+      MS_RETURN_IF_ERROR(OnHeader(table->header));
+      uint64_t header_bytes = 0;
+      return OnTable(std::move(table->specs), &header_bytes);
     }
-    if (!backoff.WaitBeforeRetry(status, cancellation)) return status;
+    if (!backoff.WaitBeforeRetry(table.status(), cancellation)) return table.status();
   }
 }
 
@@ -175,7 +176,7 @@ absl::Status Transfer::FetchMissing(Cancellation* cancellation) {
     needs_table = !has_table_ && (needs_table || all_here);
     if (all_here && has_table_) return absl::OkStatus();
   }
-  if (needs_table) MS_RETURN_IF_ERROR(FetchTable(cancellation));
+  if (needs_table) MS_RETURN_IF_ERROR(ReadTable(cancellation));
   Divide();
   if (options_.streams <= 1) {
     RunStreams(/*own=*/false, cancellation);

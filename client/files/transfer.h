@@ -55,7 +55,7 @@ class Transfer {
 
   RangeRequest Request(const Unit& unit) const;
   // For a table where no stream will bring one.
-  absl::Status FetchTable(Cancellation* cancellation);
+  absl::Status ReadTable(Cancellation* cancellation);
   absl::Status FetchMissing(Cancellation* cancellation);
   void Divide();
   // `own`: over a connection of its own.

@@ -69,11 +69,17 @@ void CuttingProxy::Carry(Socket client, Socket server) {
 void CuttingProxy::Pace(size_t size) {
   absl::Time until;
   {
-    absl::MutexLock lock(&mutex_);
+    const auto moves = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return !still_; };
+    absl::MutexLock lock(&mutex_, absl::Condition(&moves));
     until = std::max(free_at_, absl::Now());
     free_at_ = until + absl::Seconds(static_cast<double>(size) / bytes_per_second_);
   }
   absl::SleepFor(until - absl::Now());
+}
+
+void CuttingProxy::SetStill(bool still) {
+  absl::MutexLock lock(&mutex_);
+  still_ = still;
 }
 
 bool CuttingProxy::Bring(Socket& client, Socket& server, absl::string_view bytes) {
@@ -94,7 +100,9 @@ bool CuttingProxy::Bring(Socket& client, Socket& server, absl::string_view bytes
   bytes_to_clients_ += bytes.size();
   if (!client.Send(bytes)) return false;
   if (then == nullptr) return true;
+  SetStill(true);
   then();
+  SetStill(false);
   if (cut != Cut::kNothing) server.Reset();
   if (cut == Cut::kBothSides) client.Reset();
   return false;

@@ -37,8 +37,8 @@ class CuttingProxy {
   uint64_t bytes_to_clients() const { return bytes_to_clients_; }
   uint64_t connections() const { return connections_; }
 
-  // Once, when `bytes` more have been brought to clients: `then`, called by the connection's
-  // thread, and the cut.
+  // Once, when `bytes` more have been brought to clients: `then`, called by the connection's thread
+  // while the link stands still, and the cut.
   void CutAfter(uint64_t bytes, Cut cut, std::function<void()> then);
   // Closes every further connection at once.
   void Refuse() { refusing_ = true; }
@@ -48,6 +48,7 @@ class CuttingProxy {
   void Carry(Socket client, Socket server);
   // Until the link is free for `size` bytes more.
   void Pace(size_t size);
+  void SetStill(bool still);
   // False: the connection is over.
   bool Bring(Socket& client, Socket& server, absl::string_view bytes);
 
@@ -58,6 +59,7 @@ class CuttingProxy {
   std::atomic<uint64_t> bytes_to_clients_{0};
   std::atomic<uint64_t> connections_{0};
   absl::Mutex mutex_;
+  bool still_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Time free_at_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
   uint64_t until_cut_ ABSL_GUARDED_BY(mutex_) = UINT64_MAX;
   Cut cut_ ABSL_GUARDED_BY(mutex_) = Cut::kNothing;

@@ -112,6 +112,12 @@ class ResumeTest : public ::testing::TestWithParam<int> {
     }
     return pid;
   }
+  // kill -9, and until it is gone; it is still to be waited for.
+  static void Kill(pid_t pid) {
+    kill(pid, SIGKILL);
+    siginfo_t gone;
+    waitid(P_PID, static_cast<id_t>(pid), &gone, WEXITED | WNOWAIT);
+  }
   // nullopt: killed.
   static std::optional<int> Wait(pid_t pid) {
     int status = 0;
@@ -160,7 +166,7 @@ TEST_P(ResumeTest, ManyCutsSendAlmostNothingTwice) {
                      : kind == 1 ? CuttingProxy::Cut::kServerSide
                                  : CuttingProxy::Cut::kBothSides,
                      [&, kind] {
-                       if (kind == 0) ++kills, kill(fetch, SIGKILL);
+                       if (kind == 0) ++kills, Kill(fetch);
                        arm();
                      });
   };
@@ -184,7 +190,7 @@ TEST_P(ResumeTest, ManyCutsSendAlmostNothingTwice) {
       static_cast<unsigned long long>(seed), link_bytes_per_second_ / 1e6, GetParam(), cuts, kills,
       static_cast<double>(sent - payload_) / (1 << 20), static_cast<double>(payload_) / (1 << 20),
       static_cast<double>(sent - payload_) / static_cast<double>(kChunkBytes) / cuts);
-  EXPECT_LE(sent, payload_ + static_cast<uint64_t>(cuts * GetParam()) * kChunkBytes);
+  EXPECT_LE(sent, payload_ + static_cast<uint64_t>(cuts) * kChunkBytes);
   EXPECT_TRUE(Text(whole_) == Text(out)) << "the files differ";
   EXPECT_THAT(Text(out + ".log"), HasSubstr("\"digests_verified\": 16"));
 }
@@ -198,8 +204,7 @@ TEST_P(ResumeTest, AnotherAddressOfTheServerTakesOver) {
       << Text(out + ".log");
   const uint64_t sent = proxy_->bytes_to_clients() + second.bytes_to_clients();
   EXPECT_GT(second.bytes_to_clients(), 0u);
-  EXPECT_LE(sent, payload_ + static_cast<uint64_t>(2 * GetParam()) * kChunkBytes)
-      << "and nothing twice";
+  EXPECT_LE(sent, payload_ + 4 * kChunkBytes) << "and nothing twice";
   EXPECT_THAT(Text(out + ".log"), HasSubstr("\"digests_verified\": 16"));
 }
 
@@ -247,7 +252,7 @@ TEST_P(OneStreamTest, ACastOfAnOlderVersionIsVerifiedAfterAPowerLoss) {
   const std::vector<std::string> cast = {"--float-dtype", "BF16"};
   ASSERT_EQ(Wait(StartFetch(server_->address(), whole, cast)), 0);
   std::atomic<pid_t> fetch{0};
-  proxy_->CutAfter(payload_ / 4, CuttingProxy::Cut::kNothing, [&] { kill(fetch, SIGKILL); });
+  proxy_->CutAfter(payload_ / 4, CuttingProxy::Cut::kNothing, [&] { Kill(fetch); });
   fetch = StartFetch(proxy_->address(), out, cast);
   ASSERT_EQ(Wait(fetch), std::nullopt);
 
