@@ -28,7 +28,7 @@ struct FetchToFileOptions {
   // Of the pin that holds the version; renewed while the transfer runs, and how long after a
   // failure a resume finds it.
   absl::Duration lease = absl::Seconds(60);
-  uint32_t chunk_bytes = 0;  // 0: the server chooses
+  uint32_t chunk_bytes = 0;  // 0: the server chooses, or for several streams a smaller size
   // Over so many connections at once, each a part of the file: for links that one does not fill.
   int streams = 1;
   ProgressCallback progress;  // called by one thread at a time
@@ -54,9 +54,10 @@ struct FetchToFileResult {
 // digests agree the file is synced and renamed to `path`; nothing is ever seen there that is not
 // whole. On failure, also by kill -9, `path`.partial and the record `path`.partial.record stay for
 // a resume: what was written is not sent again. Two calls at once for one path: INVALID_FIELD.
-// Errors: those of Fetch; INVALID_ARGUMENT NOT_REPRESENTABLE where "<slot>/<parameter>" is also the
-// name of a tensor; RESOURCE_EXHAUSTED STORAGE_FULL, INTERNAL STORAGE_ERROR of the local
-// disk.
+// Errors: those of Fetch; ABORTED INCARNATION_CHANGED where the version that was begun is of
+// another life of the module by now (or of another server, of several addresses); INVALID_ARGUMENT
+// NOT_REPRESENTABLE where "<slot>/<parameter>" is also the name of a tensor; RESOURCE_EXHAUSTED
+// STORAGE_FULL, INTERNAL STORAGE_ERROR of the local disk.
 absl::StatusOr<FetchToFileResult> FetchToFile(const Client& client, const std::string& module,
                                               const std::string& path,
                                               const FetchToFileOptions& options = {},

@@ -23,7 +23,7 @@ namespace modelstate::client {
 namespace {
 
 // Of several streams. Each unit brings the table again, which is to be a twentieth of it at most.
-constexpr uint64_t kMinUnitBytes = uint64_t{1} << 20;
+constexpr uint64_t kMinUnitBytes = uint64_t{256} << 10;
 constexpr uint64_t kUnitsPerStream = 8;
 constexpr uint64_t kTablesPerUnit = 20;
 // Whoever is killed loses a chunk of each stream, so several streams have smaller ones.
