@@ -1,6 +1,7 @@
 #include "bench/raw_tcp.h"
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/mman.h>
@@ -8,16 +9,19 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 namespace modelstate {
 namespace {
 
 constexpr size_t kPiece = 1 << 20;
+constexpr size_t kFilePiece = 256 << 10;
 constexpr char kAskForBytes = 'f';
 constexpr char kTakeBytes = 'p';
 
@@ -61,13 +65,15 @@ void Tune(int fd) {
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
 }
 
-[[noreturn]] void Serve(int fd, size_t bytes, const std::function<void(const uint8_t*)>& received) {
+[[noreturn]] void Serve(int fd, size_t bytes, const std::function<void(const uint8_t*)>& received,
+                        const uint8_t* content) {
   constexpr size_t kHugePage = size_t{2} << 20;
   const size_t size = (bytes + kHugePage - 1) / kHugePage * kHugePage;
   auto* memory = static_cast<uint8_t*>(std::aligned_alloc(kHugePage, size));
   Check(memory != nullptr, "aligned_alloc");
   madvise(memory, size, MADV_HUGEPAGE);  // as the server's; a wish
   std::memset(memory, 1, size);
+  if (content != nullptr) std::memcpy(memory, content, bytes);
   uint8_t command = 0;
   while (ReceiveAll(fd, &command, 1)) {
     if (command == kAskForBytes) {
@@ -83,7 +89,8 @@ void Tune(int fd) {
 
 }  // namespace
 
-RawTcp::RawTcp(size_t bytes, std::function<void(const uint8_t*)> received) : bytes_(bytes) {
+RawTcp::RawTcp(size_t bytes, std::function<void(const uint8_t*)> received, const uint8_t* content)
+    : bytes_(bytes) {
   const int listener = socket(AF_INET, SOCK_STREAM, 0);
   Check(listener >= 0, "socket");
   sockaddr_in address{};
@@ -100,7 +107,7 @@ RawTcp::RawTcp(size_t bytes, std::function<void(const uint8_t*)> received) : byt
     Check(fd >= 0, "accept");
     close(listener);
     Tune(fd);
-    Serve(fd, bytes, received);
+    Serve(fd, bytes, received, content);
   }
   close(listener);
   socket_ = socket(AF_INET, SOCK_STREAM, 0);
@@ -119,6 +126,23 @@ double RawTcp::Fetch(uint8_t* destination) {
   const auto command = static_cast<uint8_t>(kAskForBytes);
   SendAll(socket_, &command, 1);
   Check(ReceiveAll(socket_, destination, bytes_), "the other process ended");
+  return Now() - begin;
+}
+
+double RawTcp::FetchToFile(const std::string& path) {
+  const double begin = Now();
+  const int file = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  Check(file >= 0, "open");
+  const auto command = static_cast<uint8_t>(kAskForBytes);
+  SendAll(socket_, &command, 1);
+  std::vector<uint8_t> buffer(kFilePiece);
+  for (size_t left = bytes_; left > 0;) {
+    const ssize_t got = recv(socket_, buffer.data(), std::min(left, buffer.size()), 0);
+    Check(got > 0, "recv");
+    Check(write(file, buffer.data(), static_cast<size_t>(got)) == got, "write");
+    left -= static_cast<size_t>(got);
+  }
+  Check(close(file) == 0, "close");
   return Now() - begin;
 }
 

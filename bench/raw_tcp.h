@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <string>
 
 namespace modelstate {
 
@@ -17,13 +18,17 @@ class RawTcp {
  public:
   // Forks the other process, which holds `bytes` of touched memory. Call before starting threads.
   // `received` is called there, on a push, before the word that it has all.
-  explicit RawTcp(size_t bytes, std::function<void(const uint8_t*)> received = nullptr);
+  // `content`: what Fetch sends, `bytes` long; else some bytes.
+  explicit RawTcp(size_t bytes, std::function<void(const uint8_t*)> received = nullptr,
+                  const uint8_t* content = nullptr);
   ~RawTcp();
   RawTcp(const RawTcp&) = delete;
   RawTcp& operator=(const RawTcp&) = delete;
 
   // Seconds from asking for the bytes to having all of them in `destination` (`bytes` long).
   double Fetch(uint8_t* destination);
+  // The same into a new file, through a buffer that stays in the cache.
+  double FetchToFile(const std::string& path);
   // Seconds from the first write to the other side's word that it has all (and is done with it).
   double Push(const uint8_t* source);
 

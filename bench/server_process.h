@@ -8,8 +8,8 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "bench/support.h"
@@ -27,39 +27,54 @@ inline std::string ServerBinary(const std::string& given, const std::string& sel
 // A server on a free loopback port with an empty checkpoint root; ends with the object.
 class ServerProcess {
  public:
-  explicit ServerProcess(const std::string& binary) {
-    std::strcpy(root_, "/tmp/modelstate-bench-XXXXXX");
+  explicit ServerProcess(const std::string& binary) : root_(TemporaryFolder()) {
+    Start({binary, "--listen=127.0.0.1:0", absl::StrCat("--checkpoint_root=", root_),
+           "--device=cpu", "--log_level=warn"});
+  }
+  // Any program that says "listening on HOST:PORT" on its standard output.
+  explicit ServerProcess(const std::vector<std::string>& command) { Start(command); }
+  ~ServerProcess() {
+    kill(pid_, SIGTERM);
+    waitpid(pid_, nullptr, 0);
+    if (!root_.empty()) rmdir(root_.c_str());
+  }
+  ServerProcess(const ServerProcess&) = delete;
+  ServerProcess& operator=(const ServerProcess&) = delete;
+  const std::string& target() const { return target_; }
+  pid_t pid() const { return pid_; }
+
+ private:
+  static std::string TemporaryFolder() {
+    char name[] = "/tmp/modelstate-bench-XXXXXX";
+    if (mkdtemp(name) == nullptr) std::exit(1);
+    return name;
+  }
+
+  void Start(const std::vector<std::string>& command) {
     int out[2];
-    if (mkdtemp(root_) == nullptr || pipe(out) != 0) std::exit(1);
+    if (pipe(out) != 0) std::exit(1);
+    std::vector<char*> arguments;
+    for (const std::string& word : command) arguments.push_back(const_cast<char*>(word.c_str()));
+    arguments.push_back(nullptr);
     pid_ = fork();
     if (pid_ == 0) {
       dup2(out[1], STDOUT_FILENO);
       close(out[0]);
-      const std::string root = absl::StrCat("--checkpoint_root=", root_);
-      execl(binary.c_str(), binary.c_str(), "--listen=127.0.0.1:0", root.c_str(), "--device=cpu",
-            "--log_level=warn", nullptr);
-      std::perror(binary.c_str());
+      execvp(arguments[0], arguments.data());
+      std::perror(arguments[0]);
       std::_Exit(1);
     }
     close(out[1]);
     FILE* stream = fdopen(out[0], "r");
     char target[256] = "";
     if (std::fscanf(stream, "listening on %255s", target) != 1) {
-      std::fprintf(stderr, "%s did not say where it listens\n", binary.c_str());
+      std::fprintf(stderr, "%s did not say where it listens\n", arguments[0]);
       std::exit(1);
     }
     target_ = target;
   }
-  ~ServerProcess() {
-    kill(pid_, SIGTERM);
-    waitpid(pid_, nullptr, 0);
-    rmdir(root_);
-  }
-  const std::string& target() const { return target_; }
-  pid_t pid() const { return pid_; }
 
- private:
-  char root_[64];
+  std::string root_;
   pid_t pid_ = -1;
   std::string target_;
 };

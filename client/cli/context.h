@@ -58,6 +58,7 @@ CLI::App* AddOptimizerCommands(CLI::App* app, Context* context);
 void AddOptimizerFileCommands(CLI::App* optim, Context* context);  // export import
 void AddCheckpointCommands(CLI::App* app, Context* context);       // load save checkpoints
 void AddFollowCommand(CLI::App* app, Context* context);            // follow
+void AddBenchCommand(CLI::App* app, Context* context);             // bench
 // The scripts are made from all commands of `app`: add it last.
 void AddCompletionCommand(CLI::App* app, Context* context);
 

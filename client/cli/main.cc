@@ -78,6 +78,7 @@ int main(int argc, char** argv) {
   modelstate::cli::AddFollowCommand(&app, &context);
   modelstate::cli::AddDiffCommand(&app, &context);
   modelstate::cli::AddCheckpointCommands(&app, &context);
+  modelstate::cli::AddBenchCommand(&app, &context);
   modelstate::cli::AddCompletionCommand(&app, &context);
   try {
     app.parse(argc, argv);

@@ -384,6 +384,23 @@ case_FollowWritesEachVersionWithWhatChanged() {
   cli 0 diff "$WORK/fetched.safetensors" "$(jq -r .file "$WORK/follow.out" | tail -1)" >/dev/null
 }
 
+case_BenchLeavesNoModuleBehind() {
+  create_net || return
+  json '[.bytes, .rounds, .unary.calls, .fetch.mb_per_second > 0, .push.mb_per_second > 0, .unary.p99_us >= .unary.p50_us]' \
+    '[1048576,2,10,true,true,true]' bench "$ADDRESS" --size 1MiB --rounds 2 --calls 10
+  json '[.modules[].name]' '["net"]' ls
+  prints 'GetModule: p50' bench --size 1MiB --rounds 1 --calls 1
+  cli 2 bench --size 0
+  # Interrupted while it runs: its module is seen, then gone.
+  MODELSTATE_SERVER=$ADDRESS "$CLI" bench --size 1MiB --rounds 1000 --calls 1000000 >/dev/null 2>&1 &
+  local bench=$! deadline=$((SECONDS + 60)) code=0
+  until cli 0 ls | grep -q modelstate-bench || [ $SECONDS -gt $deadline ]; do :; done
+  kill -TERM "$bench"
+  wait "$bench" || code=$?
+  expect 130 "$code" 'exit code of an interrupted bench'
+  json '[.modules[].name]' '["net"]' ls
+}
+
 case_CheckpointsAreDeleted() {
   load_crepe || return
   cli 0 save crepe a/b >/dev/null
