@@ -2,6 +2,7 @@
 #define MODELSTATE_BENCH_SERVER_PROCESS_H_
 
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/types.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -58,6 +59,7 @@ class ServerProcess {
     arguments.push_back(nullptr);
     pid_ = fork();
     if (pid_ == 0) {
+      prctl(PR_SET_PDEATHSIG, SIGTERM);  // also when the benchmark ends by an error
       dup2(out[1], STDOUT_FILENO);
       close(out[0]);
       execvp(arguments[0], arguments.data());
