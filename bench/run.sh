@@ -2,17 +2,17 @@
 # Builds the benchmarks, runs every row of the table in turns with its baselines, and writes table.txt,
 # results.json and a plot per row. Usage:
 #
-#   bench/run.sh [--size 1GiB] [--rounds 7] [--runs 1] [--rows "fetch push ..."] [--out DIR] [--peers]
+#   bench/run.sh [--size 1GiB] [--rounds 7] [--runs 1] [--rows "fetch push ..."] [--out DIR]
 #                [--wrap COMMAND]
 #
 # --size takes what numfmt does (64MiB for a quick look). --wrap is put before each measurement, as in
-# --wrap "nice -n -5". --peers: other systems too, from pip and the installed nginx. The Python baseline
-# needs grpcio and grpcio-tools, which pip puts into the build folder; without them it is not measured.
+# --wrap "nice -n -5". The Python baseline needs grpcio and grpcio-tools, which pip puts into the build
+# folder; without them it is not measured.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source=$PWD
 build=$source/build/release
-size=1GiB rounds=7 runs=1 rows='fetch push file fanout small memory unary' out=$build/bench wrap= peers=
+size=1GiB rounds=7 runs=1 rows='fetch push file fanout small memory unary' out=$build/bench wrap=
 while [ $# -gt 0 ]; do
   case $1 in
     --size) size=$2; shift 2 ;;
@@ -21,8 +21,7 @@ while [ $# -gt 0 ]; do
     --rows) rows=$2; shift 2 ;;
     --out) out=$2; shift 2 ;;
     --wrap) wrap=$2; shift 2 ;;
-    --peers) peers=1; shift ;;
-    *) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2 ;;
   esac
 done
 bytes=$(numfmt --from=auto "${size%B}")
@@ -49,7 +48,4 @@ for run in $(seq "$runs"); do
       --rounds="$rounds" --json="$out/$row.run$run.json" --python="$python" >&2
   done
 done
-if [ -n "$peers" ]; then
-  "$venv/bin/python" bench/peers.py --bytes="$bytes" --rounds="$rounds" --out="$out/peers.run1.json"
-fi
 python3 bench/report.py "$out" --size="$size" --rounds="$rounds"
