@@ -242,10 +242,12 @@ absl::StatusOr<OptimizerInfo> Client::GetOptimizer(const std::string& module) co
 }
 
 absl::StatusOr<std::vector<CheckpointInfo>> Client::ListCheckpoints(const std::string& directory,
-                                                                    bool verify) const {
+                                                                    bool verify,
+                                                                    bool recursive) const {
   v1::ListCheckpointsRequest request;
   request.set_directory(directory);
   request.set_verify(verify);
+  request.set_recursive(recursive);
   std::vector<CheckpointInfo> checkpoints;
   do {
     MS_ASSIGN_OR_RETURN(

@@ -167,7 +167,8 @@ class Client {
                                                 const ProgressCallback& progress = {},
                                                 Cancellation* cancellation = nullptr) const;
   absl::StatusOr<std::vector<CheckpointInfo>> ListCheckpoints(const std::string& directory = "",
-                                                              bool verify = false) const;
+                                                              bool verify = false,
+                                                              bool recursive = false) const;
   absl::Status DeleteCheckpoint(const std::string& path) const;
 
   // lease 0: the server's default. `optimizer_state`: hold that too, for a Fetch with it.

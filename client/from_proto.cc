@@ -45,6 +45,10 @@ ServerInfo FromProto(const v1::GetServerInfoResponse& proto) {
   value.optimizers = Strings(proto.optimizers());
   value.start_time = TimeFromProto(proto.start_time());
   value.module_count = proto.module_count();
+  if (proto.has_periodic_saves()) {
+    const v1::PeriodicSaves& saves = proto.periodic_saves();
+    value.periodic_saves = {saves.saved(), saves.failed(), saves.last_error()};
+  }
   return value;
 }
 
@@ -168,6 +172,7 @@ LoadCheckpointResult FromProto(const v1::LoadCheckpointResult& proto) {
   value.format = proto.format();
   value.optimizer_loaded = proto.optimizer_loaded();
   value.read_bytes = proto.read_bytes();
+  value.path = proto.path();
   return value;
 }
 
@@ -182,6 +187,7 @@ CheckpointInfo FromProto(const v1::Checkpoint& proto) {
   value.step = proto.step();
   value.tensor_count = proto.tensor_count();
   value.has_optimizer = proto.has_optimizer();
+  value.weights_only = proto.weights_only();
   for (const v1::CheckpointFile& file : proto.files()) {
     value.files.push_back({file.name(), file.nbytes()});
   }

@@ -23,6 +23,13 @@ struct DeviceInfo {
   uint64_t memory_pooled = 0;
 };
 
+// Saves that the server made by itself since its start.
+struct PeriodicSaves {
+  uint64_t saved = 0;
+  uint64_t failed = 0;
+  std::string last_error;
+};
+
 struct ServerInfo {
   std::string version;
   uint64_t incarnation = 0;
@@ -42,6 +49,7 @@ struct ServerInfo {
   std::vector<std::string> optimizers;
   absl::Time start_time;
   uint64_t module_count = 0;
+  std::optional<PeriodicSaves> periodic_saves;  // none: the server saves nothing by itself
 };
 
 // How a tensor is filled: torch.nn.init. What is unset has torch's default.

@@ -162,6 +162,7 @@ struct LoadCheckpointResult {
   std::string format;
   bool optimizer_loaded = false;
   uint64_t read_bytes = 0;
+  std::string path;  // what was loaded; the one that "latest" was
 };
 
 struct SaveCheckpointOptions {
@@ -184,6 +185,7 @@ struct CheckpointInfo {
   uint64_t step = 0;
   uint64_t tensor_count = 0;
   bool has_optimizer = false;
+  bool weights_only = false;
   std::vector<CheckpointFile> files;
   std::optional<bool> verified;
   std::string problem;

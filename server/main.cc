@@ -41,6 +41,12 @@ int Run(int argc, char** argv) {
     return 0;
   }
   modelstate::SetUpLogging(flags->log_level, flags->log_json);
+  flags->options.log = [](absl::LogSeverity severity, const std::string& text) {
+    const auto level = severity == absl::LogSeverity::kInfo      ? spdlog::level::info
+                       : severity == absl::LogSeverity::kWarning ? spdlog::level::warn
+                                                                 : spdlog::level::err;
+    spdlog::log(level, "{}", text);
+  };
   const sigset_t signals = BlockStopSignals();
   absl::StatusOr<std::unique_ptr<modelstate::Server>> server =
       modelstate::Server::Start(flags->options);

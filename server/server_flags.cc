@@ -9,6 +9,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
 #include "common/base/status.h"
 #include "server/byte_size.h"
@@ -43,6 +44,18 @@ ABSL_FLAG(
     std::string, transport_profile, "auto",
     "how sockets are set up: lan (loopback and local networks: fixed buffers, no pacing), wan "
     "(as the host does it), or auto: by the round trip that each connection began with");
+ABSL_FLAG(
+    std::string, restore, "none",
+    "latest: at the start every module comes back from its newest checkpoint that loads; none");
+ABSL_FLAG(std::string, save_every, "",
+          "save each module by itself to MODULE/step-<8 digits>: every so many steps, 100steps, or "
+          "after each interval with a change, 10m; empty: never");
+ABSL_FLAG(
+    uint64_t, keep_last, 0,
+    "after a save to MODULE/step-<8 digits> delete those of the module there but the newest so "
+    "many; 0: none is deleted. Checkpoints of other names always stay");
+ABSL_FLAG(uint64_t, keep_every, 0,
+          "with --keep_last: of each so many steps the first checkpoint stays too; 0: none does");
 ABSL_FLAG(absl::Duration, max_lease, absl::Hours(1), "longest lease of a pinned snapshot");
 ABSL_FLAG(int32_t, max_workers, 10000, "workers whose last push each module remembers");
 ABSL_FLAG(absl::Duration, worker_expiry, absl::Hours(24),
@@ -70,6 +83,10 @@ constexpr const char* kFlagNames[] = {"listen",
                                       "io_threads",
                                       "network_threads",
                                       "transport_profile",
+                                      "restore",
+                                      "save_every",
+                                      "keep_last",
+                                      "keep_every",
                                       "max_lease",
                                       "max_workers",
                                       "worker_expiry",
@@ -119,6 +136,8 @@ absl::Status ParseArguments(absl::Span<char* const> arguments, std::set<std::str
       value = name.substr(equals + 1);
       name = name.substr(0, equals);
     }
+    const std::string underscored = absl::StrReplaceAll(name, {{"-", "_"}});
+    name = underscored;
     if (!IsOurs(name)) return FlagError(absl::StrCat("--", name), "is no flag; see --help");
     if (equals == absl::string_view::npos) {
       if (++i == arguments.size()) {
@@ -138,6 +157,20 @@ absl::StatusOr<size_t> Threads(int32_t value, int32_t minimum, absl::string_view
                      absl::StrCat(value, " is not in ", minimum, " to 1024"));
   }
   return static_cast<size_t>(value);
+}
+
+// "100steps", "10m" or "".
+absl::StatusOr<SavePeriod> ParseSaveEvery(absl::string_view text) {
+  SavePeriod period;
+  if (text.empty()) return period;
+  absl::string_view steps = text;
+  const bool parsed = absl::ConsumeSuffix(&steps, "steps")
+                          ? absl::SimpleAtoi(steps, &period.steps)
+                          : absl::ParseDuration(text, &period.interval);
+  if (parsed && (period.steps > 0 || period.interval >= absl::Seconds(1))) return period;
+  return FlagError("--save_every", absl::StrCat("\"", text,
+                                                "\" is neither like 100steps nor a "
+                                                "duration of a second or more, like 10m"));
 }
 
 absl::Status CheckListen(absl::string_view listen) {
@@ -189,6 +222,17 @@ absl::StatusOr<ServerFlags> ParseServerFlags(absl::Span<char* const> arguments) 
                      absl::StrCat("\"", profile, "\" is not auto, lan or wan"));
   }
   options.transport_profile = *parsed;
+  const std::string restore = absl::GetFlag(FLAGS_restore);
+  if (restore != "none" && restore != "latest") {
+    return FlagError("--restore", absl::StrCat("\"", restore, "\" is not latest or none"));
+  }
+  options.restore_latest = restore == "latest";
+  MS_ASSIGN_OR_RETURN(options.save_every, ParseSaveEvery(absl::GetFlag(FLAGS_save_every)));
+  options.retention.keep_last = absl::GetFlag(FLAGS_keep_last);
+  options.retention.keep_every = absl::GetFlag(FLAGS_keep_every);
+  if (options.retention.keep_every > 0 && options.retention.keep_last == 0) {
+    return FlagError("--keep_every", "says what stays beside --keep_last: set that too");
+  }
   options.max_lease = absl::GetFlag(FLAGS_max_lease);
   const int32_t max_workers = absl::GetFlag(FLAGS_max_workers);
   options.max_workers = max_workers > 0 ? static_cast<size_t>(max_workers) : 0;  // refused there

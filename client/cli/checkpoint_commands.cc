@@ -66,6 +66,7 @@ absl::Status Load(Context* context, LoadArguments arguments) {
                            {"buffers", decision.buffers}});
     }
     Json json = {{"module", ToJson(module)},
+                 {"path", result.path},
                  {"format", result.format},
                  {"loaded", load.loaded},
                  {"read_bytes", result.read_bytes},
@@ -88,7 +89,9 @@ absl::Status Load(Context* context, LoadArguments arguments) {
     return absl::OkStatus();
   }
   std::cout << "loaded " << Counted(load.loaded, "tensor") << " (" << HumanBytes(result.read_bytes)
-            << ", " << result.format << ") into " << Printable(module.name) << ": "
+            << ", " << result.format
+            << (result.path == arguments.path ? "" : absl::StrCat(", ", Printable(result.path)))
+            << ") into " << Printable(module.name) << ": "
             << Counted(module.parameter_count, "parameter") << ", "
             << Counted(module.buffer_count, "buffer") << ", version " << module.version.number
             << (result.optimizer_loaded ? ", with its optimizer" : "") << "\n";
@@ -115,6 +118,7 @@ Json CheckpointJson(const client::CheckpointInfo& checkpoint) {
     json["step"] = checkpoint.step;
     json["tensors"] = checkpoint.tensor_count;
     json["has_optimizer"] = checkpoint.has_optimizer;
+    json["weights_only"] = checkpoint.weights_only;
   }
   json["files"] = Json::array();
   for (const client::CheckpointFile& file : checkpoint.files) {
@@ -149,10 +153,10 @@ absl::Status Save(const Context& context, const SaveArguments& arguments) {
   return absl::OkStatus();
 }
 
-absl::Status List(Context* context, const std::string& directory, bool verify) {
+absl::Status List(Context* context, const std::string& directory, bool verify, bool recursive) {
   MS_ASSIGN_OR_RETURN(const Client client, context->Connect());
   MS_ASSIGN_OR_RETURN(const std::vector<client::CheckpointInfo> checkpoints,
-                      client.ListCheckpoints(directory, verify));
+                      client.ListCheckpoints(directory, verify, recursive));
   for (const client::CheckpointInfo& checkpoint : checkpoints) {
     if (checkpoint.verified && !*checkpoint.verified) context->exit_code = kDifferent;
   }
@@ -196,7 +200,10 @@ void AddCheckpointCommands(CLI::App* app, Context* context) {
       app->add_subcommand("load", "Load a checkpoint of the server's checkpoint root");
   command->group(kTransferGroup);
   command->add_option("MODULE", load->module)->required();
-  command->add_option("PATH", load->path, "Relative to the checkpoint root")->required();
+  command
+      ->add_option("PATH", load->path,
+                   "Relative to the checkpoint root; DIR/latest is the newest in DIR and below")
+      ->required();
   command->add_flag("--create,!--no-create", load->options.create_module,
                     "Make the module when there is none (default)");
   command
@@ -228,15 +235,17 @@ void AddCheckpointCommands(CLI::App* app, Context* context) {
 
   auto directory = std::make_shared<std::string>();
   auto verify = std::make_shared<bool>(false);
+  auto recursive = std::make_shared<bool>(false);
   CLI::App* list = app->add_subcommand(
       "checkpoints", "List the checkpoints in a directory of the root, or delete one");
   list->group(kTransferGroup);
   list->add_option("DIR", *directory);
   list->add_flag("--verify", *verify, "Read and check every byte; 1 when one is not as written");
   CLI::App* remove = list->add_subcommand("delete", "Delete a checkpoint");
-  list->callback([context, remove, directory, verify] {
+  list->add_flag("-r,--recursive", *recursive, "Also those in directories below");
+  list->callback([context, remove, directory, verify, recursive] {
     if (remove->parsed()) return;
-    context->Finish(List(context, *directory, *verify));
+    context->Finish(List(context, *directory, *verify, *recursive));
   });
   auto path = std::make_shared<std::string>();
   remove->add_option("PATH", *path, "Relative to the checkpoint root")->required();

@@ -57,8 +57,15 @@ absl::Status ShowServer(const Context& context, const Client& client) {
                          {"memory_used", device.memory_used},
                          {"memory_pooled", device.memory_pooled}});
     }
+    Json periodic;
+    if (info.periodic_saves) {
+      periodic = {{"saved", info.periodic_saves->saved},
+                  {"failed", info.periodic_saves->failed},
+                  {"last_error", info.periodic_saves->last_error}};
+    }
     Context::Print(
         {{"version", info.version},
+         {"periodic_saves", periodic},
          {"incarnation", absl::StrCat(info.incarnation)},
          {"modules", info.module_count},
          {"devices", devices},
@@ -88,6 +95,12 @@ absl::Status ShowServer(const Context& context, const Client& client) {
   table.Add({"stalled streams end after", absl::FormatDuration(info.stream_stall_timeout)});
   table.Add({"largest message", HumanBytes(info.max_message_bytes)});
   table.Add({"largest chunk", HumanBytes(info.max_chunk_bytes)});
+  if (info.periodic_saves) {
+    const client::PeriodicSaves& saves = *info.periodic_saves;
+    table.Add({"periodic saves",
+               absl::StrCat(saves.saved, ", ", saves.failed, " failed",
+                            saves.failed > 0 ? ": " : "", Printable(saves.last_error))});
+  }
   table.Add({"reads", Joined(info.checkpoint_formats)});
   table.Add({"optimizers", Joined(info.optimizers)});
   table.Print();

@@ -14,6 +14,12 @@
 // What the sources of CheckpointStore share. Internal to the folder.
 namespace modelstate {
 
+// As the last part of a path: the newest checkpoint in the directory before it.
+inline constexpr char kLatestName[] = "latest";
+
+// How deep below the root checkpoints are looked for.
+inline constexpr int kMaxScanDepth = 16;
+
 // A save is made in `<name>.tmp-<16 hex digits>` beside its place.
 inline constexpr char kTemporaryMark[] = ".tmp-";
 inline constexpr size_t kTemporarySuffixBytes = sizeof(kTemporaryMark) - 1 + 16;

@@ -84,6 +84,8 @@ absl::Status CheckpointStore::CheckNewPath(const std::string& path) const {
     problem = "has a last part over 234 bytes";
   } else if (IsTemporaryName(name)) {
     problem = "has the name of a temporary, which a start of the server removes";
+  } else if (name == kLatestName) {
+    problem = "ends with the name by which loads find the newest checkpoint";
   }
   if (!problem.empty()) {
     return MakeError(Reason::kInvalidField,
@@ -141,6 +143,14 @@ absl::StatusOr<CheckpointInfo> CheckpointStore::SaveAs(const CapturedState& stat
           {{"field", "path"}});
     }
     if (!options.overwrite) return Exists(path, "set overwrite, or choose another path");
+    if (options.same_module) {
+      const std::optional<CheckpointInfo> other = Describe(path, *present, /*verify=*/false);
+      // One that is damaged does not say whose it is.
+      if (other && !other->module.empty() && other->module != state.module) {
+        return Exists(path, absl::StrCat("it is of module \"", other->module,
+                                         "\"; delete it, or save it under another name"));
+      }
+    }
   }
 
   Manifest manifest;

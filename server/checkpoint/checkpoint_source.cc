@@ -9,14 +9,13 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/base/tensor_cast.h"
+#include "server/checkpoint/checkpoint_info.h"
 #include "server/checkpoint/job_progress.h"
 #include "server/checkpoint/manifest.h"
 #include "server/rules/rule_info.h"
 
 namespace modelstate {
 namespace {
-
-constexpr char kDirectoryFormat[] = "modelstate directory";
 
 absl::Status Corrupt(absl::string_view path, absl::string_view text, absl::string_view tensor) {
   return MakeError(Reason::kCheckpointCorrupt,

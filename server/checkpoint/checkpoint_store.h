@@ -13,34 +13,23 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "common/base/file.h"
+#include "server/checkpoint/checkpoint_info.h"
 #include "server/checkpoint/checkpoint_job.h"
+#include "server/checkpoint/retention.h"
 #include "server/state/captured_state.h"
 
 namespace modelstate {
 
-// What is known of a checkpoint without reading its tensors.
-struct CheckpointInfo {
-  struct FileInfo {
-    std::string name;
-    uint64_t nbytes = 0;
-  };
-  std::string path;    // relative to the root
-  std::string format;  // "modelstate directory", or as CheckpointFormatName says
-  uint64_t nbytes = 0;
-  int64_t create_seconds = 0;  // since the Unix epoch
-  // Directory checkpoints only.
-  std::string module;
-  Version version;
-  uint64_t step = 0;
-  uint64_t tensor_count = 0;
-  bool has_optimizer = false;
-  std::vector<FileInfo> files;
-  std::optional<bool> verified;
-  std::string problem;  // why it cannot be loaded
+struct ListOptions {
+  std::string after = "";  // paths after this one
+  size_t limit = 100;
+  bool verify = false;     // every byte is read and compared with the digests
+  bool recursive = false;  // also in directories below that are no checkpoints
 };
 
 struct SaveOptions {
   bool overwrite = false;
+  bool same_module = false;  // only over a checkpoint of the same module; else CHECKPOINT_EXISTS
   bool weights_only = false;
 };
 
@@ -51,7 +40,7 @@ struct SaveOptions {
 // one. Thread-safe; saves to the same path at once: one wins, the other is an error.
 class CheckpointStore {
  public:
-  // Removes temporaries that a crash left behind.
+  // Makes the directory where it is missing, durably; removes temporaries that a crash left behind.
   static absl::StatusOr<std::unique_ptr<CheckpointStore>> Open(const std::string& root_path);
 
   const RootDirectory& root() const { return root_; }
@@ -63,14 +52,25 @@ class CheckpointStore {
   absl::StatusOr<CheckpointInfo> Save(const CapturedState& state, const std::string& path,
                                       const SaveOptions& options, const JobControl& control) const;
 
-  // Entries of a directory of the root that are checkpoints, by path, after `after`, at most
-  // `limit`. Not recursive. With `verify` every byte is read and compared with the digests.
+  // Entries of a directory of the root that are checkpoints, by path.
   absl::StatusOr<std::vector<CheckpointInfo>> List(const std::string& directory,
-                                                   const std::string& after, size_t limit,
-                                                   bool verify) const;
+                                                   const ListOptions& options) const;
+
+  // The directory checkpoints in a directory and below, the newest first, without those of which
+  // it shows, from their manifests and sizes, that they cannot be loaded.
+  absl::StatusOr<std::vector<CheckpointInfo>> Newest(const std::string& directory) const;
+  // A path whose last part is `latest`, where nothing has that name, is the newest checkpoint in
+  // its directory and below; others stay as they are. CHECKPOINT_NOT_FOUND when there is none.
+  absl::StatusOr<std::string> Resolve(const std::string& path) const;
 
   // CHECKPOINT_NOT_FOUND; CHECKPOINT_UNSUPPORTED for what is not a checkpoint.
   absl::Status Delete(const std::string& path) const;
+
+  // To be called after the commit of `saved`: deletes what `policy` does not keep of the periodic
+  // checkpoints of its module in its directory; nothing when `saved` is none of them. What was
+  // deleted; the first error, after having tried the others.
+  absl::Status ApplyRetention(const CheckpointInfo& saved, const RetentionPolicy& policy,
+                              std::vector<std::string>* deleted) const;
 
  private:
   explicit CheckpointStore(RootDirectory root) : root_(std::move(root)) {}
@@ -80,10 +80,12 @@ class CheckpointStore {
   absl::StatusOr<CheckpointInfo> SaveAs(const CapturedState& state, const std::string& path,
                                         const SaveOptions& options,
                                         const JobControl& control) const;
-  // One entry of a list; nullopt: not a checkpoint.
+  // One entry of a list; nullopt: not a checkpoint, or gone meanwhile.
   std::optional<CheckpointInfo> Describe(const std::string& path, const RootDirectory::Entry& entry,
                                          bool verify) const;
   absl::StatusOr<bool> IsCheckpointDirectory(const std::string& path) const;
+  absl::Status ListBelow(const std::string& directory, const ListOptions& options, int depth,
+                         std::vector<CheckpointInfo>* found) const;
 
   RootDirectory root_;
   mutable absl::Mutex mutex_;

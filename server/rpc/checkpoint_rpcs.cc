@@ -15,15 +15,22 @@ void ModelStateService::ListCheckpoints(UnaryCall* call, const v1::ListCheckpoin
     listing.clear_page_size();
     listing.clear_page_token();
     const std::string scope = PageScope(listing, "checkpoints");
-    MS_ASSIGN_OR_RETURN(const std::string after, DecodePageToken(scope, request->page_token()));
+    ListOptions options;
+    MS_ASSIGN_OR_RETURN(options.after, DecodePageToken(scope, request->page_token()));
+    options.limit = page_size;
+    options.verify = request->verify();
+    options.recursive = request->recursive();
     const std::string directory = request->directory().empty() ? "." : request->directory();
     // One more than the page tells whether there is another; it must not be verified for that.
     MS_ASSIGN_OR_RETURN(std::vector<CheckpointInfo> found,
-                        runtime_.checkpoints->List(directory, after, page_size, request->verify()));
+                        runtime_.checkpoints->List(directory, options));
     for (const CheckpointInfo& info : found) CheckpointToProto(info, response->add_checkpoints());
     if (found.size() == page_size) {
+      options.after = found.back().path;
+      options.limit = 1;
+      options.verify = false;
       MS_ASSIGN_OR_RETURN(const std::vector<CheckpointInfo> more,
-                          runtime_.checkpoints->List(directory, found.back().path, 1, false));
+                          runtime_.checkpoints->List(directory, options));
       if (!more.empty()) response->set_next_page_token(EncodePageToken(scope, found.back().path));
     }
     return absl::OkStatus();

@@ -3,10 +3,8 @@
 #include <string>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "common/base/status.h"
-#include "common/format/checkpoint_reader.h"
-#include "server/checkpoint/checkpoint_source.h"
+#include "server/rpc/checkpoint_load.h"
 #include "server/rpc/job_handler.h"
 #include "server/rpc/module_convert.h"
 #include "server/rpc/module_factory.h"
@@ -29,36 +27,24 @@ class LoadCheckpointHandler final
   absl::Status Load() {
     MS_ASSIGN_OR_RETURN(LoadOptions options, LoadOptionsFromProto(request().options()));
     MS_RETURN_IF_ERROR(FindOrCreateModule(options.dry_run));
-    MS_ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointSource> source,
-                        CheckpointSource::Open(runtime_.checkpoints->root(), request().path(),
-                                               request().state_dict_key()));
-    source->Describe(&options);
-    if (options.dry_run) return DryRun(*source, options);
-    const VersionRef current = module_->Current();
-    MS_ASSIGN_OR_RETURN(LoadPlan plan, LoadPlan::Create(module_->name(), current->schema,
-                                                        source->incoming(), options));
-    MS_ASSIGN_OR_RETURN(StagedLoad staged, source->Stage(std::move(plan), *current->device,
-                                                         *module_->environment().push_budget,
-                                                         *runtime_.readers, control()));
-    std::optional<RestoredState> restored;
-    if (!request().weights_only()) {
-      MS_ASSIGN_OR_RETURN(restored, source->Restore(*staged.plan.schema, *current->device,
-                                                    *module_->environment().push_budget, control(),
-                                                    runtime_.readers.get()));
-    }
+    MS_ASSIGN_OR_RETURN(const OpenedCheckpoint opened,
+                        OpenForLoad(runtime_, request().path(), request().state_dict_key()));
+    opened.source->Describe(&options);
+    if (options.dry_run) return DryRun(opened, options);
+    MS_ASSIGN_OR_RETURN(PreparedLoad load, PrepareLoad(runtime_, *module_, opened, options,
+                                                       request().weights_only(), control()));
     MS_RETURN_IF_ERROR(control().CheckNotCancelled());
     v1::LoadCheckpointResponse response;
     v1::LoadCheckpointResult* result = response.mutable_result();
-    LoadPlanToProto(staged.plan, options.skip_keys, result->mutable_load());
-    result->set_format(source->format());
-    result->set_optimizer_loaded(restored && restored->optimizer != nullptr);
-    result->set_read_bytes(source->read_bytes());
-    staged.detail = absl::StrCat(request().path(), " (", source->format(), ")",
-                                 restored ? ", with its step and optimizer" : "");
-    const uint64_t bytes = staged.plan.total_bytes;
+    LoadPlanToProto(load.staged.plan, options.skip_keys, result->mutable_load());
+    result->set_format(opened.source->format());
+    result->set_path(opened.path);
+    result->set_optimizer_loaded(load.restored && load.restored->optimizer != nullptr);
+    result->set_read_bytes(opened.source->read_bytes());
+    const uint64_t bytes = load.staged.plan.total_bytes;
     control().Report({"commit", bytes, bytes});
     module_->CommitLoad(
-        std::move(staged), std::nullopt, std::move(restored),
+        std::move(load.staged), std::nullopt, std::move(load.restored),
         [this, self = Share(),
          response = std::move(response)](absl::StatusOr<VersionRef> version) mutable {
           if (!version.ok()) return Fail(version.status());
@@ -70,7 +56,7 @@ class LoadCheckpointHandler final
   }
 
   // Only headers have been read. A module that would be created is not: the plan is for none.
-  absl::Status DryRun(const CheckpointSource& source, const LoadOptions& options) {
+  absl::Status DryRun(const OpenedCheckpoint& opened, const LoadOptions& options) {
     std::shared_ptr<const ModuleSchema> schema;
     if (module_ != nullptr) {
       schema = module_->Current()->schema;
@@ -78,14 +64,15 @@ class LoadCheckpointHandler final
       MS_ASSIGN_OR_RETURN(schema, ModuleSchema::Create({}, 1));
     }
     MS_ASSIGN_OR_RETURN(const LoadPlan plan, LoadPlan::Create(request().module(), std::move(schema),
-                                                              source.incoming(), options));
+                                                              opened.source->incoming(), options));
     v1::LoadCheckpointResponse response;
     v1::LoadCheckpointResult* result = response.mutable_result();
     LoadPlanToProto(plan, options.skip_keys, result->mutable_load());
     if (module_ != nullptr) {
       ModuleToProto(*module_, *module_->Current(), result->mutable_load()->mutable_module());
     }
-    result->set_format(source.format());
+    result->set_format(opened.source->format());
+    result->set_path(opened.path);
     End(absl::OkStatus(), std::move(response));
     return absl::OkStatus();
   }

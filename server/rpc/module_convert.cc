@@ -160,6 +160,7 @@ void CheckpointToProto(const CheckpointInfo& info, v1::Checkpoint* proto) {
   proto->set_step(info.step);
   proto->set_tensor_count(info.tensor_count);
   proto->set_has_optimizer(info.has_optimizer);
+  proto->set_weights_only(info.weights_only);
   for (const CheckpointInfo::FileInfo& file : info.files) {
     v1::CheckpointFile* item = proto->add_files();
     item->set_name(file.name);

@@ -1,12 +1,28 @@
 #include "server/rpc/runtime.h"
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 
 namespace modelstate {
+
+void Runtime::ApplyRetention(CheckpointInfo saved) {
+  PostIo([this, saved = std::move(saved)] {
+    std::vector<std::string> deleted;
+    const absl::Status status = checkpoints->ApplyRetention(saved, retention, &deleted);
+    for (const std::string& path : deleted) {
+      log(absl::LogSeverity::kInfo,
+          absl::StrCat("checkpoint \"", path, "\" is deleted: \"", saved.path,
+                       "\" is saved, and --keep_last is ", retention.keep_last));
+    }
+    if (status.ok()) return;
+    log(absl::LogSeverity::kError, absl::StrCat("old checkpoints beside \"", saved.path,
+                                                "\" are not deleted: ", status.message()));
+  });
+}
 
 absl::StatusOr<Device*> Runtime::FindDevice(absl::string_view name) const {
   if (name.empty()) return devices.front().get();

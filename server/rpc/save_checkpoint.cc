@@ -50,6 +50,7 @@ class SaveCheckpointHandler final
     if (!info.ok()) return End(info.status());
     v1::SaveCheckpointResponse response;
     CheckpointToProto(*info, response.mutable_result());
+    runtime_.ApplyRetention(*std::move(info));
     End(absl::OkStatus(), std::move(response));
   }
 

@@ -14,6 +14,7 @@
 #include "common/base/status.h"
 #include "common/wire/transport_tuning.h"
 #include "server/rpc/reflection.h"
+#include "server/rpc/restore.h"
 
 namespace modelstate {
 namespace {
@@ -33,10 +34,18 @@ absl::Status OptionError(absl::string_view flag, absl::string_view text) {
                    {{"field", std::string(flag)}});
 }
 
+// Durably: what is saved in it is to be found after a power loss.
 absl::Status MakeCheckpointRoot(const std::string& path) {
+  namespace fs = std::filesystem;
   std::error_code error;
-  std::filesystem::create_directories(path, error);
+  std::vector<std::string> made;
+  for (fs::path part = path; part.has_relative_path() && !fs::exists(part, error);
+       part = part.parent_path()) {
+    if (part.has_filename()) made.push_back(part.string());
+  }
+  fs::create_directories(path, error);
   if (error) return OptionError("checkpoint_root", absl::StrCat(path, ": ", error.message()));
+  for (const std::string& part : made) MS_RETURN_IF_ERROR(SyncFolderOf(part));
   return absl::OkStatus();
 }
 
@@ -97,6 +106,8 @@ absl::Status Server::StartRuntime() {
   runtime_.readers = std::make_unique<ComputePool>(options_.io_threads);
   MS_RETURN_IF_ERROR(MakeCheckpointRoot(options_.checkpoint_root));
   MS_ASSIGN_OR_RETURN(runtime_.checkpoints, CheckpointStore::Open(options_.checkpoint_root));
+  runtime_.retention = options_.retention;
+  runtime_.log = options_.log ? options_.log : [](absl::LogSeverity, const std::string&) {};
   runtime_.io = std::make_unique<asio::thread_pool>(options_.io_threads);
   runtime_.strands = std::make_unique<asio::thread_pool>(runtime_.compute->threads());
 
@@ -119,12 +130,18 @@ absl::Status Server::StartRuntime() {
   environment.clock = [] { return absl::Now(); };
   runtime_.pins = std::make_unique<PinTable>(environment.clock, options_.max_lease);
   runtime_.registry = std::make_unique<ModuleRegistry>(std::move(environment));
+  health_.SetServing(kServiceName, true);
+  runtime_.registry->SetListener(
+      [this](const std::string& module, bool ready) { health_.SetServing(module, ready); });
+  if (options_.restore_latest) MS_RETURN_IF_ERROR(RestoreModules(runtime_));
   runtime_.watches = std::make_unique<WatchFanOut>();
+  runtime_.saver = std::make_unique<PeriodicSaver>(&runtime_, options_.save_every);
   runtime_.stalls = std::make_unique<StallSweeper>(
       options_.stream_stall_timeout,
       std::min(absl::Milliseconds(100), options_.stream_stall_timeout / 4), [this] {
         runtime_.pins->ExpireDue();
         runtime_.registry->ForEach([](ModuleInstance& module) { module.Tick(); });
+        runtime_.saver->Look();
       });
   // Who waits for a round would not end by itself.
   runtime_.calls.AddDrainHook([this] {
@@ -161,9 +178,6 @@ absl::Status Server::Listen() {
   }
   address_ = absl::StrCat(options_.listen.substr(0, options_.listen.rfind(':')), ":", port_);
 
-  health_.SetServing(kServiceName, true);
-  runtime_.registry->SetListener(
-      [this](const std::string& module, bool ready) { health_.SetServing(module, ready); });
   std::vector<Call::Method> methods = service_->methods();
   for (std::vector<Call::Method> more : {health_.methods(), ReflectionMethods(services)}) {
     std::move(more.begin(), more.end(), std::back_inserter(methods));
@@ -182,11 +196,12 @@ Server::~Server() { Stop(absl::ZeroDuration()); }
 
 void Server::Stop(absl::Duration grace) {
   if (std::exchange(stopped_, true)) return;
+  const absl::Time deadline = absl::Now() + grace;
   if (server_ != nullptr) {
     // Health first, so that balancers look elsewhere before calls are refused.
     health_.Shutdown();
     runtime_.calls.BeginDrain();
-    runtime_.calls.WaitUntilIdle(absl::Now() + grace);
+    runtime_.calls.WaitUntilIdle(deadline);
     server_->Shutdown(std::chrono::system_clock::now());
     // Calls that were cut off still have to end: a job stops at its next piece of a file.
     runtime_.calls.WaitUntilIdle(absl::InfiniteFuture());
@@ -194,12 +209,14 @@ void Server::Stop(absl::Duration grace) {
     server_->Wait();
   }
   runtime_.stalls.reset();
+  if (runtime_.saver != nullptr) runtime_.saver->Stop(deadline);
   runtime_.watches.reset();
   // No call runs any more, so neither pool gives the other anything to do.
   if (runtime_.io != nullptr) runtime_.io->join();
   if (runtime_.strands != nullptr) runtime_.strands->join();
   server_.reset();
   queues_.reset();
+  runtime_.saver.reset();
   runtime_.pins.reset();
   runtime_.registry.reset();
 }

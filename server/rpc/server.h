@@ -4,6 +4,7 @@
 #include <grpcpp/server.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -37,6 +38,11 @@ struct ServerOptions {
   absl::Duration worker_expiry = absl::Hours(24);
   absl::Duration stream_stall_timeout = absl::Seconds(60);
   absl::Duration drain_timeout = absl::Seconds(30);
+  bool restore_latest = false;
+  SavePeriod save_every;
+  RetentionPolicy retention;
+  // Where to tell what no call is told; null: nowhere. Any thread.
+  std::function<void(absl::LogSeverity, const std::string&)> log;
 };
 
 // A model-state server in this process: modelstate.v1.ModelState, health with a status per module,

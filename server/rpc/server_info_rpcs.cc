@@ -38,12 +38,19 @@ void ModelStateService::GetServerInfo(UnaryCall* call, const v1::GetServerInfoRe
     for (CheckpointFormat format : kAllCheckpointFormats) {
       response->add_checkpoint_formats(CheckpointFormatName(format));
     }
-    response->add_checkpoint_formats("modelstate directory");
+    response->add_checkpoint_formats(kDirectoryFormat);
     for (Algorithm algorithm : AllAlgorithms()) {
       response->add_optimizers(AlgorithmName(algorithm));
     }
     TimeToProto(runtime_.start_time, response->mutable_start_time());
     response->set_module_count(runtime_.registry->size());
+    if (runtime_.saver->period().enabled()) {
+      const PeriodicSaver::Counts counts = runtime_.saver->counts();
+      v1::PeriodicSaves* saves = response->mutable_periodic_saves();
+      saves->set_saved(counts.saved);
+      saves->set_failed(counts.failed);
+      saves->set_last_error(counts.last_error);
+    }
     return absl::OkStatus();
   });
 }

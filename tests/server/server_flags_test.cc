@@ -63,6 +63,22 @@ TEST_F(ServerFlagsTest, ReadsBothWaysToGiveAValue) {
   EXPECT_TRUE(flags->log_json);
 }
 
+TEST_F(ServerFlagsTest, ReadsWhenToSaveAndWhatToKeep) {
+  auto flags = Parse({});
+  EXPECT_FALSE(flags->options.save_every.enabled());
+  EXPECT_FALSE(flags->options.restore_latest);
+  flags =
+      Parse({"--save-every=100steps", "--keep_last=3", "--keep-every", "1000", "--restore=latest"});
+  ASSERT_TRUE(flags.ok()) << flags.status();
+  EXPECT_EQ(flags->options.save_every.steps, 100);
+  EXPECT_EQ(flags->options.retention.keep_last, 3);
+  EXPECT_EQ(flags->options.retention.keep_every, 1000);
+  EXPECT_TRUE(flags->options.restore_latest);
+  flags = Parse({"--save_every=10m"});
+  EXPECT_EQ(flags->options.save_every.steps, 0);
+  EXPECT_EQ(flags->options.save_every.interval, absl::Minutes(10));
+}
+
 TEST_F(ServerFlagsTest, ErrorsNameTheFlagOrVariable) {
   const std::pair<std::vector<std::string>, const char*> wrong[] = {
       {{"--no_such=1"}, "--no_such"},
@@ -75,6 +91,13 @@ TEST_F(ServerFlagsTest, ErrorsNameTheFlagOrVariable) {
       {{"--max_lease=soon"}, "--max_lease"},
       {{"--log_level=loud"}, "--log_level"},
       {{"--log_format=xml"}, "--log_format"},
+      {{"--restore=newest"}, "--restore"},
+      {{"--save_every=100"}, "--save_every"},
+      {{"--save_every=0steps"}, "--save_every"},
+      {{"--save_every=-5steps"}, "--save_every"},
+      {{"--save_every=10ms"}, "--save_every"},
+      {{"--save_every=10m", "--keep_last=many"}, "--keep_last"},
+      {{"--keep_every=10"}, "--keep_every"},
       {{"--push_memory_bytes=1GB"}, "--push_memory_bytes"}};
   for (const auto& [arguments, says] : wrong) {
     absl::FlagSaver saver;

@@ -3,6 +3,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <set>
 #include <thread>
 
@@ -29,15 +30,22 @@ class CheckpointStoreTest : public CheckpointFixture {
   }
 
   CheckpointInfo Only(bool verify) {
-    auto list = store_->List("", "", 10, verify);
+    auto list = store_->List("", {.verify = verify});
     EXPECT_TRUE(list.ok()) << list.status();
     EXPECT_EQ(list->size(), 1u);
     return list->empty() ? CheckpointInfo() : list->front();
   }
+  // As a module of another name.
+  absl::StatusOr<CheckpointInfo> SaveAsOther(const std::string& path, SaveOptions options) {
+    MS_ASSIGN_OR_RETURN(CapturedState state, Capture(*module_));
+    state.module = "other";
+    static const auto ignore = [](const JobProgress&) {};
+    return store_->Save(state, path, options, JobControl(ignore));
+  }
   std::vector<std::string> Paths(const std::string& directory, const std::string& after = "",
-                                 size_t limit = 100) {
+                                 size_t limit = 100, bool recursive = false) {
     std::vector<std::string> paths;
-    auto list = store_->List(directory, after, limit, false);
+    auto list = store_->List(directory, {.after = after, .limit = limit, .recursive = recursive});
     EXPECT_TRUE(list.ok()) << list.status();
     for (const CheckpointInfo& info : *list) paths.push_back(info.path);
     return paths;
@@ -78,12 +86,12 @@ TEST_F(CheckpointStoreTest, OverwriteReplacesAndOnlyWhenAskedFor) {
   ASSERT_TRUE(Push(*module_, {{"weight", 1}}).ok());
   EXPECT_THAT(ReasonOf(Save(*module_, "c")), Eq(Reason::kCheckpointExists));
   EXPECT_EQ(ReadWhole(root_ / "c/manifest.json"), first);
-  const auto saved = Save(*module_, "c", {.overwrite = true, .weights_only = false});
+  const auto saved = Save(*module_, "c", {.overwrite = true});
   ASSERT_TRUE(saved.ok()) << saved.status();
   EXPECT_EQ(Only(true).step, 2u);
   EXPECT_EQ(std::distance(fs::directory_iterator(root_), {}), 1);
   // Overwrite of what is not there is a plain save.
-  EXPECT_TRUE(Save(*module_, "d", {.overwrite = true, .weights_only = false}).ok());
+  EXPECT_TRUE(Save(*module_, "d", {.overwrite = true}).ok());
 }
 
 TEST_F(CheckpointStoreTest, SaveRefusesPathsThatWouldLoseOtherFiles) {
@@ -92,9 +100,8 @@ TEST_F(CheckpointStoreTest, SaveRefusesPathsThatWouldLoseOtherFiles) {
   WriteWhole(root_ / "file.safetensors", "x");
   ASSERT_TRUE(Save(*module_, "c").ok());
   for (const char* path : {"mine", "file.safetensors", "c/inner", ".", "../out", "/abs", "", "a//b",
-                           "x.tmp-0123456789abcdef"}) {
-    EXPECT_THAT(ReasonOf(Save(*module_, path, {.overwrite = true, .weights_only = false})),
-                Eq(Reason::kInvalidField))
+                           "x.tmp-0123456789abcdef", "latest", "runs/latest"}) {
+    EXPECT_THAT(ReasonOf(Save(*module_, path, {.overwrite = true})), Eq(Reason::kInvalidField))
         << path;
   }
   EXPECT_FALSE(Save(*module_, std::string(240, 'n')).ok());
@@ -132,7 +139,7 @@ TEST_F(CheckpointStoreTest, LoadsBesideOverwritingSavesSeeOneWholeCheckpoint) {
   const CapturedState second = *Capture(*module_);
   static const auto ignore = [](const JobProgress&) {};
   const JobControl control(ignore);
-  const SaveOptions overwrite = {.overwrite = true, .weights_only = false};
+  const SaveOptions overwrite = {.overwrite = true};
   ASSERT_TRUE(store_->Save(first, "c", overwrite, control).ok());
   std::atomic<bool> done{false};
   std::thread saver([&] {
@@ -151,7 +158,7 @@ TEST_F(CheckpointStoreTest, LoadsBesideOverwritingSavesSeeOneWholeCheckpoint) {
     const auto step = loaded_step();
     EXPECT_TRUE(step.ok()) << step.status();
     if (step.ok()) steps.insert(*step);
-    const CheckpointInfo info = *store_->List("", "", 1, /*verify=*/i % 2 == 0)->begin();
+    const CheckpointInfo info = *store_->List("", {.limit = 1, .verify = i % 2 == 0})->begin();
     EXPECT_EQ(info.problem, "");
   }
   done = true;
@@ -166,7 +173,7 @@ TEST_F(CheckpointStoreTest, SaveOverHardLinkedFilesLeavesTheirOtherNamesAlone) {
     fs::create_hard_link(entry.path(), root_ / "copy" / entry.path().filename());
   }
   ASSERT_TRUE(Push(*module_, {{"weight", 1}}).ok());
-  ASSERT_TRUE(Save(*module_, "c", {.overwrite = true, .weights_only = false}).ok());
+  ASSERT_TRUE(Save(*module_, "c", {.overwrite = true}).ok());
   auto module = MakeModule({});
   EXPECT_EQ((*Load(*module, "copy"))->step, 1u);
   EXPECT_EQ((*Load(*module, "c"))->step, 2u);
@@ -206,8 +213,7 @@ TEST_F(CheckpointStoreTest, ProcessThatEndsDuringASaveLeavesTheOldCheckpoint) {
         if (++reports == last_report) _exit(7);
       };
       const JobControl control(end_there);
-      const bool saved =
-          store_->Save(state, "c", {.overwrite = true, .weights_only = false}, control).ok();
+      const bool saved = store_->Save(state, "c", {.overwrite = true}, control).ok();
       _exit(saved ? 0 : 1);
     }
     int status = 0;
@@ -370,12 +376,130 @@ TEST_F(CheckpointStoreTest, ListPagesByPathAndLeavesOtherFilesOut) {
                                          "runs/plain.safetensors"));
   EXPECT_THAT(Paths("runs", "runs/a", 2), ElementsAre("runs/b", "runs/broken.pt"));
   EXPECT_THAT(Paths("runs", "runs/plain.safetensors"), ElementsAre());
-  EXPECT_THAT(ReasonOf(store_->List("nowhere", "", 10, false)), Eq(Reason::kCheckpointNotFound));
-  const auto list = *store_->List("runs", "runs/b", 10, true);
+  EXPECT_THAT(ReasonOf(store_->List("nowhere", {})), Eq(Reason::kCheckpointNotFound));
+  const auto list = *store_->List("runs", {.after = "runs/b", .verify = true});
   EXPECT_NE(list[0].problem, "");
   EXPECT_EQ(list[0].verified, false);
   EXPECT_EQ(list[2].format, "safetensors");
   EXPECT_EQ(list[2].verified, true);
+}
+
+TEST_F(CheckpointStoreTest, RecursiveListGoesInPathOrderAndPagesWithoutGapOrRepeat) {
+  const std::vector<std::string> paths = {"a-b/x", "a/deep/er/c", "a/x", "a.b", "a0", "z"};
+  for (const std::string& path : paths) ASSERT_TRUE(Save(*module_, path).ok());
+  fs::create_directories(root_ / "empty/x.tmp-0123456789abcdef");
+  std::vector<std::string> sorted = paths;
+  std::sort(sorted.begin(), sorted.end());
+  EXPECT_EQ(Paths("", "", 100, true), sorted);
+  EXPECT_THAT(Paths("a", "", 100, true), ElementsAre("a/deep/er/c", "a/x"));
+  EXPECT_THAT(Paths(""), ElementsAre("a.b", "a0", "z"));
+  for (size_t limit = 1; limit <= 3; ++limit) {
+    std::vector<std::string> all;
+    for (std::vector<std::string> page = Paths("", "", limit, true); !page.empty();
+         page = Paths("", page.back(), limit, true)) {
+      all.insert(all.end(), page.begin(), page.end());
+    }
+    EXPECT_EQ(all, sorted) << limit;
+  }
+}
+
+TEST_F(CheckpointStoreTest, LatestIsTheNewestWholeCheckpointBelow) {
+  EXPECT_THAT(ReasonOf(store_->Resolve("latest")), Eq(Reason::kCheckpointNotFound));
+  EXPECT_THAT(ReasonOf(store_->Resolve("../latest")), Eq(Reason::kInvalidField));
+  for (const char* path : {"m/step-00000001", "m/deep/step-00000002", "m/step-00000003"}) {
+    ASSERT_TRUE(Save(*module_, path).ok());
+    ASSERT_TRUE(Push(*module_, {{"weight", 1}}).ok());
+  }
+  ASSERT_TRUE(Save(*module_, "other/c").ok());
+  EXPECT_EQ(*store_->Resolve("m/latest"), "m/step-00000003");
+  EXPECT_EQ(*store_->Resolve("m/deep/latest"), "m/deep/step-00000002");
+  EXPECT_EQ(*store_->Resolve("latest"), "other/c");
+  EXPECT_EQ(*store_->Resolve("m/step-00000001"), "m/step-00000001");
+  EXPECT_EQ(*store_->Resolve("nothing"), "nothing");
+  // One that is not whole is no candidate, and neither is a save that a crash cut off.
+  fs::remove(root_ / "m/step-00000003/optimizer.safetensors");
+  fs::copy(root_ / "other/c", root_ / "m/x.tmp-0123456789abcdef", fs::copy_options::recursive);
+  EXPECT_EQ(*store_->Resolve("m/latest"), "m/deep/step-00000002");
+  // Links are not followed; something of that very name is meant itself.
+  fs::create_directory_symlink("../other/c", root_ / "m/latest");
+  EXPECT_EQ(*store_->Resolve("m/latest"), "m/deep/step-00000002");
+  fs::remove(root_ / "m/latest");
+  fs::copy(root_ / "m/step-00000001", root_ / "m/latest", fs::copy_options::recursive);
+  EXPECT_EQ(*store_->Resolve("m/latest"), "m/latest");
+}
+
+TEST(RetentionTest, KeepsTheLastAndTheFirstOfEachSoManySteps) {
+  std::vector<CheckpointInfo> checkpoints;
+  for (uint64_t step : {90, 105, 190, 203, 290, 380, 505}) {
+    CheckpointInfo info;
+    info.path = PeriodicPath("m", step);
+    info.step = step;
+    info.create_seconds = static_cast<int64_t>(step);
+    checkpoints.push_back(info);
+  }
+  const auto steps_not_kept = [&](RetentionPolicy policy) {
+    std::vector<uint64_t> steps;
+    for (const std::string& path : NotKept(checkpoints, policy)) {
+      steps.push_back(*PeriodicStep(path));
+    }
+    std::sort(steps.begin(), steps.end());
+    return steps;
+  };
+  EXPECT_THAT(steps_not_kept({}), ElementsAre());
+  EXPECT_THAT(steps_not_kept({.keep_last = 7, .keep_every = 0}), ElementsAre());
+  EXPECT_THAT(steps_not_kept({.keep_last = 2, .keep_every = 0}),
+              ElementsAre(90, 105, 190, 203, 290));
+  EXPECT_THAT(steps_not_kept({.keep_last = 1, .keep_every = 100}), ElementsAre(90, 190, 290));
+  // Trained on from step 105 once more: what was made last is the newest.
+  checkpoints[2].create_seconds = 1000;
+  EXPECT_THAT(steps_not_kept({.keep_last = 1, .keep_every = 0}),
+              ElementsAre(90, 105, 203, 290, 380, 505));
+}
+
+TEST(RetentionTest, OnlyNamesThatPeriodicSavesGiveArePeriodic) {
+  EXPECT_EQ(PeriodicPath("a/b", 1200), "a/b/step-00001200");
+  EXPECT_EQ(PeriodicStep("a/b/step-00001200"), 1200u);
+  EXPECT_EQ(PeriodicStep("step-123456789"), 123456789u);
+  for (const char* path :
+       {"step-1200", "step-000001200", "step-0000120x", "step- 0001200", "step-+0001200", "best",
+        "step-", "step-00001200-best", "x-step-00001200"}) {
+    EXPECT_EQ(PeriodicStep(path), std::nullopt) << path;
+  }
+}
+
+TEST_F(CheckpointStoreTest, RetentionDeletesPeriodicOnesOfTheModuleInThatDirectoryOnly) {
+  const auto push = [&] { ASSERT_TRUE(Push(*module_, {{"weight", 1}}).ok()); };
+  CheckpointInfo saved;
+  for (uint64_t step = 1; step <= 5; ++step) {
+    saved = *Save(*module_, PeriodicPath("tiny", step));
+    if (step < 5) push();
+  }
+  for (const char* path : {"tiny/best", "tiny/deep/step-00000001", "tiny/step-00000099"}) {
+    ASSERT_TRUE(Save(*module_, path).ok());  // the last is not of step 99
+  }
+  ASSERT_TRUE(SaveAsOther("tiny/step-00000005.x", {}).ok());
+  fs::rename(root_ / "tiny/step-00000005.x", root_ / "tiny/step-00000000");
+  fs::resize_file(root_ / "tiny/step-00000002/model.safetensors", 3);  // not ours to judge
+  const std::vector<std::string> before = Paths("", "", 100, true);
+  std::vector<std::string> deleted;
+  ASSERT_TRUE(store_->ApplyRetention(saved, {}, &deleted).ok());
+  CheckpointInfo named = saved;
+  named.path = "tiny/best";
+  ASSERT_TRUE(store_->ApplyRetention(named, {.keep_last = 1, .keep_every = 0}, &deleted).ok());
+  EXPECT_EQ(Paths("", "", 100, true), before);
+  ASSERT_TRUE(store_->ApplyRetention(saved, {.keep_last = 2, .keep_every = 0}, &deleted).ok());
+  EXPECT_THAT(deleted, testing::UnorderedElementsAre("tiny/step-00000001", "tiny/step-00000003"));
+  EXPECT_EQ(Paths("", "", 100, true).size(), before.size() - 2);
+}
+
+TEST_F(CheckpointStoreTest, SaveOverTheSameModuleOnlyRefusesAnother) {
+  SaveOptions options;
+  options.overwrite = true;
+  options.same_module = true;
+  ASSERT_TRUE(Save(*module_, "c", options).ok());
+  EXPECT_TRUE(Save(*module_, "c", options).ok());
+  EXPECT_THAT(ReasonOf(SaveAsOther("c", options)), Eq(Reason::kCheckpointExists));
+  EXPECT_EQ(Only(true).module, "tiny");
 }
 
 TEST_F(CheckpointStoreTest, DeleteRemovesCheckpointsOnly) {

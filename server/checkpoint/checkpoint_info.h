@@ -1,0 +1,44 @@
+#ifndef MODELSTATE_SERVER_CHECKPOINT_CHECKPOINT_INFO_H_
+#define MODELSTATE_SERVER_CHECKPOINT_CHECKPOINT_INFO_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "server/state/module_version.h"
+
+namespace modelstate {
+
+// The format of what CheckpointStore::Save makes, as messages call it.
+inline constexpr char kDirectoryFormat[] = "modelstate directory";
+
+// What is known of a checkpoint without reading its tensors.
+struct CheckpointInfo {
+  struct FileInfo {
+    std::string name;
+    uint64_t nbytes = 0;
+  };
+  std::string path;    // relative to the root
+  std::string format;  // kDirectoryFormat, or as CheckpointFormatName says
+  uint64_t nbytes = 0;
+  int64_t create_seconds = 0;  // since the Unix epoch
+  // Directory checkpoints only.
+  std::string module;
+  Version version;
+  uint64_t step = 0;
+  uint64_t tensor_count = 0;
+  bool has_optimizer = false;
+  bool weights_only = false;
+  std::vector<FileInfo> files;
+  std::optional<bool> verified;
+  std::string problem;  // why it cannot be loaded
+};
+
+// Whether `a` is the later one of two directory checkpoints: by creation, then step, then path. Not
+// by step first: who goes back to step 100 and trains on means what comes of that.
+bool IsNewer(const CheckpointInfo& a, const CheckpointInfo& b);
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_SERVER_CHECKPOINT_CHECKPOINT_INFO_H_
