@@ -9,6 +9,8 @@
 #include "common/base/status.h"
 #include "common/format/known_formats.h"
 #include "common/format/safetensors_reader.h"
+#include "common/format/sharded_index.h"
+#include "common/format/sharded_reader.h"
 #include "common/format/text.h"
 #include "common/format/torch_legacy_reader.h"
 #include "common/format/torch_zip_reader.h"
@@ -22,8 +24,17 @@ const char* CheckpointFormatName(CheckpointFormat format) {
       return "torch zip";
     case CheckpointFormat::kTorchLegacy:
       return "torch legacy";
+    case CheckpointFormat::kSafetensorsIndex:
+      return "sharded safetensors";
+    case CheckpointFormat::kTorchIndex:
+      return "sharded torch";
   }
   return "checkpoint";
+}
+
+bool IsTorchFormat(CheckpointFormat format) {
+  return format == CheckpointFormat::kTorchZip || format == CheckpointFormat::kTorchLegacy ||
+         format == CheckpointFormat::kTorchIndex;
 }
 
 absl::Status CheckpointReader::CheckReadArguments(size_t index, absl::Span<uint8_t> out) const {
@@ -58,6 +69,7 @@ namespace {
 
 absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenByContent(File file, absl::string_view head,
                                                                 const OpenOptions& options) {
+  if (LooksLikeShardedIndex(head)) return ShardedReader::Open(file, options);
   const bool legacy = TorchLegacyReader::Matches(head);
   const bool safetensors = head.size() > 8 && head[8] == '{';
   if (!legacy && !safetensors) MS_RETURN_IF_ERROR(RefuseKnownFormat(file.name(), head));

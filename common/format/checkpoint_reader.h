@@ -2,6 +2,7 @@
 #define MODELSTATE_COMMON_FORMAT_CHECKPOINT_READER_H_
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -35,17 +36,27 @@ struct StoredTensor {
   uint64_t nbytes() const { return static_cast<uint64_t>(shape.num_elements()) * DTypeSize(dtype); }
 };
 
-enum class CheckpointFormat { kSafetensors, kTorchZip, kTorchLegacy };
+enum class CheckpointFormat {
+  kSafetensors,
+  kTorchZip,
+  kTorchLegacy,
+  kSafetensorsIndex,
+  kTorchIndex,
+};
 
 inline constexpr CheckpointFormat kAllCheckpointFormats[] = {
-    CheckpointFormat::kSafetensors, CheckpointFormat::kTorchZip, CheckpointFormat::kTorchLegacy};
+    CheckpointFormat::kSafetensors, CheckpointFormat::kTorchZip, CheckpointFormat::kTorchLegacy,
+    CheckpointFormat::kSafetensorsIndex, CheckpointFormat::kTorchIndex};
 
-// "safetensors", "torch zip", "torch legacy".
+// "safetensors", "torch zip", "torch legacy", "sharded safetensors", "sharded torch".
 const char* CheckpointFormatName(CheckpointFormat format);
+// Whether it is of torch.save, in one file or several.
+bool IsTorchFormat(CheckpointFormat format);
 
-// The state_dict of one checkpoint file. Opening reads and checks everything but the elements: what
-// a malformed file can make it allocate is bounded by the size of the file, and no file makes it
-// abort or call anything. After that, Read may be called from several threads at once.
+// The state_dict of one checkpoint file, or of an index and its shards. Opening reads and checks
+// everything but the elements: what a malformed file can make it allocate is bounded by the size of
+// the file, and no file makes it abort or call anything. After that, Read may be called from
+// several threads at once.
 //
 // Errors of opening and reading: DATA_LOSS CHECKPOINT_CORRUPT (truncated, lying sizes, overlaps,
 // wrong CRC) and DIGEST_MISMATCH, INVALID_ARGUMENT CHECKPOINT_UNSUPPORTED (a pickle that names
@@ -96,6 +107,9 @@ struct OpenOptions {
   // "ema.state_dict". Empty: the top level, or else the first of model, state_dict, module,
   // model_state_dict, model_state that holds tensors.
   std::string state_dict_key;
+  // Opens a file that lies beside the one that is read, by its plain name: the shards of an index.
+  // Not set: an index is refused. Called while opening only.
+  std::function<absl::StatusOr<File>(const std::string& name)> open_sibling;
 };
 
 // Tells the format by the first bytes, not by the name.

@@ -52,8 +52,6 @@ const KnownFormat kKnown[] = {
     {0, Magic("BZh"), "the file is compressed with bzip2; unpack it"},
     {0, Magic("<!DOCTYPE"), "the file is a web page, perhaps of a failed download; fetch it again"},
     {0, Magic("<html"), "the file is a web page, perhaps of a failed download; fetch it again"},
-    {0, Magic("{"),
-     "the file is JSON, perhaps the index of a sharded checkpoint, which is not supported yet"},
     {4, Magic("TFL3"),
      "the file is TensorFlow Lite; give the safetensors or PyTorch file that it was made from"},
 };

@@ -8,7 +8,7 @@
 #include "absl/strings/string_view.h"
 #include "common/base/file.h"
 
-// What a file is that is not read, so that people learn what to do with it. Internal to the folder.
+// What a file is that is not read, so that people learn what to do with it.
 namespace modelstate {
 
 // The first bytes of a file, as many as tell its format; fewer where it is shorter.

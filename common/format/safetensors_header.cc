@@ -6,6 +6,7 @@
 #include <optional>
 #include <utility>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -293,6 +294,19 @@ absl::StatusOr<SafetensorsIndex> ParseSafetensorsHeader(absl::string_view json,
   if (!parsed || !handler.complete()) return Corrupt("the safetensors header is not an object");
   MS_RETURN_IF_ERROR(CheckTiling(handler.index().entries, data_bytes));
   return std::move(handler.index());
+}
+
+AliasRecords FindAliasRecords(const std::map<std::string, std::string>& metadata,
+                              absl::Span<const StoredTensor> tensors) {
+  absl::flat_hash_map<absl::string_view, size_t> places;
+  for (size_t i = 0; i < tensors.size(); ++i) places.emplace(tensors[i].name, i);
+  AliasRecords aliases;
+  for (const auto& [key, value] : metadata) {
+    if (!IsAliasRecord(key, value) || places.contains(key)) continue;
+    const auto owner = places.find(value);
+    if (owner != places.end()) aliases[owner->second].push_back(key);
+  }
+  return aliases;
 }
 
 bool IsAliasRecord(absl::string_view key, absl::string_view value) {

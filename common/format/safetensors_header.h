@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "common/format/checkpoint_reader.h"
 
 // The JSON part of a safetensors file. Internal to the folder.
@@ -31,6 +32,12 @@ struct SafetensorsIndex {
 // the text. Errors as those of CheckpointReader.
 absl::StatusOr<SafetensorsIndex> ParseSafetensorsHeader(absl::string_view json,
                                                         uint64_t data_bytes);
+
+// Names of tied tensors that `metadata` records and `tensors` do not have, by the place of the
+// tensor that has the elements.
+using AliasRecords = std::map<size_t, std::vector<std::string>>;
+AliasRecords FindAliasRecords(const std::map<std::string, std::string>& metadata,
+                              absl::Span<const StoredTensor> tensors);
 
 // Whether a pair of `__metadata__`, whose key is not an entry and whose value is one, stands for a
 // tied tensor that the file holds under the name `value`. Foreign files have free text too.

@@ -66,37 +66,20 @@ absl::StatusOr<std::unique_ptr<SafetensorsReader>> SafetensorsReader::Open(File 
 }
 
 void SafetensorsReader::AddAliases() {
-  absl::flat_hash_map<absl::string_view, size_t> entries;
-  for (size_t i = 0; i < tensors_.size(); ++i) entries.emplace(tensors_[i].name, i);
-  absl::flat_hash_map<size_t, std::vector<absl::string_view>> aliases;
-  size_t count = 0;
-  for (const auto& [key, value] : metadata_) {
-    if (!IsAliasRecord(key, value) || entries.contains(key)) continue;
-    auto owner = entries.find(value);
-    if (owner == entries.end()) continue;
-    aliases[owner->second].push_back(key);
-    ++count;
-  }
-  if (count == 0) return;
-
+  const AliasRecords aliases = FindAliasRecords(metadata_, tensors_);
+  if (aliases.empty()) return;
   std::vector<StoredTensor> tensors;
   std::vector<uint64_t> offsets;
-  tensors.reserve(tensors_.size() + count);
-  offsets.reserve(tensors_.size() + count);
   for (size_t i = 0; i < tensors_.size(); ++i) {
-    StoredTensor owner = tensors_[i];  // a copy: `entries` borrows the names
-    std::vector<StoredTensor> followers;
-    if (auto it = aliases.find(i); it != aliases.end()) {
-      for (absl::string_view name : it->second) {
-        StoredTensor& alias = followers.emplace_back(owner);
-        alias.name = std::string(name);
-        alias.alias_of = owner.name;
-      }
-    }
-    tensors.push_back(std::move(owner));
+    tensors.push_back(std::move(tensors_[i]));
     offsets.push_back(offsets_[i]);
-    for (StoredTensor& alias : followers) {
-      tensors.push_back(std::move(alias));
+    const auto followers = aliases.find(i);
+    if (followers == aliases.end()) continue;
+    StoredTensor alias = tensors.back();
+    alias.alias_of = alias.name;
+    for (const std::string& name : followers->second) {
+      alias.name = name;
+      tensors.push_back(alias);
       offsets.push_back(offsets_[i]);
     }
   }

@@ -83,7 +83,7 @@ absl::StatusOr<Storages> FindStorages(const PickleTree& tree, uint64_t file_byte
     const absl::Span<const Id> items = tree.items(id);  // class, key, location, count, part
     const std::string key(tree.string_value(items[1]));
     const StreamStorage storage{static_cast<uint64_t>(tree.int_value(items[3])),
-                          tree.item_bytes(items[0])};
+                                tree.item_bytes(items[0])};
     if (storage.count > file_bytes / storage.item_bytes) {
       return Corrupt(absl::StrCat("the storage ", ShowName(key), " has ", storage.count,
                                   " elements by the pickle, more than the file of ", file_bytes,

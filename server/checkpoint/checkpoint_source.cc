@@ -9,7 +9,10 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/base/tensor_cast.h"
+#include "common/format/known_formats.h"
+#include "common/format/sharded_index.h"
 #include "server/checkpoint/checkpoint_info.h"
+#include "server/checkpoint/checkpoint_path.h"
 #include "server/checkpoint/job_progress.h"
 #include "server/checkpoint/manifest.h"
 #include "server/rules/rule_info.h"
@@ -29,10 +32,31 @@ absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenReader(const RootDirectory
                                                              const std::string& path,
                                                              const std::string& state_dict_key) {
   MS_ASSIGN_OR_RETURN(File file, root.OpenFile(name));
+  OpenOptions options;
+  options.state_dict_key = state_dict_key;
+  // Below the same root, which no shard leads out of.
+  options.open_sibling = [&root, folder = ParentPath(name)](const std::string& shard) {
+    return root.OpenFile(JoinPath(folder, shard));
+  };
   absl::StatusOr<std::unique_ptr<CheckpointReader>> reader =
-      OpenCheckpoint(std::move(file), {state_dict_key});
+      OpenCheckpoint(std::move(file), options);
   if (!reader.ok()) return Annotate(reader.status(), path);
   return reader;
+}
+
+// The path of the index that the directory `path` holds; nullopt: it is one of ours, or nothing
+// that is known.
+absl::StatusOr<std::optional<std::string>> FindIndex(const RootDirectory& root,
+                                                     const std::string& path) {
+  if (root.Stat(JoinPath(path, kManifestFile)).ok()) return std::nullopt;
+  MS_ASSIGN_OR_RETURN(const std::vector<RootDirectory::Entry> entries, root.List(path));
+  std::vector<std::string> names;
+  for (const RootDirectory::Entry& entry : entries) names.push_back(entry.name);
+  absl::Status known = RefuseKnownFolder(names);
+  if (!known.ok()) return Annotate(known, path);
+  const std::optional<std::string> index = FindShardedIndex(names);
+  if (!index) return std::nullopt;
+  return JoinPath(path, *index);
 }
 
 // One tensor of a file and the fresh storage that it goes to.
@@ -144,8 +168,7 @@ absl::Status CheckpointSource::Impl::OpenDirectory(const RootDirectory& root) {
 
 void CheckpointSource::Impl::TakeFileOrder() {
   format = CheckpointFormatName(reader->format());
-  const char* rule =
-      reader->format() == CheckpointFormat::kSafetensors ? "checkpoint kind" : "pickled Parameter";
+  const char* rule = IsTorchFormat(reader->format()) ? "pickled Parameter" : "checkpoint kind";
   for (uint32_t i = 0; i < reader->tensors().size(); ++i) {
     const StoredTensor& stored = reader->tensors()[i];
     incoming.push_back({stored.name, stored.dtype, stored.shape, stored.kind,
@@ -211,7 +234,14 @@ absl::StatusOr<std::unique_ptr<CheckpointSource>> CheckpointSource::Open(
   MS_ASSIGN_OR_RETURN(const RootDirectory::Entry entry, root.Stat(path));
   auto impl = std::make_unique<Impl>();
   impl->path = path;
+  std::optional<std::string> file = path;
   if (entry.is_directory) {
+    MS_ASSIGN_OR_RETURN(file, FindIndex(root, path));
+  }
+  if (file) {
+    MS_ASSIGN_OR_RETURN(impl->reader, OpenReader(root, *file, *file, state_dict_key));
+    impl->TakeFileOrder();
+  } else {
     if (!state_dict_key.empty()) {
       return MakeError(Reason::kInvalidField,
                        absl::StrCat("state_dict_key is for PyTorch files; \"", path,
@@ -219,9 +249,6 @@ absl::StatusOr<std::unique_ptr<CheckpointSource>> CheckpointSource::Open(
                        {{"field", "state_dict_key"}});
     }
     MS_RETURN_IF_ERROR(impl->OpenDirectory(root));
-  } else {
-    MS_ASSIGN_OR_RETURN(impl->reader, OpenReader(root, path, path, state_dict_key));
-    impl->TakeFileOrder();
   }
   return std::unique_ptr<CheckpointSource>(new CheckpointSource(std::move(impl)));
 }

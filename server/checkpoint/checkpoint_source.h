@@ -16,7 +16,8 @@
 
 namespace modelstate {
 
-// A checkpoint that is open for loading: a file, or a directory that CheckpointStore::Save made.
+// A checkpoint that is open for loading: a file, a sharded one by its index or the directory that
+// holds it, or a directory that CheckpointStore::Save made.
 // The order is: Open, plan a load of incoming(), Stage, Restore, commit on the module.
 // Thread-compatible; it blocks on files.
 class CheckpointSource {

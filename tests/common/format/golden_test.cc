@@ -44,6 +44,8 @@ absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenGolden(const std::string& 
   if (!file.ok()) return file.status();
   OpenOptions options;
   options.state_dict_key = key;
+  options.open_sibling = [folder = kData + name.substr(0, name.rfind('/') + 1)](
+                             const std::string& shard) { return OpenForRead(folder + shard); };
   return OpenCheckpoint(*std::move(file), options);
 }
 

@@ -40,7 +40,8 @@ TEST_F(UnaryRpcsTest, ServerInfoTellsLimitsFormatsAndOptimizers) {
   EXPECT_EQ(info.devices(0).memory_used_bytes(), 40);
   EXPECT_EQ(info.limits().push_memory_limit_bytes(), uint64_t{256} << 20);
   EXPECT_THAT(info.checkpoint_formats(),
-              ElementsAre("safetensors", "torch zip", "torch legacy", "modelstate directory"));
+              ElementsAre("safetensors", "torch zip", "torch legacy", "sharded safetensors",
+                          "sharded torch", "modelstate directory"));
   EXPECT_THAT(info.optimizers(), ElementsAre("sgd", "adamw", "adam", "adagrad", "rmsprop", "nadam",
                                              "radam", "adamax", "adadelta", "lion"));
   EXPECT_EQ(info.module_count(), 1);
