@@ -59,6 +59,9 @@ void AddOptimizerFileCommands(CLI::App* optim, Context* context);  // export imp
 void AddCheckpointCommands(CLI::App* app, Context* context);       // load save checkpoints
 void AddFollowCommand(CLI::App* app, Context* context);            // follow
 void AddBenchCommand(CLI::App* app, Context* context);             // bench
+void AddConvertCommand(CLI::App* app, Context* context);           // convert
+void AddInspectCommand(CLI::App* app, Context* context);           // inspect
+void AddVerifyCommand(CLI::App* app, Context* context);            // verify
 // The scripts are made from all commands of `app`: add it last.
 void AddCompletionCommand(CLI::App* app, Context* context);
 

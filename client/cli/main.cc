@@ -79,6 +79,9 @@ int main(int argc, char** argv) {
   modelstate::cli::AddDiffCommand(&app, &context);
   modelstate::cli::AddCheckpointCommands(&app, &context);
   modelstate::cli::AddBenchCommand(&app, &context);
+  modelstate::cli::AddInspectCommand(&app, &context);
+  modelstate::cli::AddVerifyCommand(&app, &context);
+  modelstate::cli::AddConvertCommand(&app, &context);
   modelstate::cli::AddCompletionCommand(&app, &context);
   try {
     app.parse(argc, argv);

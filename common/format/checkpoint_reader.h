@@ -32,6 +32,8 @@ struct StoredTensor {
   std::string alias_of;
   // XXH3 of the elements where the file records it; checked by Read.
   std::optional<uint64_t> xxh3;
+  // Whether the file has a CRC over the storage of the elements; checked by Read.
+  bool has_crc = false;
 
   uint64_t nbytes() const { return static_cast<uint64_t>(shape.num_elements()) * DTypeSize(dtype); }
 };

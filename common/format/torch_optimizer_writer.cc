@@ -1,14 +1,12 @@
-#include <fcntl.h>
 #include <unistd.h>
 
-#include <bit>
 #include <cerrno>
 #include <cstdio>
 
 #include "absl/cleanup/cleanup.h"
-#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
+#include "common/format/pickle_writer.h"
 #include "common/format/torch_group_keys.h"
 #include "common/format/torch_optimizer.h"
 #include "common/format/zip_writer.h"
@@ -16,142 +14,16 @@
 namespace modelstate {
 namespace {
 
-// The opcodes of pickle protocol 2 that weights_only=True takes.
-class PickleWriter {
- public:
-  PickleWriter() { text_ = "\x80\x02"; }
-
-  void Op(char opcode) { text_.push_back(opcode); }
-
-  void Int(uint64_t value) {
-    if (value < 0x100) {
-      Op('K');
-      Little(value, 1);
-    } else if (value < 0x80000000) {
-      Op('J');
-      Little(value, 4);
-    } else {
-      Op('\x8a');
-      Little(8, 1);
-      Little(value, 8);
-    }
-  }
-
-  void Float(double value) {
-    Op('G');
-    Little(__builtin_bswap64(std::bit_cast<uint64_t>(value)), 8);
-  }
-
-  void String(absl::string_view text) {
-    if (Recall(absl::StrCat("X", text))) return;
-    Op('X');
-    Little(text.size(), 4);
-    absl::StrAppend(&text_, text);
-    Memoize(absl::StrCat("X", text));
-  }
-
-  // Not remembered, as there is no second mention of it.
-  void UniqueString(absl::string_view text) {
-    Op('X');
-    Little(text.size(), 4);
-    absl::StrAppend(&text_, text);
-  }
-
-  void Global(absl::string_view module, absl::string_view name) {
-    const std::string line = absl::StrCat("c", module, "\n", name, "\n");
-    if (Recall(line)) return;
-    absl::StrAppend(&text_, line);
-    Memoize(line);
-  }
-
-  void Tuple(absl::Span<const uint64_t> items) {
-    Op('(');
-    for (uint64_t item : items) Int(item);
-    Op('t');
-  }
-
-  std::string Finish() && {
-    Op('.');
-    return std::move(text_);
-  }
-
- private:
-  void Little(uint64_t value, size_t width) {
-    for (size_t i = 0; i < width; ++i) text_.push_back(static_cast<char>(value >> (8 * i)));
-  }
-
-  bool Recall(const std::string& what) {
-    const auto it = memo_.find(what);
-    if (it == memo_.end()) return false;
-    Op('h');
-    Little(it->second, 1);
-    return true;
-  }
-
-  void Memoize(const std::string& what) {
-    if (memo_.size() >= 0x100) return;
-    Op('q');
-    Little(memo_.size(), 1);
-    memo_.emplace(what, memo_.size());
-  }
-
-  std::string text_;
-  absl::flat_hash_map<std::string, size_t> memo_;
-};
-
-// "FloatStorage"; nullptr: torch 1.13 has none.
-const char* StorageClass(DType dtype) {
-  switch (dtype) {
-    case DType::kF64:
-      return "DoubleStorage";
-    case DType::kF32:
-      return "FloatStorage";
-    case DType::kF16:
-      return "HalfStorage";
-    case DType::kBF16:
-      return "BFloat16Storage";
-    case DType::kI64:
-      return "LongStorage";
-    default:
-      return nullptr;
-  }
-}
-
 absl::Status PickleTensor(const TorchOptimizerTensor& tensor, size_t index, PickleWriter* out) {
-  const char* storage = StorageClass(tensor.dtype);
-  if (storage == nullptr) {
+  const bool known =
+      tensor.dtype == DType::kI64 || (IsFloatingPoint(tensor.dtype) && DTypeSize(tensor.dtype) > 1);
+  if (!known) {
     return MakeError(
         Reason::kNotRepresentable,
         absl::StrCat("state[", tensor.position, "][", tensor.key, "] is ", DTypeName(tensor.dtype),
                      ", which no optimizer state of torch is; cast it to F32"));
   }
-  std::vector<uint64_t> size;
-  for (int64_t dim : tensor.shape.dims()) size.push_back(static_cast<uint64_t>(dim));
-  std::vector<uint64_t> stride(size.size());
-  uint64_t step = 1;
-  for (size_t i = size.size(); i-- > 0;) {
-    stride[i] = step;
-    step *= size[i] == 0 ? 1 : size[i];
-  }
-  out->Global("torch._utils", "_rebuild_tensor_v2");
-  out->Op('(');
-  out->Op('(');
-  out->String("storage");
-  out->Global("torch", storage);
-  out->UniqueString(absl::StrCat(index));
-  out->String("cpu");
-  out->Int(static_cast<uint64_t>(tensor.shape.num_elements()));
-  out->Op('t');
-  out->Op('Q');
-  out->Int(0);
-  out->Tuple(size);
-  out->Tuple(stride);
-  out->Op('\x89');
-  out->Global("collections", "OrderedDict");
-  out->Op(')');
-  out->Op('R');
-  out->Op('t');
-  out->Op('R');
+  out->Tensor(absl::StrCat(index), tensor.dtype, tensor.shape);
   return absl::OkStatus();
 }
 
@@ -271,16 +143,6 @@ absl::Status WriteArchive(const File& file, const TorchOptimizerContent& content
   return zip.Finish();
 }
 
-absl::Status SyncFolder(const std::string& path) {
-  const size_t slash = path.rfind('/');
-  const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
-  const File directory(open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC), folder);
-  if (!directory.is_open() || fsync(directory.fd()) != 0) {
-    return ErrnoError(errno, absl::StrCat("sync ", folder));
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 absl::Status WriteTorchOptimizer(const std::string& path, const TorchOptimizerContent& content,
@@ -294,7 +156,7 @@ absl::Status WriteTorchOptimizer(const std::string& path, const TorchOptimizerCo
     return ErrnoError(errno, absl::StrCat("rename ", partial));
   }
   std::move(remove).Cancel();
-  return SyncFolder(path);
+  return SyncFolderOf(path);
 }
 
 }  // namespace modelstate

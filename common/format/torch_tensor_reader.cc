@@ -70,6 +70,7 @@ absl::Status TorchTensorReader::SetStateDict(TorchStateDict state_dict, FindStor
                                   torch.view.storage_bytes, " bytes by the pickle, but the ",
                                   found.name, " has ", found.size));
     }
+    torch.tensor.has_crc = found.crc32.has_value();
     storage_of_.push_back(place->second);
     views_.push_back(std::move(torch.view));
     tensors_.push_back(std::move(torch.tensor));
