@@ -137,7 +137,8 @@ TEST_F(ConvertTest, ShardsKeepToTheirSize) {
   EXPECT_THAT(
       Names("shards"),
       UnorderedElementsAre("model-00001-of-00004.safetensors", "model-00002-of-00004.safetensors",
-                           "model-00003-of-00004.safetensors", "model.safetensors.index.json"));
+                           "model-00003-of-00004.safetensors", "model-00004-of-00004.safetensors",
+                           "model.safetensors.index.json"));
   const auto reader = OpenCheckpointPath(Path("shards"));
   EXPECT_EQ(Order(**reader), Order(**OpenCheckpointPath(DataPath("torch-2.15.0/batchnorm.pt"))));
   options.max_shard_bytes = 1'000'000;
