@@ -9,6 +9,7 @@
 #include "client/cli/context.h"
 #include "client/cli/output.h"
 #include "common/base/status.h"
+#include "common/format/manifest_text.h"
 #include "common/format/open_path.h"
 
 namespace modelstate::cli {
@@ -50,17 +51,24 @@ absl::Status Verify(const Context& context, const std::string& path,
   std::vector<std::string> paths = {path};
   std::error_code error;
   // Of a directory that a server saved: the moments too.
-  const fs::path moments = fs::path(path) / "optimizer.safetensors";
+  const fs::path moments = fs::path(path) / kOptimizerFile;
   if (fs::is_directory(path, error) && fs::exists(moments, error)) {
     paths.push_back(moments.string());
   }
-  const bool has_manifest = fs::exists(fs::path(path) / "manifest.json", error);
+  // What a server saved has digests of whole files too.
+  const bool has_manifest = fs::exists(fs::path(path) / kManifestFile, error);
+  std::vector<ManifestFile> whole;
+  if (has_manifest) {
+    absl::StatusOr<std::vector<ManifestFile>> verified = VerifyManifestFiles(path);
+    if (!verified.ok()) return Annotate(verified.status(), path);
+    whole = *std::move(verified);
+  }
   std::vector<Verified> files;
   for (const std::string& file : paths) {
     MS_ASSIGN_OR_RETURN(files.emplace_back(), VerifyFile(file, state_dict_key));
   }
   if (context.json) {
-    Json json = {{"path", path}, {"files", Json::array()}, {"manifest_checked", false}};
+    Json json = {{"path", path}, {"files", Json::array()}, {"manifest_verified", has_manifest}};
     for (const Verified& file : files) {
       json["files"].push_back({{"path", file.path},
                                {"format", file.format},
@@ -83,8 +91,8 @@ absl::Status Verify(const Context& context, const std::string& path,
     std::cout << "\n";
   }
   if (has_manifest) {
-    std::cout << "manifest.json was not checked: `modelstate checkpoints --verify` on a server "
-                 "does\n";
+    std::cout << kManifestFile << " and " << Counted(whole.size(), "whole file")
+              << " held against their digests\n";
   }
   return absl::OkStatus();
 }

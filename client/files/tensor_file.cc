@@ -4,24 +4,12 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/base/file.h"
 #include "common/base/status.h"
-#include "common/format/checkpoint_reader.h"
+#include "common/format/open_path.h"
 
 namespace modelstate::client {
-namespace {
-
-absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenPath(const std::string& path) {
-  MS_ASSIGN_OR_RETURN(File file, OpenForRead(path));
-  absl::StatusOr<std::unique_ptr<CheckpointReader>> reader = OpenCheckpoint(std::move(file));
-  if (!reader.ok()) return Annotate(reader.status(), path);
-  return reader;
-}
-
-}  // namespace
-
 absl::StatusOr<TensorFile> TensorFile::Read(const std::string& path) {
-  MS_ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointReader> reader, OpenPath(path));
+  MS_ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointReader> reader, OpenCheckpointPath(path));
   TensorFile result;
   uint64_t total = 0;
   for (const StoredTensor& tensor : reader->tensors()) {

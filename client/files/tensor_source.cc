@@ -7,9 +7,8 @@
 #include "client/files/held_version.h"
 #include "client/files/lease_keeper.h"
 #include "client/range_fetch.h"
-#include "common/base/file.h"
 #include "common/base/status.h"
-#include "common/format/checkpoint_reader.h"
+#include "common/format/open_path.h"
 
 namespace modelstate::client {
 namespace {
@@ -113,8 +112,7 @@ class ModuleSource final : public TensorSource {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<TensorSource>> OpenFileSource(const std::string& path) {
-  MS_ASSIGN_OR_RETURN(File file, OpenForRead(path));
-  absl::StatusOr<std::unique_ptr<CheckpointReader>> reader = OpenCheckpoint(std::move(file));
+  absl::StatusOr<std::unique_ptr<CheckpointReader>> reader = OpenCheckpointPath(path);
   if (!reader.ok()) return Annotate(reader.status(), path);
   return std::make_unique<FileSource>(path, *std::move(reader));
 }

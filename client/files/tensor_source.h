@@ -34,7 +34,7 @@ class TensorSource {
   std::vector<TensorSpec> specs_;
 };
 
-// A safetensors or PyTorch file. Errors are those of CheckpointReader.
+// A safetensors or PyTorch file, or an index of such and its shards. Errors are those of CheckpointReader.
 absl::StatusOr<std::unique_ptr<TensorSource>> OpenFileSource(const std::string& path);
 
 inline constexpr absl::Duration kSourceLease = absl::Seconds(60);

@@ -12,25 +12,17 @@
 #include "common/base/file.h"
 #include "common/base/optimizer_config.h"
 #include "common/base/tensor_spec.h"
+#include "common/format/manifest_text.h"
 #include "server/state/module_version.h"
 #include "server/state/optimizer_state.h"
 #include "server/state/step_record.h"
 
 namespace modelstate {
 
-inline constexpr char kManifestFile[] = "manifest.json";
-inline constexpr char kModelFile[] = "model.safetensors";
-inline constexpr char kOptimizerFile[] = "optimizer.safetensors";
-inline constexpr uint64_t kMaxManifestBytes = uint64_t{1} << 28;
-
 // What `manifest.json` of a directory checkpoint says: everything but the elements.
 // docs/checkpoints.md specifies it. Value type.
 struct Manifest {
-  struct FileEntry {
-    std::string name;
-    uint64_t nbytes = 0;
-    uint64_t xxh3 = 0;  // of all its bytes
-  };
+  using FileEntry = ManifestFile;
   struct TensorEntry {
     TensorSpec spec;    // alias_of only where the owner is in the file
     uint64_t xxh3 = 0;  // of the elements; an alias has its owner's

@@ -2,12 +2,10 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/digest.h"
 #include "common/base/status.h"
 #include "server/checkpoint/manifest.h"
-#include "server/checkpoint/manifest_text.h"
 
 namespace modelstate {
 namespace {
@@ -310,24 +308,7 @@ const Manifest::FileEntry* Manifest::FindFile(absl::string_view name) const {
 }
 
 absl::StatusOr<Manifest> ParseManifest(absl::string_view text) {
-  const absl::string_view begin = kManifestTailBegin;
-  const absl::string_view end = kManifestTailEnd;
-  const size_t tail = begin.size() + 16 + end.size();
-  if (text.size() < tail || !absl::EndsWith(text, end) ||
-      text.substr(text.size() - tail, begin.size()) != begin) {
-    return Corrupt("its last member is not \"manifest_xxh3\": it is truncated, or was edited");
-  }
-  const absl::string_view content = text.substr(0, text.size() - tail);
-  const std::optional<uint64_t> recorded =
-      DigestFromHex(text.substr(text.size() - tail + begin.size(), 16));
-  const uint64_t digest =
-      Xxh3(absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(content.data()), content.size()));
-  if (recorded != digest) {
-    return MakeError(Reason::kDigestMismatch,
-                     absl::StrCat(kManifestFile, " has the XXH3 ", DigestToHex(digest),
-                                  " and does not record it: it changed after it was written; use "
-                                  "another checkpoint"));
-  }
+  MS_RETURN_IF_ERROR(CheckManifestDigest(text));
   // Every check below is by type before it reads, so only the parser itself can throw: for memory.
   const Json json = Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
   if (json.is_discarded()) return Corrupt("it is not JSON");

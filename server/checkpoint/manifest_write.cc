@@ -6,7 +6,6 @@
 #include "common/base/digest.h"
 #include "common/base/status.h"
 #include "server/checkpoint/manifest.h"
-#include "server/checkpoint/manifest_text.h"
 
 namespace modelstate {
 namespace {

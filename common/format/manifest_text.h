@@ -1,0 +1,48 @@
+#ifndef MODELSTATE_COMMON_FORMAT_MANIFEST_TEXT_H_
+#define MODELSTATE_COMMON_FORMAT_MANIFEST_TEXT_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+// What `manifest.json` of a saved directory says of itself and of its files, for who checks them
+// without a server. The rest of it is the server's: server/checkpoint/manifest.h.
+namespace modelstate {
+
+inline constexpr char kManifestFile[] = "manifest.json";
+inline constexpr char kModelFile[] = "model.safetensors";
+inline constexpr char kOptimizerFile[] = "optimizer.safetensors";
+inline constexpr uint64_t kMaxManifestBytes = uint64_t{1} << 28;
+
+inline constexpr char kManifestFormat[] = "modelstate checkpoint";
+inline constexpr uint64_t kManifestFormatVersion = 1;
+
+// The text ends with the XXH3 of all bytes before this member, so that a changed manifest is told
+// from a sound one.
+inline constexpr char kManifestTailBegin[] = "\"manifest_xxh3\": \"";
+inline constexpr char kManifestTailEnd[] = "\"\n}\n";
+
+// Whether the text is as it was written. DATA_LOSS CHECKPOINT_CORRUPT, DIGEST_MISMATCH.
+absl::Status CheckManifestDigest(absl::string_view text);
+
+struct ManifestFile {
+  std::string name;
+  uint64_t nbytes = 0;
+  uint64_t xxh3 = 0;  // of all its bytes
+};
+
+// The files that a manifest lists, after its digest is checked; the two known names only, each
+// once.
+absl::StatusOr<std::vector<ManifestFile>> ManifestFiles(absl::string_view text);
+
+// Reads the folder's manifest and every byte of its files, and compares sizes and digests. Returns
+// the files. DATA_LOSS CHECKPOINT_CORRUPT, DIGEST_MISMATCH.
+absl::StatusOr<std::vector<ManifestFile>> VerifyManifestFiles(const std::string& folder);
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_COMMON_FORMAT_MANIFEST_TEXT_H_
