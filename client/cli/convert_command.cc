@@ -35,8 +35,9 @@ absl::Status Convert(const Context& context, ConvertArguments arguments) {
     }
   }
   arguments.options.to_torch = arguments.to == "pt";
-  MS_ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointReader> reader,
-                      OpenCheckpointPath(arguments.in, arguments.state_dict_key));
+  MS_ASSIGN_OR_RETURN(
+      const std::unique_ptr<CheckpointReader> reader,
+      OpenCheckpointPath(arguments.in, arguments.state_dict_key, /*allow_opaque=*/true));
   MS_ASSIGN_OR_RETURN(const ConvertResult result,
                       ConvertCheckpoint(*reader, arguments.out, arguments.options));
   const char* from = CheckpointFormatName(reader->format());

@@ -30,7 +30,7 @@ std::string KindText(const StoredTensor& tensor) {
 
 Json TensorJson(const StoredTensor& tensor) {
   Json json = {{"name", tensor.name},
-               {"dtype", std::string(DTypeName(tensor.dtype))},
+               {"dtype", std::string(tensor.dtype_name())},
                {"shape", Json::array()},
                {"bytes", tensor.nbytes()}};
   for (int64_t dim : tensor.shape.dims()) json["shape"].push_back(dim);
@@ -42,8 +42,9 @@ Json TensorJson(const StoredTensor& tensor) {
 }
 
 absl::Status Inspect(const Context& context, const InspectArguments& arguments) {
-  MS_ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointReader> reader,
-                      OpenCheckpointPath(arguments.path, arguments.state_dict_key));
+  MS_ASSIGN_OR_RETURN(
+      const std::unique_ptr<CheckpointReader> reader,
+      OpenCheckpointPath(arguments.path, arguments.state_dict_key, /*allow_opaque=*/true));
   uint64_t bytes = 0;
   uint64_t tied_names = 0;
   for (const StoredTensor& tensor : reader->tensors()) {
@@ -67,7 +68,7 @@ absl::Status Inspect(const Context& context, const InspectArguments& arguments) 
   }
   Table table({"NAME", "DTYPE", "SHAPE", "BYTES", "KIND", "TIED TO"});
   for (const StoredTensor& tensor : reader->tensors()) {
-    table.Add({tensor.name, std::string(DTypeName(tensor.dtype)), tensor.shape.ToString(),
+    table.Add({tensor.name, std::string(tensor.dtype_name()), tensor.shape.ToString(),
                absl::StrCat(tensor.nbytes()), KindText(tensor), tensor.alias_of});
   }
   table.Print();

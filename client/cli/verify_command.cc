@@ -29,7 +29,7 @@ struct Verified {
 // Reads every tensor. An error names the first that is wrong.
 absl::StatusOr<Verified> VerifyFile(const std::string& path, const std::string& state_dict_key) {
   MS_ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointReader> reader,
-                      OpenCheckpointPath(path, state_dict_key));
+                      OpenCheckpointPath(path, state_dict_key, /*allow_opaque=*/true));
   Verified verified;
   verified.path = path;
   verified.format = CheckpointFormatName(reader->format());

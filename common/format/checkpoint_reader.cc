@@ -84,7 +84,7 @@ absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenByContent(File file, absl:
                                     " is for nested PyTorch files; a safetensors file is one "
                                     "state_dict: leave the key out"));
   }
-  auto reader = SafetensorsReader::Open(std::move(file));
+  auto reader = SafetensorsReader::Open(std::move(file), options.allow_opaque);
   if (reader.ok()) return reader;
   if (safetensors) return reader.status();
   return Annotate(reader.status(), "the file is neither safetensors nor of torch.save");

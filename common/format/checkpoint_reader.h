@@ -12,6 +12,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "common/base/file.h"
 #include "common/base/tensor_spec.h"
@@ -22,6 +23,10 @@ namespace modelstate {
 struct StoredTensor {
   std::string name;
   DType dtype = DType::kF32;
+  // Not 0, with OpenOptions::allow_opaque only: the width of a dtype of safetensors that is no
+  // DType, by the name of that format ("F4"). `dtype` is kU8 then, and means nothing.
+  uint8_t opaque_bits = 0;
+  absl::string_view opaque_dtype;
   Shape shape;
   // What the file says of the kind: a pickled `Parameter`, or the kind that our own files carry.
   // nullopt: the file does not say.
@@ -35,7 +40,14 @@ struct StoredTensor {
   // Whether the file has a CRC over the storage of the elements; checked by Read.
   bool has_crc = false;
 
-  uint64_t nbytes() const { return static_cast<uint64_t>(shape.num_elements()) * DTypeSize(dtype); }
+  // As safetensors calls it.
+  absl::string_view dtype_name() const {
+    return opaque_bits != 0 ? opaque_dtype : DTypeName(dtype);
+  }
+  uint64_t nbytes() const {
+    const uint64_t elements = static_cast<uint64_t>(shape.num_elements());
+    return opaque_bits != 0 ? elements * opaque_bits / 8 : elements * DTypeSize(dtype);
+  }
 };
 
 enum class CheckpointFormat {
@@ -109,6 +121,8 @@ struct OpenOptions {
   // "ema.state_dict". Empty: the top level, or else the first of model, state_dict, module,
   // model_state_dict, model_state that holds tensors.
   std::string state_dict_key;
+  // Tensors of safetensors whose dtype no module holds are given as bytes; else they are refused.
+  bool allow_opaque = false;
   // Opens a file that lies beside the one that is read, by its plain name: the shards of an index.
   // Not set: an index is refused. Called while opening only.
   std::function<absl::StatusOr<File>(const std::string& name)> open_sibling;

@@ -41,6 +41,10 @@ TensorSpec ToSpec(const StoredTensor& stored) {
   spec.dtype = stored.dtype;
   spec.shape = stored.shape;
   spec.alias_of = stored.alias_of;
+  // What the format's own dtypes of no DType are here: bytes.
+  if (stored.opaque_bits != 0) {
+    spec.shape = *Shape::Create({static_cast<int64_t>(stored.nbytes())});
+  }
   spec.kind = stored.kind.value_or(TensorKind::kParameter);
   spec.requires_grad = stored.requires_grad.value_or(true);
   return spec;
@@ -70,6 +74,12 @@ class Converter {
   }
 
   absl::Status WriteFile(const std::string& path) {
+    for (const StoredTensor& stored : reader_.tensors()) {
+      if (!options_.to_torch || stored.opaque_bits == 0) continue;
+      return MakeError(Reason::kNotRepresentable,
+                       absl::StrCat("tensor ", ShowName(stored.name), " is ", stored.opaque_dtype,
+                                    ", which no .pt file of ours has; write safetensors"));
+    }
     MS_ASSIGN_OR_RETURN(const File file, CreateForWrite(path));
     if (options_.to_torch) {
       MS_RETURN_IF_ERROR(WriteTorchStateDict(file, specs_, reader_.module_versions(),
@@ -155,13 +165,18 @@ class Converter {
   // written last, over its place.
   absl::Status WriteSafetensors(const File& file, const std::vector<size_t>& indices) {
     std::vector<TensorSpec> specs;
-    for (size_t i : indices) specs.push_back(specs_[i]);
+    OpaqueEntries opaque;
+    for (size_t i : indices) {
+      const StoredTensor& stored = reader_.tensors()[i];
+      if (stored.opaque_bits != 0) opaque[specs.size()] = {stored.opaque_dtype, stored.shape};
+      specs.push_back(specs_[i]);
+    }
     const StateLayout layout(specs);
     std::vector<uint64_t> digests(specs.size());
     Metadata metadata = metadata_;
     if (knows_kinds_) metadata[kKindsMetadataKey] = KindsMetadata(specs);
     metadata[kDigestsMetadataKey] = DigestsMetadata(specs, digests);
-    MS_ASSIGN_OR_RETURN(std::string header, SafetensorsHeader(specs, layout, metadata));
+    MS_ASSIGN_OR_RETURN(std::string header, SafetensorsHeader(specs, layout, metadata, opaque));
     const size_t header_bytes = header.size();
     for (const uint32_t i : layout.by_offset()) {
       MS_ASSIGN_OR_RETURN(const absl::Span<const uint8_t> bytes, Read(indices[i]));
@@ -169,7 +184,7 @@ class Converter {
       MS_RETURN_IF_ERROR(file.WriteAt(header_bytes + layout.range(i).begin, bytes));
     }
     metadata[kDigestsMetadataKey] = DigestsMetadata(specs, digests);
-    MS_ASSIGN_OR_RETURN(header, SafetensorsHeader(specs, layout, metadata));
+    MS_ASSIGN_OR_RETURN(header, SafetensorsHeader(specs, layout, metadata, opaque));
     if (header.size() != header_bytes) return absl::InternalError("a header changed its size");
     return file.WriteAt(
         0, absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(header.data()), header.size()));

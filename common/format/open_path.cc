@@ -41,7 +41,7 @@ absl::StatusOr<fs::path> FindInFolder(const fs::path& folder) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenCheckpointPath(
-    const std::string& path, const std::string& state_dict_key) {
+    const std::string& path, const std::string& state_dict_key, bool allow_opaque) {
   fs::path found = path;
   std::error_code error;
   if (fs::is_directory(found, error)) {
@@ -50,6 +50,7 @@ absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenCheckpointPath(
   MS_ASSIGN_OR_RETURN(File file, OpenForRead(found.string()));
   OpenOptions options;
   options.state_dict_key = state_dict_key;
+  options.allow_opaque = allow_opaque;
   options.open_sibling = [folder = found.parent_path()](const std::string& name) {
     return OpenForRead((folder / name).string());
   };

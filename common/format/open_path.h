@@ -13,7 +13,7 @@ namespace modelstate {
 // with its shards beside it, or a folder that holds one of model.safetensors, an index and
 // pytorch_model.bin. Symbolic links are followed, as in the caches of model hubs.
 absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenCheckpointPath(
-    const std::string& path, const std::string& state_dict_key = "");
+    const std::string& path, const std::string& state_dict_key = "", bool allow_opaque = false);
 
 }  // namespace modelstate
 

@@ -19,13 +19,20 @@ namespace {
 using Json = nlohmann::json;
 
 // Sub-byte and other types of the format that have no DType.
-constexpr const char* kUnsupportedDTypes[] = {"F4",          "F6_E2M3",     "F6_E3M2", "F8_E8M0",
-                                              "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C128"};
+struct OpaqueDType {
+  absl::string_view name;
+  uint8_t bits;
+};
+constexpr OpaqueDType kOpaqueDTypes[] = {{"F4", 4},      {"F6_E2M3", 6},     {"F6_E3M2", 6},
+                                         {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8},
+                                         {"C128", 128}};
 
 // Receives the text token by token, so it sees what a DOM would hide: duplicate keys, and whether a
 // number was written as an integer. Each callback returns false to stop; then status() says why.
 class HeaderHandler : public nlohmann::json_sax<Json> {
  public:
+  explicit HeaderHandler(bool allow_opaque) : allow_opaque_(allow_opaque) {}
+
   SafetensorsIndex& index() { return index_; }
   absl::Status status() const { return status_; }
   bool complete() const { return complete_; }
@@ -70,11 +77,16 @@ class HeaderHandler : public nlohmann::json_sax<Json> {
     }
     if (state_ == State::kField && field_ == kDType) {
       dtype_ = ParseDType(value);
+      const auto opaque =
+          std::find_if(std::begin(kOpaqueDTypes), std::end(kOpaqueDTypes),
+                       [&](const OpaqueDType& known) { return known.name == value; });
+      const bool known = opaque != std::end(kOpaqueDTypes);
+      if (known && allow_opaque_) {
+        dtype_ = DType::kU8;
+        entry_.tensor.opaque_bits = opaque->bits;
+        entry_.tensor.opaque_dtype = opaque->name;
+      }
       if (!dtype_) {
-        const bool known = std::find_if(std::begin(kUnsupportedDTypes),
-                                        std::end(kUnsupportedDTypes), [&](const char* name) {
-                                          return value == name;
-                                        }) != std::end(kUnsupportedDTypes);
         status_ = Unsupported(
             absl::StrCat("tensor ", ShowName(key_), " has the dtype ", ShowName(value),
                          known ? ", which PyTorch modules here cannot hold"
@@ -228,15 +240,20 @@ class HeaderHandler : public nlohmann::json_sax<Json> {
     tensor.name = key_;
     tensor.dtype = *dtype_;
     tensor.shape = *std::move(shape);
+    if (static_cast<uint64_t>(tensor.shape.num_elements()) * tensor.opaque_bits % 8 != 0) {
+      return Fail(absl::StrCat("takes no whole number of bytes: ", tensor.shape.ToString(), " of ",
+                               tensor.opaque_bits, " bits"));
+    }
     if (entry_.begin > entry_.end || entry_.end - entry_.begin != tensor.nbytes()) {
       return Fail(absl::StrCat("has data_offsets [", entry_.begin, ", ", entry_.end, "], but ",
-                               DTypeName(tensor.dtype), " ", tensor.shape.ToString(), " takes ",
+                               tensor.dtype_name(), " ", tensor.shape.ToString(), " takes ",
                                tensor.nbytes(), " bytes"));
     }
     index_.entries.push_back(std::move(entry_));
     return true;
   }
 
+  const bool allow_opaque_;
   SafetensorsIndex index_;
   absl::Status status_;
   bool complete_ = false;
@@ -279,8 +296,8 @@ absl::Status CheckTiling(const std::vector<SafetensorsEntry>& entries, uint64_t 
 
 }  // namespace
 
-absl::StatusOr<SafetensorsIndex> ParseSafetensorsHeader(absl::string_view json,
-                                                        uint64_t data_bytes) {
+absl::StatusOr<SafetensorsIndex> ParseSafetensorsHeader(absl::string_view json, uint64_t data_bytes,
+                                                        bool allow_opaque) {
   // The parser would skip a byte-order mark and take a NUL for the end of the text.
   if (json.empty() || json.front() != '{') {
     return Corrupt("the safetensors header is invalid: it does not begin with \"{\"");
@@ -288,7 +305,7 @@ absl::StatusOr<SafetensorsIndex> ParseSafetensorsHeader(absl::string_view json,
   if (json.find('\0') != absl::string_view::npos) {
     return Corrupt("the safetensors header is invalid: it has a NUL byte");
   }
-  HeaderHandler handler;
+  HeaderHandler handler(allow_opaque);
   const bool parsed = Json::sax_parse(json.data(), json.data() + json.size(), &handler);
   MS_RETURN_IF_ERROR(handler.status());
   if (!parsed || !handler.complete()) return Corrupt("the safetensors header is not an object");

@@ -30,8 +30,8 @@ struct SafetensorsIndex {
 // Parses and checks everything that the JSON text alone shows: structure, names, dtypes, shapes,
 // and that the entries tile `data_bytes` without hole or overlap. What it allocates is linear in
 // the text. Errors as those of CheckpointReader.
-absl::StatusOr<SafetensorsIndex> ParseSafetensorsHeader(absl::string_view json,
-                                                        uint64_t data_bytes);
+absl::StatusOr<SafetensorsIndex> ParseSafetensorsHeader(absl::string_view json, uint64_t data_bytes,
+                                                        bool allow_opaque = false);
 
 // Names of tied tensors that `metadata` records and `tensors` do not have, by the place of the
 // tensor that has the elements.

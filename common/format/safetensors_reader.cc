@@ -25,7 +25,8 @@ absl::Status BadMetadata(absl::string_view key) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<SafetensorsReader>> SafetensorsReader::Open(File file) {
+absl::StatusOr<std::unique_ptr<SafetensorsReader>> SafetensorsReader::Open(File file,
+                                                                           bool allow_opaque) {
   MS_ASSIGN_OR_RETURN(const uint64_t size, file.Size());
   if (size < 8) {
     return Corrupt(absl::StrCat("a safetensors file has at least 8 bytes, this one has ", size,
@@ -48,7 +49,8 @@ absl::StatusOr<std::unique_ptr<SafetensorsReader>> SafetensorsReader::Open(File 
   MS_RETURN_IF_ERROR(
       file.ReadAt(8, absl::MakeSpan(reinterpret_cast<uint8_t*>(json.data()), json.size())));
   const uint64_t data_begin = 8 + header_bytes;
-  MS_ASSIGN_OR_RETURN(SafetensorsIndex index, ParseSafetensorsHeader(json, size - data_begin));
+  MS_ASSIGN_OR_RETURN(SafetensorsIndex index,
+                      ParseSafetensorsHeader(json, size - data_begin, allow_opaque));
 
   std::unique_ptr<SafetensorsReader> reader(new SafetensorsReader(std::move(file)));
   reader->metadata_ = std::move(index.metadata);

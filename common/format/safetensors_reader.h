@@ -17,7 +17,8 @@ namespace modelstate {
 // Read is thread-safe: it only does positioned reads.
 class SafetensorsReader : public CheckpointReader {
  public:
-  static absl::StatusOr<std::unique_ptr<SafetensorsReader>> Open(File file);
+  static absl::StatusOr<std::unique_ptr<SafetensorsReader>> Open(File file,
+                                                                 bool allow_opaque = false);
 
   CheckpointFormat format() const override { return CheckpointFormat::kSafetensors; }
   absl::Status ReadGated(size_t index, absl::Span<uint8_t> out, Gate gate) const override;

@@ -37,7 +37,8 @@ std::string NameArray(const std::vector<const std::string*>& names) {
 
 absl::StatusOr<std::string> SafetensorsHeader(absl::Span<const TensorSpec> specs,
                                               const StateLayout& layout,
-                                              const std::map<std::string, std::string>& metadata) {
+                                              const std::map<std::string, std::string>& metadata,
+                                              const OpaqueEntries& opaque) {
   if (layout.size() != specs.size()) {
     return absl::InternalError("SafetensorsHeader: the layout is of another list");
   }
@@ -100,9 +101,12 @@ absl::StatusOr<std::string> SafetensorsHeader(absl::Span<const TensorSpec> specs
   for (size_t i = 0; i < specs.size(); ++i) {
     if (!layout.owns_bytes(i)) continue;
     const ByteRange range = layout.range(i);
+    const auto bytes = opaque.find(i);
+    const bool known = bytes == opaque.end();
     absl::StrAppend(&json, json.size() == 1 ? "" : ",", Quote(specs[i].name), ":{\"dtype\":\"",
-                    DTypeName(specs[i].dtype), "\",\"shape\":[",
-                    absl::StrJoin(specs[i].shape.dims(), ","), "],\"data_offsets\":[");
+                    known ? DTypeName(specs[i].dtype) : bytes->second.dtype, "\",\"shape\":[",
+                    absl::StrJoin((known ? specs[i].shape : bytes->second.shape).dims(), ","),
+                    "],\"data_offsets\":[");
     absl::StrAppend(&json, range.begin, ",", range.end, "]}");
   }
   json += "}";

@@ -6,12 +6,20 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "common/base/file.h"
 #include "common/base/state_layout.h"
 #include "common/base/tensor_spec.h"
 
 namespace modelstate {
+
+// Of a tensor whose dtype is no DType: its spec is of bytes, and this is what the header says.
+struct OpaqueEntry {
+  absl::string_view dtype;
+  Shape shape;
+};
+using OpaqueEntries = std::map<size_t, OpaqueEntry>;  // by place in the list
 
 // The bytes of a safetensors file before its data region: u64 length and JSON, padded with spaces
 // so that the data region begins at a multiple of 8. Entries are in the order of `specs`
@@ -22,7 +30,8 @@ namespace modelstate {
 // when a name is not valid UTF-8 or the header exceeds 100,000,000 bytes.
 absl::StatusOr<std::string> SafetensorsHeader(absl::Span<const TensorSpec> specs,
                                               const StateLayout& layout,
-                                              const std::map<std::string, std::string>& metadata);
+                                              const std::map<std::string, std::string>& metadata,
+                                              const OpaqueEntries& opaque = {});
 
 // `__metadata__` keys that carry what the format itself has no place for, each a compact JSON text
 // that CheckpointReader understands: the kinds ({"buffers": [names], "frozen": [names]}), and the

@@ -167,6 +167,39 @@ TEST_F(ConvertTest, KindsAndMetadataOfASafetensorsFileStay) {
   EXPECT_EQ(tensors[2].kind, TensorKind::kBuffer);
 }
 
+TEST_F(ConvertTest, DTypesOfNoModuleAreCarriedBetweenSafetensorsFiles) {
+  const auto entry = [](const char* dtype, int bytes) {
+    return absl::StrCat(R"({"w":{"dtype":")", dtype, R"(","shape":[2,4],"data_offsets":[0,)", bytes,
+                        "]}}");
+  };
+  const std::pair<const char*, int> dtypes[] = {{"F4", 4},          {"F6_E2M3", 6},
+                                                {"F6_E3M2", 6},     {"F8_E8M0", 8},
+                                                {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}};
+  ConvertOptions force;
+  force.force = true;
+  for (const auto& [dtype, bytes] : dtypes) {
+    Write("in.safetensors", Safetensors(entry(dtype, bytes), std::string(bytes, 'q')));
+    EXPECT_EQ(GetReason(OpenCheckpointPath(Path("in.safetensors")).status()),
+              Reason::kCheckpointUnsupported);
+    const auto in = OpenCheckpointPath(Path("in.safetensors"), "", /*allow_opaque=*/true);
+    ASSERT_TRUE(in.ok()) << in.status();
+    ASSERT_TRUE(ConvertCheckpoint(**in, Path("out.safetensors"), force).ok());
+    const auto out = OpenCheckpointPath(Path("out.safetensors"), "", /*allow_opaque=*/true);
+    ASSERT_TRUE(out.ok()) << out.status();
+    EXPECT_EQ((*out)->tensors()[0].dtype_name(), dtype);
+    EXPECT_EQ((*out)->tensors()[0].shape.ToString(), "[2, 4]");
+    EXPECT_EQ(ReadAll(**out).at("w").bytes, ReadAll(**in).at("w").bytes);
+    force.to_torch = true;
+    EXPECT_EQ(GetReason(ConvertCheckpoint(**in, Path("out.pt"), force).status()),
+              Reason::kNotRepresentable);
+    force.to_torch = false;
+  }
+  Write("in.safetensors",
+        Safetensors(R"({"w":{"dtype":"F4","shape":[3],"data_offsets":[0,1]}})", "x"));
+  EXPECT_THAT(std::string(OpenCheckpointPath(Path("in.safetensors"), "", true).status().message()),
+              HasSubstr("no whole number of bytes"));
+}
+
 TEST_F(ConvertTest, WhatIsThereIsReplacedByForceOnly) {
   const std::string in = DataPath("torch-2.15.0/batchnorm.pt");
   Write("out.safetensors", "old");
