@@ -9,7 +9,9 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -37,10 +39,12 @@ class ServerProcess {
   ~ServerProcess() {
     kill(pid_, SIGTERM);
     waitpid(pid_, nullptr, 0);
-    if (!root_.empty()) rmdir(root_.c_str());
+    std::error_code ignored;
+    if (!root_.empty()) std::filesystem::remove_all(root_, ignored);
   }
   ServerProcess(const ServerProcess&) = delete;
   ServerProcess& operator=(const ServerProcess&) = delete;
+  const std::string& root() const { return root_; }  // of its checkpoints
   const std::string& target() const { return target_; }
   pid_t pid() const { return pid_; }
 

@@ -10,7 +10,7 @@ cd "$(dirname "$(readlink -f "$0")")/.."
 build=(
   ca-certificates cmake g++ git make ninja-build pkg-config
   grpc-proto libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc
-  libabsl-dev libasio-dev libcli11-dev librandom123-dev libspdlog-dev libxxhash-dev nlohmann-json3-dev zlib1g-dev
+  libabsl-dev libasio-dev libcli11-dev libdeflate-dev librandom123-dev libspdlog-dev libxxhash-dev nlohmann-json3-dev
 )
 tests=(jq libgmock-dev libgtest-dev)
 full=(clang clang-format clang-tidy libclang-rt-14-dev)

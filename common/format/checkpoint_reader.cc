@@ -54,11 +54,13 @@ absl::Status CheckpointReader::CheckReadArguments(size_t index, absl::Span<uint8
 }
 
 absl::Status CheckpointReader::ReadPieces(const File& file, uint64_t offset,
-                                          absl::Span<uint8_t> out, Gate gate) {
+                                          absl::Span<uint8_t> out, Gate gate,
+                                          absl::FunctionRef<void(absl::Span<const uint8_t>)> take) {
   do {
     MS_RETURN_IF_ERROR(gate());
     const absl::Span<uint8_t> piece = out.subspan(0, kPieceBytes);
     MS_RETURN_IF_ERROR(file.ReadAt(offset, piece));
+    take(piece);
     offset += piece.size();
     out.remove_prefix(piece.size());
   } while (!out.empty());

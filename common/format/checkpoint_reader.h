@@ -96,7 +96,7 @@ class CheckpointReader {
   // Asked before each piece of at most kPieceBytes is read; what it returns ends the read unless
   // OK.
   using Gate = absl::FunctionRef<absl::Status()>;
-  static constexpr uint64_t kPieceBytes = uint64_t{8} << 20;
+  static constexpr uint64_t kPieceBytes = uint64_t{1} << 20;
 
   // Writes the elements of tensors()[index], contiguous, row-major and little-endian, to `out`,
   // whose size is that tensor's nbytes(). Also for an alias.
@@ -108,8 +108,10 @@ class CheckpointReader {
  protected:
   // INVALID_ARGUMENT INVALID_FIELD where `index` or the size of `out` is not as Read wants it.
   absl::Status CheckReadArguments(size_t index, absl::Span<uint8_t> out) const;
-  static absl::Status ReadPieces(const File& file, uint64_t offset, absl::Span<uint8_t> out,
-                                 Gate gate);
+  // Each piece is given to `take` as well, while it is in the cache.
+  static absl::Status ReadPieces(
+      const File& file, uint64_t offset, absl::Span<uint8_t> out, Gate gate,
+      absl::FunctionRef<void(absl::Span<const uint8_t>)> take = [](absl::Span<const uint8_t>) {});
 
   std::vector<StoredTensor> tensors_;
   std::map<std::string, std::string> metadata_;

@@ -137,10 +137,14 @@ absl::Status SafetensorsReader::ApplyDigests() {
 absl::Status SafetensorsReader::ReadGated(size_t index, absl::Span<uint8_t> out, Gate gate) const {
   MS_RETURN_IF_ERROR(CheckReadArguments(index, out));
   const StoredTensor& tensor = tensors_[index];
-  const absl::Status read = ReadPieces(file_, offsets_[index], out, gate);
+  Xxh3Stream hash;
+  const absl::Status read =
+      ReadPieces(file_, offsets_[index], out, gate, [&](absl::Span<const uint8_t> piece) {
+        if (tensor.xxh3) hash.Update(piece);
+      });
   if (!read.ok()) return Annotate(read, absl::StrCat("tensor ", ShowName(tensor.name)));
   if (tensor.xxh3) {
-    const uint64_t digest = Xxh3(out);
+    const uint64_t digest = hash.Digest();
     if (digest != *tensor.xxh3) {
       return MakeError(
           Reason::kDigestMismatch,

@@ -107,9 +107,13 @@ absl::Status TorchTensorReader::ReadGated(size_t index, absl::Span<uint8_t> out,
 absl::Status TorchTensorReader::ReadContiguous(const Storage& storage, uint64_t offset,
                                                absl::Span<uint8_t> out, Gate gate) const {
   if (out.size() == storage.place.size) {
-    MS_RETURN_IF_ERROR(ReadPieces(file_, storage.place.offset, out, gate));
-    if (!storage.place.crc32) return absl::OkStatus();
-    return CompareCrc(storage.place, UpdateCrc32(0, out));
+    const bool check = storage.place.crc32.has_value();
+    uint32_t crc = 0;
+    MS_RETURN_IF_ERROR(
+        ReadPieces(file_, storage.place.offset, out, gate, [&](absl::Span<const uint8_t> piece) {
+          if (check) crc = UpdateCrc32(crc, piece);
+        }));
+    return check ? CompareCrc(storage.place, crc) : absl::OkStatus();
   }
   MS_RETURN_IF_ERROR(CheckStorage(storage, gate));
   return ReadPieces(file_, storage.place.offset + offset, out, gate);

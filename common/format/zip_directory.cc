@@ -1,6 +1,6 @@
 #include "common/format/zip_directory.h"
 
-#include <zlib.h>
+#include <libdeflate.h>
 
 #include <algorithm>
 #include <utility>
@@ -202,7 +202,7 @@ absl::Status ReadLocalHeader(const File& file, uint64_t directory_offset, Centra
 }  // namespace
 
 uint32_t UpdateCrc32(uint32_t crc, absl::Span<const uint8_t> bytes) {
-  return static_cast<uint32_t>(crc32_z(crc, bytes.data(), bytes.size()));
+  return libdeflate_crc32(crc, bytes.data(), bytes.size());
 }
 
 absl::StatusOr<ZipDirectory> ZipDirectory::Open(const File& file) {

@@ -46,7 +46,7 @@ class ZipDirectory {
   bool has_crc_ = false;
 };
 
-// Updates a CRC-32 (zlib's polynomial) that began as 0.
+// Updates a CRC-32 (that of zip and zlib) that began as 0.
 uint32_t UpdateCrc32(uint32_t crc, absl::Span<const uint8_t> bytes);
 
 }  // namespace modelstate

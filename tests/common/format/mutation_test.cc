@@ -74,8 +74,7 @@ void Try(const std::string& content, Counts* counts) {
 
 // Makes the CRC of the pickle right again, so that a mutation reaches the parser behind it.
 void RepairPickleCrc(std::string* zip, size_t pickle_at, size_t pickle_size, uint32_t old_crc) {
-  const uint32_t crc = static_cast<uint32_t>(crc32(
-      0, reinterpret_cast<const Bytef*>(zip->data() + pickle_at), static_cast<uInt>(pickle_size)));
+  const uint32_t crc = libdeflate_crc32(0, zip->data() + pickle_at, pickle_size);
   const std::string from = LittleEndian(old_crc, 4);
   for (size_t at = zip->find(from); at != std::string::npos; at = zip->find(from, at + 4)) {
     zip->replace(at, 4, LittleEndian(crc, 4));
@@ -123,8 +122,7 @@ TEST(MutationTest, FlippedPicklesNeverCrashTheParser) {
     const size_t end = good.find("PK\x07\x08", begin);
     if (good.substr(0, 2) != "PK" || begin == std::string::npos || end == std::string::npos)
       continue;
-    const uint32_t crc = static_cast<uint32_t>(crc32(
-        0, reinterpret_cast<const Bytef*>(good.data() + begin), static_cast<uInt>(end - begin)));
+    const uint32_t crc = libdeflate_crc32(0, good.data() + begin, end - begin);
     if (good.substr(end + 4, 4) != LittleEndian(crc, 4)) continue;
     for (int round = 0; round < 150; ++round) {
       std::string bad = good;

@@ -3,7 +3,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
-#include <zlib.h>
+#include <libdeflate.h>
 
 #include <cstdint>
 #include <fstream>
@@ -74,8 +74,7 @@ inline std::string Safetensors(const std::string& json, const std::string& data)
 struct ZipEntry {
   ZipEntry(std::string entry_name, std::string entry_data)
       : name(entry_name), local_name(std::move(entry_name)), data(std::move(entry_data)) {
-    crc = static_cast<uint32_t>(
-        crc32(0, reinterpret_cast<const Bytef*>(data.data()), static_cast<uInt>(data.size())));
+    crc = libdeflate_crc32(0, data.data(), data.size());
     size = stored_size = data.size();
   }
   std::string name;
