@@ -104,6 +104,16 @@ absl::StatusOr<CheckpointInfo> PeriodicSaver::Save(ModuleInstance& module,
 void PeriodicSaver::End(const std::string& name, const absl::StatusOr<CheckpointInfo>& saved) {
   const absl::Status& status = saved.status();
   const bool expected = absl::IsCancelled(status) || GetReason(status) == Reason::kModuleDeleted;
+  {
+    // Before the log tells of it.
+    absl::MutexLock lock(&mutex_);
+    if (status.ok()) {
+      ++counts_.saved;
+    } else if (!expected) {
+      ++counts_.failed;
+      counts_.last_error = std::string(status.message());
+    }
+  }
   if (status.ok()) {
     runtime_.log(absl::LogSeverity::kInfo, absl::StrCat("module \"", name, "\" is saved to \"",
                                                         saved->path, "\", step ", saved->step));
@@ -114,12 +124,6 @@ void PeriodicSaver::End(const std::string& name, const absl::StatusOr<Checkpoint
   }
   absl::MutexLock lock(&mutex_);
   watched_[name].running = nullptr;
-  if (status.ok()) {
-    ++counts_.saved;
-  } else if (!expected) {
-    ++counts_.failed;
-    counts_.last_error = std::string(status.message());
-  }
 }
 
 bool PeriodicSaver::NoneRuns() const {
