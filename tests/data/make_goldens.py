@@ -245,6 +245,15 @@ def refused_cases():
     }
 
 
+def hide_place_of_torch(path):
+    """A pickled module of the old format says where its source was; another place of the same length says no less."""
+    with open(path, "rb") as file:
+        data = file.read()
+    here = sys.prefix.encode()
+    with open(path, "wb") as file:
+        file.write(data.replace(here, b"/usr/local".ljust(len(here), b"_")[: len(here)]))
+
+
 def load(path):
     try:
         return torch.load(path, weights_only=False)
@@ -294,6 +303,7 @@ def write_torch(folder, only=""):
             continue
         path = os.path.join(folder, name + ".pt")
         torch.save(value, path, **arguments)
+        hide_place_of_torch(path)
         write_json(path, {"error": "CHECKPOINT_UNSUPPORTED", "contains": text})
     if only:
         return
