@@ -99,7 +99,7 @@ absl::StatusOr<Place> OpenParent(int root, const std::string& path, absl::string
   const size_t slash = path.rfind('/');
   const std::string parent = slash == std::string::npos ? "." : path.substr(0, slash);
   const int fd = OpenBeneath(root, parent, O_RDONLY | O_DIRECTORY);
-  if (fd < 0) return PathError(errno, absl::StrCat(what, " below"), parent);
+  if (fd < 0) return PathError(errno, absl::StrCat(what, " ", Quoted(path), " below"), parent);
   return Place{File(fd, parent), slash == std::string::npos ? path : path.substr(slash + 1)};
 }
 

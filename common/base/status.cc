@@ -104,11 +104,34 @@ absl::Status MakeError(Reason reason, absl::string_view message, ErrorMetadata m
 }
 
 absl::Status ErrnoError(int error_number, absl::string_view what) {
-  const bool full = error_number == ENOSPC || error_number == EDQUOT;
-  return MakeError(
-      full ? Reason::kStorageFull : Reason::kStorageError,
-      absl::StrCat("cannot ", what, ": ", std::strerror(error_number),
-                   full ? "; free space under the checkpoint root and try again" : ""));
+  bool full = false;
+  const char* advice = "";
+  switch (error_number) {
+    case ENOSPC:
+    case EDQUOT:
+      full = true;
+      advice = "; free space under the checkpoint root and try again";
+      break;
+    case EIO:
+      advice = "; the disk may be failing: see the kernel's log, and use another disk";
+      break;
+    case EMFILE:
+    case ENFILE:
+      advice = "; raise the limit of open files (ulimit -n) and try again";
+      break;
+    case EINTR:
+      advice = "; a signal came in between: try again";
+      break;
+    case EACCES:
+    case EPERM:
+    case EROFS:
+      advice = "; give the user that this runs as the right to it, or use another directory";
+      break;
+    default:
+      break;
+  }
+  return MakeError(full ? Reason::kStorageFull : Reason::kStorageError,
+                   absl::StrCat("cannot ", what, ": ", std::strerror(error_number), advice));
 }
 
 std::optional<Reason> GetReason(const absl::Status& status) {

@@ -95,7 +95,8 @@ absl::Status CheckpointStore::CheckNewPath(const std::string& path) const {
   }
   // A checkpoint inside of another would be lost with that one.
   for (std::string above = ParentPath(path); above != "."; above = ParentPath(above)) {
-    if (root_.Stat(absl::StrCat(above, "/", kManifestFile)).ok()) {
+    MS_ASSIGN_OR_RETURN(const bool is_checkpoint, HasManifest(above));
+    if (is_checkpoint) {
       return MakeError(Reason::kInvalidField,
                        absl::StrCat("path \"", path, "\" lies inside of checkpoint \"", above,
                                     "\": choose a path beside it"),

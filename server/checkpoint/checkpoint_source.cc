@@ -31,7 +31,8 @@ absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenReader(const RootDirectory
                                                              const std::string& name,
                                                              const std::string& path,
                                                              const std::string& state_dict_key) {
-  MS_ASSIGN_OR_RETURN(File file, root.OpenFile(name));
+  absl::StatusOr<File> file = root.OpenFile(name);
+  if (!file.ok()) return name == path ? file.status() : Annotate(file.status(), path);
   OpenOptions options;
   options.state_dict_key = state_dict_key;
   // Below the same root, which no shard leads out of.
@@ -39,7 +40,7 @@ absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenReader(const RootDirectory
     return root.OpenFile(JoinPath(folder, shard));
   };
   absl::StatusOr<std::unique_ptr<CheckpointReader>> reader =
-      OpenCheckpoint(std::move(file), options);
+      OpenCheckpoint(*std::move(file), options);
   if (!reader.ok()) return Annotate(reader.status(), path);
   return reader;
 }

@@ -40,8 +40,13 @@ absl::StatusOr<std::unique_ptr<CheckpointStore>> CheckpointStore::Open(
 absl::StatusOr<bool> CheckpointStore::IsCheckpointDirectory(const std::string& path) const {
   MS_ASSIGN_OR_RETURN(const RootDirectory::Entry entry, root_.Stat(path));
   if (!entry.is_directory) return false;
-  const absl::StatusOr<RootDirectory::Entry> manifest =
-      root_.Stat(absl::StrCat(path, "/", kManifestFile));
+  return HasManifest(path);
+}
+
+absl::StatusOr<bool> CheckpointStore::HasManifest(const std::string& path) const {
+  const absl::StatusOr<RootDirectory::Entry> manifest = root_.Stat(JoinPath(path, kManifestFile));
+  // A disk that does not answer has not said that there is none.
+  if (GetReason(manifest.status()) == Reason::kStorageError) return manifest.status();
   return manifest.ok() && !manifest->is_directory;
 }
 
@@ -63,13 +68,14 @@ absl::Status CheckpointStore::Delete(const std::string& path) const {
   }
   if (!entry.is_directory) {
     MS_RETURN_IF_ERROR(root_.RemoveRecursively(path));
-  } else {
-    // Away under another name first: a crash in between leaves a temporary, not half a checkpoint.
-    const std::string temporary = TemporaryPath(path, RandomUint64());
-    MS_RETURN_IF_ERROR(root_.Rename(path, temporary, /*exchange=*/false));
-    MS_RETURN_IF_ERROR(root_.RemoveRecursively(temporary));
+    return root_.SyncDirectory(ParentPath(path));
   }
-  return root_.SyncDirectory(ParentPath(path));
+  // Away under another name first, durably: a crash in between leaves a temporary, not half a
+  // checkpoint.
+  const std::string temporary = TemporaryPath(path, RandomUint64());
+  MS_RETURN_IF_ERROR(root_.Rename(path, temporary, /*exchange=*/false));
+  MS_RETURN_IF_ERROR(root_.SyncDirectory(ParentPath(path)));
+  return root_.RemoveRecursively(temporary);
 }
 
 absl::Status CheckpointStore::ApplyRetention(const CheckpointInfo& saved,

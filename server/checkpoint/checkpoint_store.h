@@ -84,6 +84,7 @@ class CheckpointStore {
   std::optional<CheckpointInfo> Describe(const std::string& path, const RootDirectory::Entry& entry,
                                          bool verify) const;
   absl::StatusOr<bool> IsCheckpointDirectory(const std::string& path) const;
+  absl::StatusOr<bool> HasManifest(const std::string& path) const;
   absl::Status ListBelow(const std::string& directory, const ListOptions& options, int depth,
                          std::vector<CheckpointInfo>* found) const;
 

@@ -327,6 +327,21 @@ absl::StatusOr<Manifest> ParseManifest(absl::string_view text) {
   return FromJson(json);
 }
 
+namespace {
+
+absl::StatusOr<Manifest> ReadManifestFile(const File& file) {
+  MS_ASSIGN_OR_RETURN(const uint64_t size, file.Size());
+  if (size > kMaxManifestBytes) {
+    return Corrupt(absl::StrCat("it has ", size, " bytes, more than ", kMaxManifestBytes));
+  }
+  std::string text(size, '\0');
+  MS_RETURN_IF_ERROR(
+      file.ReadAt(0, absl::MakeSpan(reinterpret_cast<uint8_t*>(text.data()), text.size())));
+  return ParseManifest(text);
+}
+
+}  // namespace
+
 absl::StatusOr<Manifest> ReadManifest(const RootDirectory& directory, const std::string& path) {
   absl::StatusOr<File> file = directory.OpenFile(kManifestFile);
   if (!file.ok()) {
@@ -339,15 +354,7 @@ absl::StatusOr<Manifest> ReadManifest(const RootDirectory& directory, const std:
                                   "another, or a file in it"),
                      {{"path", path}});
   }
-  MS_ASSIGN_OR_RETURN(const uint64_t size, file->Size());
-  if (size > kMaxManifestBytes) {
-    return Annotate(Corrupt(absl::StrCat("it has ", size, " bytes, more than ", kMaxManifestBytes)),
-                    path);
-  }
-  std::string text(size, '\0');
-  MS_RETURN_IF_ERROR(
-      file->ReadAt(0, absl::MakeSpan(reinterpret_cast<uint8_t*>(text.data()), text.size())));
-  absl::StatusOr<Manifest> manifest = ParseManifest(text);
+  absl::StatusOr<Manifest> manifest = ReadManifestFile(*file);
   if (!manifest.ok()) return Annotate(manifest.status(), path);
   for (const Manifest::FileEntry& entry : manifest->files) {
     const absl::StatusOr<RootDirectory::Entry> found = directory.Stat(entry.name);

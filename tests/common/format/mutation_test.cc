@@ -1,46 +1,22 @@
 // Flips bytes of good checkpoints: the readers must neither crash nor take memory out of
-// proportion, whatever comes. The allocations of this program are counted, and a single large one
-// is refused.
+// proportion, whatever comes.
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <atomic>
-#include <cstdlib>
 #include <filesystem>
-#include <new>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "common/base/status.h"
+#include "tests/common/allocation_meter.h"
 #include "tests/common/format/test_files.h"
-
-namespace {
-
-std::atomic<size_t> largest_allocation{0};
-
-void* Allocate(size_t size) {
-  size_t seen = largest_allocation.load(std::memory_order_relaxed);
-  while (size > seen && !largest_allocation.compare_exchange_weak(seen, size)) {
-  }
-  void* place = std::malloc(size);
-  if (place == nullptr) throw std::bad_alloc();
-  return place;
-}
-
-}  // namespace
-
-void* operator new(size_t size) { return Allocate(size); }
-void* operator new[](size_t size) { return Allocate(size); }
-void operator delete(void* place) noexcept { std::free(place); }
-void operator delete[](void* place) noexcept { std::free(place); }
-void operator delete(void* place, size_t) noexcept { std::free(place); }
-void operator delete[](void* place, size_t) noexcept { std::free(place); }
 
 namespace modelstate {
 namespace {
 
+// Held at once while a file is opened.
 constexpr size_t kMaxOpenAllocation = size_t{4} << 20;
 
 struct Counts {
@@ -50,9 +26,9 @@ struct Counts {
 
 // What a caller does with a file: opens it, and reads the tensors that it would accept.
 void Try(const std::string& content, Counts* counts) {
-  largest_allocation = 0;
+  ResetPeakAllocation();
   auto reader = OpenBytes(content);
-  ASSERT_LT(largest_allocation.load(), kMaxOpenAllocation);
+  ASSERT_LT(PeakAllocation(), kMaxOpenAllocation);
   if (!reader.ok()) {
     ASSERT_TRUE(GetReason(reader.status()).has_value()) << reader.status();
     ASSERT_FALSE(reader.status().message().empty());
