@@ -41,7 +41,8 @@ absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenReader(const RootDirectory
   };
   absl::StatusOr<std::unique_ptr<CheckpointReader>> reader =
       OpenCheckpoint(*std::move(file), options);
-  if (!reader.ok()) return Annotate(reader.status(), path);
+  // The reader names the file as it was opened.
+  if (!reader.ok() && name != path) return Annotate(reader.status(), path);
   return reader;
 }
 
