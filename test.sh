@@ -2,8 +2,9 @@
 # Installs what is missing, builds preset release and runs every test.
 # Usage: ./test.sh [--full] [NAME...]
 #   NAME    regular expressions: only the tests whose name one of them matches
-#   --full  also the long suites, a clang build with thread-safety analysis, the format check, and
-#           the tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+#   --full  also the long suites, a clang build with thread-safety analysis, the format check, short
+#           fuzzing, and the tests under AddressSanitizer, UndefinedBehaviorSanitizer and
+#           ThreadSanitizer
 # The last line is `N passed, N failed, N skipped`; exit 0 when nothing failed and something ran.
 set -uo pipefail
 cd "$(dirname "$(readlink -f "$0")")"
@@ -124,6 +125,7 @@ if $full; then
   full=false
   check 'clang-format' check_format
   check 'build with clang and thread-safety analysis' build clang
+  check 'fuzz each reader for a while' tests/fuzz/run.sh
   for preset in asan tsan; do
     check "build $preset" build "$preset" || continue
     echo "== run the tests under $preset"

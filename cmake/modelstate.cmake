@@ -37,6 +37,11 @@ if(MODELSTATE_SANITIZE)
   endif()
 endif()
 
+# Coverage for libFuzzer in all code; the fuzz targets alone link its main.
+if(MODELSTATE_FUZZ)
+  add_compile_options(-fsanitize=fuzzer-no-link)
+endif()
+
 # modelstate_library(NAME SRCS a.cc ... DEPS target ...): one per folder, also known as modelstate::NAME.
 function(modelstate_library name)
   cmake_parse_arguments(arg "" "" "SRCS;DEPS" ${ARGN})
