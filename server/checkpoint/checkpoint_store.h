@@ -40,7 +40,7 @@ struct SaveOptions {
 // one. Thread-safe; saves to the same path at once: one wins, the other is an error.
 class CheckpointStore {
  public:
-  // Makes the directory where it is missing, durably; removes temporaries that a crash left behind.
+  // The directory must be there. Removes temporaries that a crash left behind.
   static absl::StatusOr<std::unique_ptr<CheckpointStore>> Open(const std::string& root_path);
 
   const RootDirectory& root() const { return root_; }
