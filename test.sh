@@ -5,6 +5,8 @@
 #   --full  also the long suites, a clang build with thread-safety analysis, the format check, short
 #           fuzzing, and the tests under AddressSanitizer, UndefinedBehaviorSanitizer and
 #           ThreadSanitizer
+# The build has the CUDA code, for one architecture (docs/gpu.md): its tests run on a CUDA runtime on
+# the host. MODELSTATE_TEST_CUDA=OFF leaves it out, and fetches no compiler for it.
 # The last line is `N passed, N failed, N skipped`; exit 0 when nothing failed and something ran.
 set -uo pipefail
 cd "$(dirname "$(readlink -f "$0")")"
@@ -61,10 +63,12 @@ must() {
   finish
 }
 
-build() { # PRESET
-  cmake --preset "$1" -DMODELSTATE_BUILD_TESTS=ON >"build/configure-$1.log" ||
-    { cat "build/configure-$1.log"; return 1; }
-  cmake --build "build/$1" -j "$(nproc)"
+build() { # PRESET [OPTION...]
+  local preset=$1
+  shift
+  cmake --preset "$preset" -DMODELSTATE_BUILD_TESTS=ON "$@" >"build/configure-$preset.log" ||
+    { cat "build/configure-$preset.log"; return 1; }
+  cmake --build "build/$preset" -j "$(nproc)"
 }
 
 # run_tests PRESET: runs ctest and adds its results to the counts.
@@ -114,7 +118,9 @@ export TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp:halt_on_error=1:second_de
 install_flags=(--tests)
 $full && install_flags+=(--full)
 must 'install dependencies' tools/install_dependencies.sh "${install_flags[@]}"
-must 'build release' build release
+cuda=${MODELSTATE_TEST_CUDA:-ON}
+[ "$(uname -sm)" = 'Linux x86_64' ] || cuda=OFF
+must 'build release' build release "-DMODELSTATE_CUDA=$cuda" -DMODELSTATE_CUDA_ARCHITECTURES=90
 $full && export MODELSTATE_FULL=1
 echo '== run the tests'
 run_tests release

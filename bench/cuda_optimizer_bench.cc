@@ -22,13 +22,12 @@
 #include "server/device/cuda/cuda_memory.h"
 #include "server/device/cuda/cuda_status.h"
 #include "server/device/cuda/cuda_stream.h"
-#include "server/device/cuda/staging_ring.h"
 #include "server/optim/cuda/step_executor.h"
 
 ABSL_FLAG(uint64_t, parameters, uint64_t{1} << 30, "elements; fewer where memory is short");
 ABSL_FLAG(uint64_t, tensors, 100000, "of the case with many tensors");
 ABSL_FLAG(int, repeat, 11, "runs of each; the median counts");
-ABSL_FLAG(uint64_t, ring_bytes, uint64_t{1} << 30, "of one transfer through the ring");
+ABSL_FLAG(uint64_t, transfer_bytes, uint64_t{1} << 30, "of one transfer through pinned memory");
 
 namespace modelstate {
 namespace {
@@ -249,11 +248,11 @@ void MeasureSteps(const CudaStream& stream, const Memory& memory, const Copies& 
                        [&] { Check(executor.Update(0.9)); });
       row("update", update, which.bytes * count);
       const double read = static_cast<double>(DTypeSize(which.dtype)) * count;
-      row("norm", MedianWall([&] { Check(executor.ComputeNorm().status()); }), read);
+      row("norm", MedianWall([&] { Check(executor.ComputeNorms().status()); }), read);
       int step = 0;
       row("lists, norm, update", MedianWall([&] {
             Check(executor.Prepare(plans[step++ % 2], compute));
-            Check(executor.ComputeNorm().status());
+            Check(executor.ComputeNorms().status());
             Check(executor.Update(0.9));
             Check(stream.Synchronize());
           }),
@@ -262,8 +261,8 @@ void MeasureSteps(const CudaStream& stream, const Memory& memory, const Copies& 
   }
 }
 
-void MeasureRing(const CudaStream& stream, const Memory& memory) {
-  const uint64_t bytes = std::min(absl::GetFlag(FLAGS_ring_bytes), memory.elements * 4);
+void MeasureTransfers(const CudaStream& stream, const Memory& memory) {
+  const uint64_t bytes = std::min(absl::GetFlag(FLAGS_transfer_bytes), memory.elements * 4);
   uint8_t* device = memory.values[0].data();
   const double size = static_cast<double>(bytes);
   const PinnedMemory pinned = OrDie(PinnedMemory::Allocate(bytes));
@@ -282,32 +281,42 @@ void MeasureRing(const CudaStream& stream, const Memory& memory) {
              : "pinned memory to device, one cudaMemcpy",
         plain[down], size / plain[down], "");
   }
-  const std::pair<uint64_t, size_t> shapes[] = {{1 << 20, 8}, {4 << 20, 4}, {16 << 20, 4}};
-  for (const auto& [chunk, chunks] : shapes) {
-    StagingRing ring = OrDie(StagingRing::Create(stream, chunk, chunks));
-    for (const bool copies : {false, true}) {
-      for (const bool down : {true, false}) {
-        const double seconds = MedianWall([&] {
-          if (down) {
-            Check(ring.Download(device, bytes, [&](uint64_t at, absl::Span<const uint8_t> part) {
-              if (copies) std::memcpy(pageable.data() + at, part.data(), part.size());
-              return absl::OkStatus();
-            }));
-          } else {
-            Check(ring.Upload(device, bytes, [&](uint64_t at, absl::Span<uint8_t> part) {
-              if (copies) std::memcpy(part.data(), pageable.data() + at, part.size());
-              return absl::OkStatus();
-            }));
+  const std::unique_ptr<Device> gpu = OrDie(MakeDevice("cuda:0", bytes));
+  DeviceBuffer buffer = OrDie(gpu->pool()->Allocate(bytes));
+  const auto row = [&](const std::string& name, bool down, double seconds) {
+    char ratio[40];
+    std::snprintf(ratio, sizeof(ratio), "%5.3f of one cudaMemcpy", plain[down] / seconds);
+    Row(name, seconds, size / seconds, ratio);
+  };
+  for (const bool copies : {false, true}) {
+    const char* and_copies = copies ? ", and a memcpy on the host" : "";
+    for (const uint64_t block : {uint64_t{1} << 20, uint64_t{4} << 20}) {
+      const double seconds = MedianWall([&] {
+        const std::unique_ptr<HostReader> reader = OrDie(gpu->NewReader(block));
+        std::shared_ptr<HostRead> next;
+        for (uint64_t at = 0; at <= bytes; at += block) {
+          const std::shared_ptr<HostRead> read = std::move(next);
+          if (at < bytes) {
+            const BufferRange range = {&buffer, at, std::min(block, bytes - at)};
+            next = OrDie(reader->Start({&range, 1}));
           }
-          Check(stream.Synchronize());
-        });
-        char ratio[40];
-        std::snprintf(ratio, sizeof(ratio), "%5.3f of one cudaMemcpy", plain[down] / seconds);
-        Row(absl::StrCat("ring ", chunks, " x ", chunk >> 20, " MiB, ",
-                         down ? "download" : "upload", copies ? ", and a memcpy on the host" : ""),
-            seconds, size / seconds, ratio);
-      }
+          if (read == nullptr) continue;
+          const absl::Span<const uint8_t> part = OrDie(read->Wait());
+          if (copies) std::memcpy(pageable.data() + at - block, part.data(), part.size());
+        }
+      });
+      row(absl::StrCat("HostReader, blocks of ", block >> 20, " MiB", and_copies), true, seconds);
     }
+    const double seconds = MedianWall([&] {
+      const std::unique_ptr<HostWriter> writer = OrDie(gpu->NewWriter(bytes));
+      for (uint64_t at = 0; at < bytes;) {
+        const absl::Span<uint8_t> to = writer->Reserve(buffer, at, bytes - at);
+        if (copies) std::memcpy(to.data(), pageable.data() + at, to.size());
+        at += to.size();
+      }
+      Check(writer->Finish());
+    });
+    row(absl::StrCat("HostWriter", and_copies), false, seconds);
   }
 }
 
@@ -330,7 +339,7 @@ int Run() {
   std::printf("| %-58s | %10s | %8s | ratio |\n|---|---|---|---|\n", "what", "ms", "GB/s");
   const Copies copies = MeasureCopies(stream, memory);
   MeasureSteps(stream, memory, copies);
-  MeasureRing(stream, memory);
+  MeasureTransfers(stream, memory);
   return 0;
 }
 

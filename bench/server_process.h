@@ -30,9 +30,14 @@ inline std::string ServerBinary(const std::string& given, const std::string& sel
 // A server on a free loopback port with an empty checkpoint root; ends with the object.
 class ServerProcess {
  public:
-  explicit ServerProcess(const std::string& binary) : root_(TemporaryFolder()) {
-    Start({binary, "--listen=127.0.0.1:0", absl::StrCat("--checkpoint_root=", root_),
-           "--device=cpu", "--log_level=warn"});
+  explicit ServerProcess(const std::string& binary, const std::string& device = "cpu",
+                         const std::vector<std::string>& flags = {})
+      : root_(TemporaryFolder()) {
+    std::vector<std::string> command = {binary, "--listen=127.0.0.1:0",
+                                        absl::StrCat("--checkpoint_root=", root_),
+                                        absl::StrCat("--device=", device), "--log_level=warn"};
+    command.insert(command.end(), flags.begin(), flags.end());
+    Start(command);
   }
   // Any program that says "listening on HOST:PORT" on its standard output.
   explicit ServerProcess(const std::vector<std::string>& command) { Start(command); }

@@ -36,6 +36,7 @@ ABSL_FLAG(int, latency_pushes, 100, "in a turn, of which there are `rounds` of e
 ABSL_FLAG(int, latency_readers, 32, "that stream in every other turn");
 ABSL_FLAG(std::string, read_from, "", "for its own use: be one of the readers of this server");
 ABSL_FLAG(std::string, read_module, "", "and read this");
+ABSL_FLAG(std::string, device, "cpu", "where the modules are");
 ABSL_FLAG(std::string, server, "", "path of modelstate-server; default: beside this program");
 
 namespace modelstate {
@@ -142,7 +143,7 @@ void PushSection(const std::string& binary) {
   const size_t bytes = static_cast<size_t>(absl::GetFlag(FLAGS_mb)) * 1000000;
   RawTcp tcp(bytes, PlainServer(bytes));  // forks: before gRPC starts threads
   RawTcp only_tcp(bytes);
-  const ServerProcess server(binary);
+  const ServerProcess server(binary, absl::GetFlag(FLAGS_device));
   const Client client = ConnectNear(server.target());
   Pushed one(client, "one", 1, bytes);
   Pushed many(client, "many", 300, bytes);
@@ -200,7 +201,7 @@ void MemorySection(const std::string& binary) {
     std::printf("%-34s %8.0f %8.0f %8.0f\n", name, peak, own, peak - own);
   };
   for (int readers : {0, kReaders}) {
-    const ServerProcess server(binary);
+    const ServerProcess server(binary, absl::GetFlag(FLAGS_device));
     const Client client = ConnectNear(server.target());
     Pushed module(client, "bench", 300, bytes);
     const Readers reading(server.target(), "bench", readers);
@@ -213,7 +214,7 @@ void MemorySection(const std::string& binary) {
 void LatencySection(const std::string& binary) {
   const size_t bytes = static_cast<size_t>(absl::GetFlag(FLAGS_latency_mb)) * 1000000;
   const int count = absl::GetFlag(FLAGS_latency_readers);
-  const ServerProcess server(binary);
+  const ServerProcess server(binary, absl::GetFlag(FLAGS_device));
   const Client client = ConnectNear(server.target());
   Pushed module(client, "bench", 100, bytes);
   for (int i = 0; i < 20; ++i) module.Push();

@@ -2,6 +2,7 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -18,6 +19,7 @@ namespace {
 
 constexpr int kExitFailure = 1;
 constexpr int kExitUsage = 2;
+constexpr int kExitDeviceFailed = 3;
 
 // Blocked in every thread, so that sigwait gets them.
 sigset_t BlockStopSignals() {
@@ -48,6 +50,10 @@ int Run(int argc, char** argv) {
     spdlog::log(level, "{}", text);
   };
   const sigset_t signals = BlockStopSignals();
+  std::atomic<bool> device_failed = false;
+  flags->options.on_device_failure = [&device_failed] {
+    if (!device_failed.exchange(true)) kill(getpid(), SIGTERM);
+  };
   absl::StatusOr<std::unique_ptr<modelstate::Server>> server =
       modelstate::Server::Start(flags->options);
   if (!server.ok()) {
@@ -65,11 +71,11 @@ int Run(int argc, char** argv) {
 
   int signal = 0;
   sigwait(&signals, &signal);
-  spdlog::info("{}: draining for at most {}", strsignal(signal),
+  spdlog::info("{}: draining for at most {}", device_failed ? "a device failed" : strsignal(signal),
                absl::FormatDuration(flags->options.drain_timeout));
   (*server)->Drain();
   spdlog::info("stopped");
-  return 0;
+  return device_failed ? kExitDeviceFailed : 0;
 }
 
 }  // namespace

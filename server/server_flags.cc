@@ -21,9 +21,10 @@ ABSL_FLAG(std::string, listen, "localhost:50051",
 ABSL_FLAG(std::string, checkpoint_root, "./checkpoints",
           "directory that checkpoints are in; made when missing");
 ABSL_FLAG(std::string, device, "auto",
-          "where tensors live: cpu, cuda:N or auto; or several with commas, of which modules begin "
-          "on the first. cpu:N (N from 1 on) is a further pool of host memory with a limit of its "
-          "own, to keep modules within a bound and for tests: cpu,cpu:1");
+          "where tensors live: cpu, cuda:N or auto (cuda:0 where there is one, else cpu); or "
+          "several with commas, of which modules begin on the first. cpu:N (N from 1 on) is a "
+          "further pool of host memory with a limit of its own, to keep modules within a bound and "
+          "for tests: cpu,cpu:1");
 ABSL_FLAG(ByteSize, device_memory_bytes, ByteSize{},
           "most memory of each device to use; 0: three quarters of it, shared by the pools of host "
           "memory");
@@ -34,6 +35,9 @@ ABSL_FLAG(ByteSize, snapshot_memory_bytes, ByteSize{},
 ABSL_FLAG(ByteSize, cast_memory_bytes, ByteSize{},
           "most memory, beside that of the devices, for tensors that were cast for readers of a "
           "held version, so that they share them; 0: an eighth of device_memory_bytes");
+ABSL_FLAG(ByteSize, staging_memory_bytes, ByteSize{},
+          "most pinned memory of the host for transfers with each GPU; 0: a part of the host's "
+          "memory, 128MiB to 4GiB");
 ABSL_FLAG(ByteSize, max_message_bytes, ByteSize{uint64_t{4} << 20}, "largest message to take");
 ABSL_FLAG(ByteSize, max_chunk_bytes, ByteSize{uint64_t{2} << 20}, "largest chunk to send or take");
 ABSL_FLAG(int32_t, compute_threads, 0, "threads for optimizer steps; 0: one per hardware thread");
@@ -77,6 +81,7 @@ constexpr const char* kFlagNames[] = {"listen",
                                       "push_memory_bytes",
                                       "snapshot_memory_bytes",
                                       "cast_memory_bytes",
+                                      "staging_memory_bytes",
                                       "max_message_bytes",
                                       "max_chunk_bytes",
                                       "compute_threads",
@@ -207,6 +212,7 @@ absl::StatusOr<ServerFlags> ParseServerFlags(absl::Span<char* const> arguments) 
   options.push_memory_bytes = absl::GetFlag(FLAGS_push_memory_bytes).bytes;
   options.snapshot_memory_bytes = absl::GetFlag(FLAGS_snapshot_memory_bytes).bytes;
   options.cast_memory_bytes = absl::GetFlag(FLAGS_cast_memory_bytes).bytes;
+  options.staging_memory_bytes = absl::GetFlag(FLAGS_staging_memory_bytes).bytes;
   options.max_message_bytes = absl::GetFlag(FLAGS_max_message_bytes).bytes;
   options.max_chunk_bytes = absl::GetFlag(FLAGS_max_chunk_bytes).bytes;
   MS_ASSIGN_OR_RETURN(options.compute_threads,

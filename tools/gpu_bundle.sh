@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Puts the CUDA tests and benchmarks with all the libraries they need into build/gpu_bundle, and
+# Puts the server, the CUDA tests and benchmarks with all the libraries they need into build/gpu_bundle, and
 # that into build/gpu_bundle.tar.gz: for a Linux x86-64 machine with an NVIDIA driver and nothing
 # else. There: tar xzf gpu_bundle.tar.gz && gpu_bundle/run_gpu_checks.sh
 # Usage: tools/gpu_bundle.sh [BUILD_FOLDER]   (default build/cuda, preset cuda, which it builds)
@@ -10,10 +10,13 @@ case ${1:-} in
 esac
 build=${1:-build/cuda}
 bundle=build/gpu_bundle
-programs=(tests/device_test tests/cuda_device_test tests/cuda_step_test bin/cuda_optimizer_bench)
+tests=(device_test cuda_device_test cuda_step_test optimizer_golden_test module_test rpc_gpu_test)
+binaries=(modelstate-server modelstate cuda_optimizer_bench gpu_flows_bench step_bench
+  step_latency_bench)
+programs=("${tests[@]/#/tests/}" "${binaries[@]/#/bin/}")
 
 [ -f "$build/build.ninja" ] || cmake --preset cuda -B "$build" >&2
-cmake --build "$build" --target device_test cuda_device_test cuda_step_test cuda_optimizer_bench >&2
+cmake --build "$build" --target "${tests[@]}" "${binaries[@]}" >&2
 
 rm -rf "$bundle"
 # The C library apart: where the machine's own is newer, programs run with that.
@@ -32,6 +35,8 @@ done
 for name in libdl.so.2 libpthread.so.0 librt.so.1; do
   cp -L "$(dirname "$(ldd "$build/${programs[1]}" | awk '/libc\.so/{print $3}')")/$name" "$bundle/libc/"
 done
-cp tools/run_gpu_checks.sh bench/torch_cuda_optim.py "$bundle/"
+cp tools/run_gpu_checks.sh tools/gpu_tour.sh bench/torch_cuda_optim.py "$bundle/"
+mkdir -p "$bundle/tests"
+cp -r tests/data "$bundle/tests/"
 tar -C build -czf build/gpu_bundle.tar.gz gpu_bundle
 du -sh "$bundle" build/gpu_bundle.tar.gz

@@ -12,7 +12,7 @@ build=(
   grpc-proto libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc
   libabsl-dev libasio-dev libcli11-dev libdeflate-dev librandom123-dev libspdlog-dev libxxhash-dev nlohmann-json3-dev
 )
-tests=(jq libgmock-dev libgtest-dev python3)
+tests=(jq libgmock-dev libgtest-dev python3 python3-pip)
 full=(clang clang-format clang-tidy libclang-rt-14-dev)
 grpcurl_version=v1.8.9 # newer ones need a newer Go than Debian 12's
 tool_dir=$PWD/build/tools/bin

@@ -2,7 +2,8 @@
 # Proves docker/Dockerfile where no container engine runs: carries out its own instructions in Debian
 # roots made by debootstrap, one per stage, then starts its entrypoint as its user, runs its health
 # check, and stops it with its signal. Knows the instructions that the file uses, and fails on others.
-# Usage (as root): tools/prove_dockerfile.sh [--base ROOT] [--keep]
+# Usage (as root): tools/prove_dockerfile.sh [--file FILE] [--base ROOT] [--keep]
+#   --file FILE  another one, as docker/Dockerfile.cuda
 #   --base ROOT  a bare `debootstrap --variant=minbase bookworm` root to copy; made when absent
 #   --keep       leave the stages' roots for a look
 set -euo pipefail
@@ -14,6 +15,7 @@ keep=false
 while [ $# -gt 0 ]; do
   case $1 in
     --base) base=$(readlink -m "$2"); shift ;;
+    --file) dockerfile=$2; shift ;;
     --keep) keep=true ;;
     -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
     *) echo "$0: unknown argument '$1'; see --help" >&2; exit 2 ;;

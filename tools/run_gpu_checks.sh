@@ -51,9 +51,19 @@ if [ "$what" != --bench ]; then
   check device_conformance "${start[@]}" "$here/bin/device_test" --gtest_filter="Devices/*"
   check cuda_device_test "${start[@]}" "$here/bin/cuda_device_test"
   check cuda_step_test "${start[@]}" "$here/bin/cuda_step_test"
+  # The suites of calls, on modules of the GPU, and the same life of a module there and on the host.
+  check optimizer_golden_test env MODELSTATE_TEST_DEVICE=cuda:0 MODELSTATE_SOURCE_DIR="$here" \
+    "${start[@]}" "$here/bin/optimizer_golden_test"
+  check module_test env MODELSTATE_TEST_DEVICE=cuda:0 \
+    "${start[@]}" "$here/bin/module_test" --gtest_filter='-Move*:*History*'
+  check rpc_gpu_test env MODELSTATE_TEST_DEVICE=cuda:0 MODELSTATE_SOURCE_DIR="$here" \
+    "${start[@]}" "$here/bin/rpc_gpu_test"
+  check tour "${start[@]}" bash "$here/gpu_tour.sh" "$here/bin" "$here/tests/data/crepe-tiny.pth"
   if command -v compute-sanitizer >/dev/null; then
     check memcheck_device env "LD_LIBRARY_PATH=$here/lib" compute-sanitizer --error-exitcode 9 \
-      "$here/bin/cuda_device_test" --gtest_filter='StagingRingTest.AnError*:CudaDeviceTest.AnEvent*'
+      "$here/bin/cuda_device_test" --gtest_filter='CudaDeviceTest.An*'
+    check memcheck_conformance env "LD_LIBRARY_PATH=$here/lib" compute-sanitizer --error-exitcode 9 \
+      "$here/bin/device_test" --gtest_filter='Devices/*Cuda'
     check memcheck_step env "LD_LIBRARY_PATH=$here/lib" compute-sanitizer --error-exitcode 9 \
       "$here/bin/cuda_step_test" --gtest_filter='*Lion*:*lion*:*Norm*:*Accumulate*'
   else
@@ -65,6 +75,15 @@ if [ "$what" != --tests ]; then
   code=${PIPESTATUS[0]}
   if [ "$code" -ne 0 ]; then failures=$((failures + 1)); fi
   rows+=("| cuda_optimizer_bench         | exit $code | |      |")
+  for bench in 'gpu_flows_bench --rows=fetch,load,push' 'gpu_flows_bench --rows=save --rounds=3' \
+    'step_latency_bench --device=cuda:0' \
+    'step_bench --sections=latency --device=cuda:0'; do
+    # shellcheck disable=SC2086
+    timeout 120 "${start[@]}" "$here/bin/"$bench | tee "$logs/${bench%% *}.txt"
+    code=${PIPESTATUS[0]}
+    if [ "$code" -ne 0 ]; then failures=$((failures + 1)); fi
+    rows+=("$(printf '| %-28s | exit %s | |      |' "${bench%% *}" "$code")")
+  done
   if command -v python3 >/dev/null; then timeout 120 python3 "$here/torch_cuda_optim.py"; fi
 fi
 printf '\n| check | result | cases | time |\n|---|---|---|---|\n'

@@ -53,17 +53,31 @@ absl::Status CheckpointReader::CheckReadArguments(size_t index, absl::Span<uint8
   return absl::OkStatus();
 }
 
-absl::Status CheckpointReader::ReadPieces(const File& file, uint64_t offset,
-                                          absl::Span<uint8_t> out, Gate gate,
+absl::Status CheckpointReader::ReadPieces(const File& file, uint64_t offset, uint64_t bytes,
+                                          PlaceBytes place, Gate gate,
                                           absl::FunctionRef<void(absl::Span<const uint8_t>)> take) {
+  uint64_t done = 0;
   do {
     MS_RETURN_IF_ERROR(gate());
-    const absl::Span<uint8_t> piece = out.subspan(0, kPieceBytes);
-    MS_RETURN_IF_ERROR(file.ReadAt(offset, piece));
+    absl::Span<uint8_t> piece;
+    if (bytes > 0) piece = place(done, std::min(kPieceBytes, bytes - done));
+    MS_RETURN_IF_ERROR(file.ReadAt(offset + done, piece));
     take(piece);
-    offset += piece.size();
-    out.remove_prefix(piece.size());
-  } while (!out.empty());
+    done += piece.size();
+  } while (done < bytes);
+  return absl::OkStatus();
+}
+
+absl::Status CheckpointReader::ReadInto(size_t index, PlaceBytes place, Gate gate) const {
+  if (index >= tensors_.size()) return CheckReadArguments(index, {});
+  std::vector<uint8_t> bytes(tensors_[index].nbytes());
+  MS_RETURN_IF_ERROR(ReadGated(index, absl::MakeSpan(bytes), gate));
+  absl::Span<const uint8_t> rest = bytes;
+  while (!rest.empty()) {
+    const absl::Span<uint8_t> to = place(bytes.size() - rest.size(), rest.size());
+    std::memcpy(to.data(), rest.data(), to.size());
+    rest.remove_prefix(to.size());
+  }
   return absl::OkStatus();
 }
 

@@ -105,12 +105,20 @@ class CheckpointReader {
   }
   virtual absl::Status ReadGated(size_t index, absl::Span<uint8_t> out, Gate gate) const = 0;
 
+  // Where the elements' bytes from `offset` on go: 1 to `max` of them. What it gave before is
+  // filled when it is asked again.
+  using PlaceBytes = absl::FunctionRef<absl::Span<uint8_t>(uint64_t offset, uint64_t max)>;
+  // The same, to memory that comes piece by piece, without another copy where the file holds the
+  // elements as they are to be.
+  virtual absl::Status ReadInto(size_t index, PlaceBytes place, Gate gate) const;
+
  protected:
   // INVALID_ARGUMENT INVALID_FIELD where `index` or the size of `out` is not as Read wants it.
   absl::Status CheckReadArguments(size_t index, absl::Span<uint8_t> out) const;
-  // Each piece is given to `take` as well, while it is in the cache.
+  // Reads `bytes` of the file from `offset` on. Each piece is given to `take` as well, while it is
+  // in the cache.
   static absl::Status ReadPieces(
-      const File& file, uint64_t offset, absl::Span<uint8_t> out, Gate gate,
+      const File& file, uint64_t offset, uint64_t bytes, PlaceBytes place, Gate gate,
       absl::FunctionRef<void(absl::Span<const uint8_t>)> take = [](absl::Span<const uint8_t>) {});
 
   std::vector<StoredTensor> tensors_;

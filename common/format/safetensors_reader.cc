@@ -136,12 +136,17 @@ absl::Status SafetensorsReader::ApplyDigests() {
 
 absl::Status SafetensorsReader::ReadGated(size_t index, absl::Span<uint8_t> out, Gate gate) const {
   MS_RETURN_IF_ERROR(CheckReadArguments(index, out));
+  return ReadInto(
+      index, [out](uint64_t offset, uint64_t max) { return out.subspan(offset, max); }, gate);
+}
+
+absl::Status SafetensorsReader::ReadInto(size_t index, PlaceBytes place, Gate gate) const {
   const StoredTensor& tensor = tensors_[index];
   Xxh3Stream hash;
-  const absl::Status read =
-      ReadPieces(file_, offsets_[index], out, gate, [&](absl::Span<const uint8_t> piece) {
-        if (tensor.xxh3) hash.Update(piece);
-      });
+  const absl::Status read = ReadPieces(file_, offsets_[index], tensor.nbytes(), place, gate,
+                                       [&](absl::Span<const uint8_t> piece) {
+                                         if (tensor.xxh3) hash.Update(piece);
+                                       });
   if (!read.ok()) return Annotate(read, absl::StrCat("tensor ", ShowName(tensor.name)));
   if (tensor.xxh3) {
     const uint64_t digest = hash.Digest();

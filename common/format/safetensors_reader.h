@@ -22,6 +22,7 @@ class SafetensorsReader : public CheckpointReader {
 
   CheckpointFormat format() const override { return CheckpointFormat::kSafetensors; }
   absl::Status ReadGated(size_t index, absl::Span<uint8_t> out, Gate gate) const override;
+  absl::Status ReadInto(size_t index, PlaceBytes place, Gate gate) const override;
 
  private:
   explicit SafetensorsReader(File file) : file_(std::move(file)) {}

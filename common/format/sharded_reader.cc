@@ -126,9 +126,17 @@ void ShardedReader::AddAliases() {
 absl::Status ShardedReader::ReadGated(size_t index, absl::Span<uint8_t> out, Gate gate) const {
   MS_RETURN_IF_ERROR(CheckReadArguments(index, out));
   const Place& place = places_[index];
-  const absl::Status read = shards_[place.shard]->ReadGated(place.index, out, gate);
-  if (!read.ok()) return Annotate(read, absl::StrCat("shard ", ShowName(names_[place.shard])));
-  return absl::OkStatus();
+  return InShard(place, shards_[place.shard]->ReadGated(place.index, out, gate));
+}
+
+absl::Status ShardedReader::ReadInto(size_t index, PlaceBytes to, Gate gate) const {
+  const Place& place = places_[index];
+  return InShard(place, shards_[place.shard]->ReadInto(place.index, to, gate));
+}
+
+absl::Status ShardedReader::InShard(const Place& place, absl::Status read) const {
+  if (read.ok()) return read;
+  return Annotate(read, absl::StrCat("shard ", ShowName(names_[place.shard])));
 }
 
 }  // namespace modelstate

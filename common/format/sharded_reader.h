@@ -25,6 +25,7 @@ class ShardedReader : public CheckpointReader {
 
   CheckpointFormat format() const override { return format_; }
   absl::Status ReadGated(size_t index, absl::Span<uint8_t> out, Gate gate) const override;
+  absl::Status ReadInto(size_t index, PlaceBytes place, Gate gate) const override;
 
  private:
   // Where a tensor lies: the shard, and its place there.
@@ -37,6 +38,7 @@ class ShardedReader : public CheckpointReader {
   absl::Status OpenShards(const ShardedIndex& index, const OpenOptions& options);
   absl::Status TakeTensors(const ShardedIndex& index);
   void AddAliases();
+  absl::Status InShard(const Place& place, absl::Status read) const;
 
   CheckpointFormat format_ = CheckpointFormat::kSafetensorsIndex;
   std::vector<std::string> names_;  // of the shards

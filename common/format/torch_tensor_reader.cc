@@ -35,6 +35,11 @@ void FlipSigns(size_t width, size_t first, size_t step, absl::Span<uint8_t> byte
   }
 }
 
+// All of `out`, in turn.
+auto PlaceIn(absl::Span<uint8_t> out) {
+  return [out](uint64_t offset, uint64_t max) { return out.subspan(offset, max); };
+}
+
 bool IsContiguous(const Shape& shape, const TensorView& view) {
   uint64_t expected = 1;
   for (size_t i = shape.rank(); i-- > 0;) {
@@ -86,7 +91,8 @@ absl::Status TorchTensorReader::ReadGated(size_t index, absl::Span<uint8_t> out,
   const size_t width = DTypeSize(tensor.dtype);
   absl::Status read;
   if (IsContiguous(tensor.shape, view)) {
-    read = ReadContiguous(*storages_[storage_of_[index]], view.offset * width, out, gate);
+    read = ReadContiguous(*storages_[storage_of_[index]], view.offset * width, out.size(),
+                          PlaceIn(out), gate);
   } else {
     uint64_t span = 1;
     for (size_t i = 0; i < tensor.shape.rank(); ++i) {
@@ -104,19 +110,33 @@ absl::Status TorchTensorReader::ReadGated(size_t index, absl::Span<uint8_t> out,
   return absl::OkStatus();
 }
 
+absl::Status TorchTensorReader::ReadInto(size_t index, PlaceBytes place, Gate gate) const {
+  const StoredTensor& tensor = tensors_[index];
+  const TensorView& view = views_[index];
+  const uint64_t bytes = tensor.nbytes();
+  if (bytes == 0 || big_endian_ || view.conjugate || view.negate ||
+      !IsContiguous(tensor.shape, view)) {
+    return CheckpointReader::ReadInto(index, place, gate);
+  }
+  const absl::Status read = ReadContiguous(
+      *storages_[storage_of_[index]], view.offset * DTypeSize(tensor.dtype), bytes, place, gate);
+  if (!read.ok()) return Annotate(read, absl::StrCat("tensor ", ShowName(tensor.name)));
+  return absl::OkStatus();
+}
+
 absl::Status TorchTensorReader::ReadContiguous(const Storage& storage, uint64_t offset,
-                                               absl::Span<uint8_t> out, Gate gate) const {
-  if (out.size() == storage.place.size) {
+                                               uint64_t bytes, PlaceBytes place, Gate gate) const {
+  if (bytes == storage.place.size) {
     const bool check = storage.place.crc32.has_value();
     uint32_t crc = 0;
-    MS_RETURN_IF_ERROR(
-        ReadPieces(file_, storage.place.offset, out, gate, [&](absl::Span<const uint8_t> piece) {
-          if (check) crc = UpdateCrc32(crc, piece);
-        }));
+    MS_RETURN_IF_ERROR(ReadPieces(file_, storage.place.offset, bytes, place, gate,
+                                  [&](absl::Span<const uint8_t> piece) {
+                                    if (check) crc = UpdateCrc32(crc, piece);
+                                  }));
     return check ? CompareCrc(storage.place, crc) : absl::OkStatus();
   }
   MS_RETURN_IF_ERROR(CheckStorage(storage, gate));
-  return ReadPieces(file_, storage.place.offset + offset, out, gate);
+  return ReadPieces(file_, storage.place.offset + offset, bytes, place, gate);
 }
 
 absl::Status TorchTensorReader::ReadStrided(size_t index, uint64_t span_elements,
@@ -128,7 +148,8 @@ absl::Status TorchTensorReader::ReadStrided(size_t index, uint64_t span_elements
   const uint64_t span_bytes = span_elements * width;
   if (span_bytes / kSpanFactor <= out.size()) {
     std::vector<uint8_t> source(span_bytes);
-    MS_RETURN_IF_ERROR(ReadContiguous(storage, view.offset * width, absl::MakeSpan(source), gate));
+    MS_RETURN_IF_ERROR(ReadContiguous(storage, view.offset * width, span_bytes,
+                                      PlaceIn(absl::MakeSpan(source)), gate));
     StridedCopy(tensor.shape, view.strides, width, source.data(), out.data());
     return absl::OkStatus();
   }
@@ -171,7 +192,8 @@ absl::StatusOr<TorchTensorReader::Bytes> TorchTensorReader::WholeStorage(size_t 
   cached_bytes_ = nullptr;
   const Storage& storage = *storages_[index];
   auto bytes = std::make_shared<std::vector<uint8_t>>(storage.place.size);
-  MS_RETURN_IF_ERROR(ReadContiguous(storage, 0, absl::MakeSpan(*bytes), gate));
+  MS_RETURN_IF_ERROR(
+      ReadContiguous(storage, 0, bytes->size(), PlaceIn(absl::MakeSpan(*bytes)), gate));
   cached_storage_ = index;
   cached_bytes_ = std::move(bytes);
   return cached_bytes_;

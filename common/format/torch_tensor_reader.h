@@ -37,6 +37,7 @@ class TorchTensorReader : public CheckpointReader {
 
   CheckpointFormat format() const override { return format_; }
   absl::Status ReadGated(size_t index, absl::Span<uint8_t> out, Gate gate) const override;
+  absl::Status ReadInto(size_t index, PlaceBytes place, Gate gate) const override;
 
  protected:
   struct StoragePlace {
@@ -65,8 +66,8 @@ class TorchTensorReader : public CheckpointReader {
     mutable absl::Status result ABSL_GUARDED_BY(mutex);
   };
 
-  absl::Status ReadContiguous(const Storage& storage, uint64_t offset, absl::Span<uint8_t> out,
-                              Gate gate) const;
+  absl::Status ReadContiguous(const Storage& storage, uint64_t offset, uint64_t bytes,
+                              PlaceBytes place, Gate gate) const;
   absl::Status ReadStrided(size_t index, uint64_t span_elements, absl::Span<uint8_t> out,
                            Gate gate) const;
   absl::Status CheckStorage(const Storage& storage, Gate gate) const;

@@ -5,8 +5,10 @@
 #include <functional>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "common/base/status.h"
 #include "common/base/tensor_cast.h"
 #include "common/format/known_formats.h"
@@ -71,28 +73,60 @@ struct ReadItem {
 };
 
 absl::Status ReadOne(const CheckpointReader& reader, const ReadItem& item, Device& device,
-                     const JobControl& control) {
+                     HostWriter& writer, const JobControl& control) {
   const auto gate = [&control] { return control.CheckNotCancelled(); };
   const StoredTensor& stored = reader.tensors()[item.source];
-  MS_ASSIGN_OR_RETURN(RefPtr<TensorStorage> storage,
-                      TensorStorage::Allocate(device, item.target_bytes));
-  const bool cast = stored.dtype != item.dtype;
-  if (!cast && device.host_visible()) {
-    MS_RETURN_IF_ERROR(reader.ReadGated(item.source, storage->MutableHostBytes(), gate));
-  } else {
+  MS_ASSIGN_OR_RETURN(*item.out, TensorStorage::Allocate(device, item.target_bytes));
+  DeviceBuffer& buffer = (*item.out)->MutableBuffer();
+  if (stored.dtype != item.dtype) {
     std::vector<uint8_t> bytes(stored.nbytes());
     MS_RETURN_IF_ERROR(reader.ReadGated(item.source, absl::MakeSpan(bytes), gate));
-    if (cast) {
-      std::vector<uint8_t> target(item.target_bytes);
-      CastElements(stored.dtype, bytes.data(), item.dtype, target.data(), item.elements);
-      bytes = std::move(target);
-    }
-    MS_RETURN_IF_ERROR(device.CopyFromHost(bytes, storage->MutableBuffer(), 0));
+    std::vector<uint8_t> target(item.target_bytes);
+    CastElements(stored.dtype, bytes.data(), item.dtype, target.data(), item.elements);
+    writer.Write(target, buffer, 0);
+    return absl::OkStatus();
   }
-  if (!cast && stored.xxh3) storage->CacheDigest(*stored.xxh3);  // Read has compared it
-  *item.out = std::move(storage);
+  const auto place = [&](uint64_t offset, uint64_t max) {
+    return writer.Reserve(buffer, offset, max);
+  };
+  MS_RETURN_IF_ERROR(reader.ReadInto(item.source, place, gate));
+  if (stored.xxh3) (*item.out)->CacheDigest(*stored.xxh3);  // it has been compared
   return absl::OkStatus();
 }
+
+// A writer for each thread that reads.
+class Writers {
+ public:
+  Writers(Device& device, uint64_t bytes) : device_(device), bytes_(bytes) {}
+
+  absl::StatusOr<std::unique_ptr<HostWriter>> Take() {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (!idle_.empty()) {
+        std::unique_ptr<HostWriter> writer = std::move(idle_.back());
+        idle_.pop_back();
+        return writer;
+      }
+    }
+    return device_.NewWriter(bytes_);
+  }
+  void GiveBack(std::unique_ptr<HostWriter> writer) {
+    absl::MutexLock lock(&mutex_);
+    idle_.push_back(std::move(writer));
+  }
+  absl::Status Finish() {
+    absl::MutexLock lock(&mutex_);
+    absl::Status status;
+    for (const std::unique_ptr<HostWriter>& writer : idle_) status.Update(writer->Finish());
+    return status;
+  }
+
+ private:
+  Device& device_;
+  const uint64_t bytes_;
+  absl::Mutex mutex_;
+  std::vector<std::unique_ptr<HostWriter>> idle_ ABSL_GUARDED_BY(mutex_);
+};
 
 // Reads all items, several at a time, large ones first so that none is left over at the end. The
 // first failure in the order of `items` is what is returned.
@@ -104,6 +138,15 @@ absl::Status ReadAll(const CheckpointReader& reader, const std::vector<ReadItem>
   std::stable_sort(order.begin(), order.end(), [&items](uint32_t a, uint32_t b) {
     return items[a].target_bytes > items[b].target_bytes;
   });
+  uint64_t bytes = 0;
+  for (const ReadItem& item : items) bytes += item.target_bytes;
+  Writers writers(device, bytes);
+  const auto read_one = [&](const ReadItem& item) -> absl::Status {
+    MS_ASSIGN_OR_RETURN(std::unique_ptr<HostWriter> writer, writers.Take());
+    absl::Status read = ReadOne(reader, item, device, *writer, control);
+    writers.GiveBack(std::move(writer));
+    return read;
+  };
   std::atomic<bool> failed{false};
   absl::Mutex mutex;
   size_t first = items.size();
@@ -111,7 +154,7 @@ absl::Status ReadAll(const CheckpointReader& reader, const std::vector<ReadItem>
   const auto task = [&](size_t position) {
     if (failed.load(std::memory_order_relaxed)) return;
     const size_t i = order[position];
-    absl::Status read = ReadOne(reader, items[i], device, control);
+    absl::Status read = read_one(items[i]);
     if (read.ok()) {
       meter.Add(items[i].target_bytes);
       return;
@@ -128,6 +171,7 @@ absl::Status ReadAll(const CheckpointReader& reader, const std::vector<ReadItem>
   } else {
     for (size_t i = 0; i < items.size(); ++i) task(i);
   }
+  status.Update(writers.Finish());
   return status;
 }
 

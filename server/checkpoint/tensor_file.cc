@@ -6,13 +6,12 @@
 #include "common/base/digest.h"
 #include "common/base/status.h"
 #include "common/format/safetensors_writer.h"
+#include "server/state/storage_blocks.h"
 
 namespace modelstate {
 namespace {
 
 constexpr uint64_t kPieceBytes = uint64_t{4} << 20;
-// Small tensors are gathered, so that a module of many writes pieces of this size too.
-constexpr uint64_t kGatherBytes = uint64_t{1} << 20;
 
 // Appends to a file and digests what it appends. Thread-compatible.
 class FileAppender {
@@ -20,26 +19,14 @@ class FileAppender {
   FileAppender(File file, const JobControl& control, ProgressMeter& meter)
       : file_(std::move(file)), control_(control), meter_(meter) {}
 
-  absl::Status Append(const TensorStorage& storage) {
-    for (uint64_t begin = 0; begin < storage.size(); begin += kPieceBytes) {
-      const uint64_t size = std::min(kPieceBytes, storage.size() - begin);
-      if (gathered_.size() + size > kGatherBytes) MS_RETURN_IF_ERROR(Flush());
-      if (size < kGatherBytes) {
-        const size_t old_size = gathered_.size();
-        gathered_.resize(old_size + size);
-        MS_RETURN_IF_ERROR(
-            storage.CopyToHost(begin, absl::MakeSpan(gathered_).subspan(old_size, size)));
-      } else if (storage.device().host_visible()) {
-        MS_RETURN_IF_ERROR(Write(storage.HostBytes().subspan(begin, size)));
-        meter_.Add(size);
-      } else {
-        std::vector<uint8_t> piece(size);
-        MS_RETURN_IF_ERROR(storage.CopyToHost(begin, absl::MakeSpan(piece)));
-        MS_RETURN_IF_ERROR(Write(piece));
-        meter_.Add(size);
-      }
-    }
-    return absl::OkStatus();
+  absl::Status Append(absl::Span<const TensorStorage* const> storages) {
+    return ReadBlocks(
+        storages,
+        [this](absl::Span<const BlockPart>, absl::Span<const uint8_t> bytes) -> absl::Status {
+          MS_RETURN_IF_ERROR(Write(bytes));
+          meter_.Add(bytes.size());
+          return absl::OkStatus();
+        });
   }
 
   absl::Status Write(absl::Span<const uint8_t> bytes) {
@@ -50,27 +37,15 @@ class FileAppender {
     return absl::OkStatus();
   }
 
-  absl::Status Finish() {
-    MS_RETURN_IF_ERROR(Flush());
-    return file_.SyncData();
-  }
+  absl::Status Finish() { return file_.SyncData(); }
 
   uint64_t size() const { return size_; }
   uint64_t digest() const { return digest_.Digest(); }
 
  private:
-  absl::Status Flush() {
-    if (gathered_.empty()) return absl::OkStatus();
-    MS_RETURN_IF_ERROR(Write(gathered_));
-    meter_.Add(gathered_.size());
-    gathered_.clear();
-    return absl::OkStatus();
-  }
-
   const File file_;
   const JobControl& control_;
   ProgressMeter& meter_;
-  std::vector<uint8_t> gathered_;
   uint64_t size_ = 0;
   Xxh3Stream digest_;
 };
@@ -79,13 +54,13 @@ class FileAppender {
 
 absl::StatusOr<std::vector<uint64_t>> DigestTensors(absl::Span<const StorageRef> storages,
                                                     const JobControl& control) {
+  std::vector<const TensorStorage*> list;
+  list.reserve(storages.size());
+  for (const StorageRef& storage : storages) list.push_back(storage.get());
+  MS_RETURN_IF_ERROR(DigestStorages(list, [&control] { return control.CheckNotCancelled(); }));
   std::vector<uint64_t> digests;
   digests.reserve(storages.size());
-  for (const StorageRef& storage : storages) {
-    MS_RETURN_IF_ERROR(control.CheckNotCancelled());
-    MS_ASSIGN_OR_RETURN(const uint64_t digest, storage->Digest());
-    digests.push_back(digest);
-  }
+  for (const TensorStorage* storage : list) digests.push_back(*storage->CachedDigest());
   return digests;
 }
 
@@ -102,9 +77,12 @@ absl::StatusOr<Manifest::FileEntry> WriteTensorFile(const RootDirectory& root,
   MS_RETURN_IF_ERROR(appender.Write(
       absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(header.data()), header.size())));
   // Offset order has no gaps, so appending in it makes the layout's data region.
+  std::vector<const TensorStorage*> storages;
+  storages.reserve(content.storages.size());
   for (const uint32_t index : content.layout->by_offset()) {
-    MS_RETURN_IF_ERROR(appender.Append(*content.storages[index]));
+    storages.push_back(content.storages[index].get());
   }
+  MS_RETURN_IF_ERROR(appender.Append(storages));
   MS_RETURN_IF_ERROR(appender.Finish());
   if (appender.size() != header.size() + content.layout->total_bytes()) {
     return absl::InternalError("the storages of a checkpoint do not fit its layout");

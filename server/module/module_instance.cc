@@ -60,8 +60,9 @@ VersionRef ModuleInstance::Current() const {
 }
 
 ModuleState ModuleInstance::state() const {
-  absl::MutexLock lock(&mutex_);
-  return current_->schema->empty() ? ModuleState::kEmpty : ModuleState::kReady;
+  const VersionRef current = Current();
+  if (!current->device->health().ok()) return ModuleState::kFailed;
+  return current->schema->empty() ? ModuleState::kEmpty : ModuleState::kReady;
 }
 
 bool ModuleInstance::deleted() const {
@@ -106,8 +107,17 @@ absl::Status ModuleInstance::DeletedError() const {
                    {{"module", name_}});
 }
 
-absl::Status ModuleInstance::CheckNotDeleted() const {
-  return deleted() ? DeletedError() : absl::OkStatus();
+absl::Status ModuleInstance::CheckUsable() const {
+  if (deleted()) return DeletedError();
+  const Device& device = this->device();
+  const absl::Status health = device.health();
+  if (health.ok()) return absl::OkStatus();
+  return MakeError(Reason::kModuleFailed,
+                   absl::StrCat("module \"", name_, "\": its device ", device.name(), " failed (",
+                                health.message(),
+                                "): what it holds is lost; start the server again and load "
+                                "the last checkpoint"),
+                   {{"module", name_}, {"device", device.name()}});
 }
 
 absl::Status ModuleInstance::EmptyError() const {
@@ -185,7 +195,7 @@ void ModuleInstance::SetRequiresGrad(Selection selection, bool requires_grad,
 
 absl::StatusOr<ModuleInstance::FreezeResult> ModuleInstance::FreezeOnStrand(
     const Selection& selection, bool requires_grad) {
-  MS_RETURN_IF_ERROR(CheckNotDeleted());
+  MS_RETURN_IF_ERROR(CheckUsable());
   const VersionRef current = Current();
   const ModuleSchema& schema = *current->schema;
   if (schema.empty()) return EmptyError();

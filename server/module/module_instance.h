@@ -60,8 +60,8 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   VersionRef Current() const;
   ModuleState state() const;
   bool deleted() const;
-  // ABORTED MODULE_DELETED once it is.
-  absl::Status CheckNotDeleted() const;
+  // ABORTED MODULE_DELETED once it is; FAILED_PRECONDITION MODULE_FAILED once its device is.
+  absl::Status CheckUsable() const;
   // null: none configured.
   std::shared_ptr<const Optimizer> optimizer() const;
   uint64_t optimizer_state_bytes() const;
@@ -224,10 +224,9 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   void TickOnStrand();
   void EndWaitsOnStrand(const absl::Status& status);
   // After a change of schema or optimizer, for what was pushed and waits in the round or
-  // accumulated: leaves out what is frozen or in no group by now, and gives up what does not fit
-  // any more, all of the round but accumulated gradients of each worker alone; then closes the
-  // round if it has enough. `change` is what the module did ("was cast"), `before` its optimizer
-  // before it.
+  // accumulated: leaves out what is frozen or in no group by now, gives up what does not fit (all
+  // of the round, accumulated gradients of each worker alone), then closes the round if it has
+  // enough. `change` is what the module did ("was cast"), `before` its optimizer before it.
   void SettlePending(absl::string_view change, const Optimizer* before);
   absl::Status RefitRound(const Optimizer* before);
   absl::Status Refit(GradientSet& gradients) const;
@@ -262,13 +261,14 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   const ModuleEnvironment environment_;
   const absl::Time create_time_;
 
-  // Touched on the strand only.
+  // On the strand only.
   asio::strand<asio::thread_pool::executor_type> strand_;
   OptimizerState optimizer_state_;
   WorkerTable workers_;
   StepRound round_;
   uint64_t largest_push_ = 0;  // bytes staged by one
-  absl::Status waits_end_;     // EndWaits
+  DeviceStepExecutor executor_;
+  absl::Status waits_end_;  // EndWaits
   ChangeRecord parameter_changes_;
   // The last DemandOfSteps, and what it was computed for.
   StepDemand demand_;

@@ -13,7 +13,7 @@
 namespace modelstate {
 
 absl::StatusOr<Snapshot> ModuleInstance::Hold() {
-  MS_RETURN_IF_ERROR(CheckNotDeleted());
+  MS_RETURN_IF_ERROR(CheckUsable());
   if (state() == ModuleState::kEmpty) return EmptyError();
   MS_ASSIGN_OR_RETURN(Snapshot snapshot, ledger_->Hold());
   if (!snapshot) return DeletedError();
@@ -21,11 +21,11 @@ absl::StatusOr<Snapshot> ModuleInstance::Hold() {
 }
 
 absl::StatusOr<Snapshot> ModuleInstance::HoldNumber(uint64_t number) {
-  MS_RETURN_IF_ERROR(CheckNotDeleted());
+  MS_RETURN_IF_ERROR(CheckUsable());
   if (state() == ModuleState::kEmpty) return EmptyError();
   MS_ASSIGN_OR_RETURN(Snapshot snapshot, ledger_->HoldNumber(number));
   if (snapshot) return snapshot;
-  MS_RETURN_IF_ERROR(CheckNotDeleted());
+  MS_RETURN_IF_ERROR(CheckUsable());
   const uint64_t current = Current()->version.number;
   return MakeError(
       Reason::kSnapshotNotFound,
@@ -35,7 +35,7 @@ absl::StatusOr<Snapshot> ModuleInstance::HoldNumber(uint64_t number) {
 }
 
 absl::StatusOr<CapturedState> ModuleInstance::CaptureOnStrand(bool with_optimizer) {
-  MS_RETURN_IF_ERROR(CheckNotDeleted());
+  MS_RETURN_IF_ERROR(CheckUsable());
   if (state() == ModuleState::kEmpty) return EmptyError();
   if (!with_optimizer) {
     MS_ASSIGN_OR_RETURN(Snapshot snapshot, Hold());
@@ -48,7 +48,7 @@ absl::StatusOr<CapturedState> ModuleInstance::CaptureOnStrand(bool with_optimize
 
 absl::StatusOr<CapturedState> ModuleInstance::HoldWithOptimizerOnStrand(
     const Selection& selection) {
-  MS_RETURN_IF_ERROR(CheckNotDeleted());
+  MS_RETURN_IF_ERROR(CheckUsable());
   if (state() == ModuleState::kEmpty) return EmptyError();
   CapturedState held{name_, Snapshot(), optimizer(), {}, {}};
   if (held.optimizer == nullptr) return NoOptimizerError();

@@ -56,7 +56,7 @@ absl::Status ModuleInstance::CheckIsCurrent(const std::optional<Version>& base,
 absl::StatusOr<VersionRef> ModuleInstance::CommitOnStrand(StagedLoad& load,
                                                           const std::optional<Version>& base,
                                                           std::optional<RestoredState>& restored) {
-  MS_RETURN_IF_ERROR(CheckNotDeleted());
+  MS_RETURN_IF_ERROR(CheckUsable());
   const std::shared_ptr<const ModuleSchema> schema = load.plan.schema;
   std::shared_ptr<ModuleVersion> next = NextVersion(MutationKind::kLoad);
   {
@@ -150,7 +150,7 @@ absl::StatusOr<VersionRef> ModuleInstance::CommitOnStrand(StagedLoad& load,
 
 absl::StatusOr<VersionRef> ModuleInstance::ReplaceOnStrand(StagedOptimizerState& load,
                                                            const std::optional<Version>& base) {
-  MS_RETURN_IF_ERROR(CheckNotDeleted());
+  MS_RETURN_IF_ERROR(CheckUsable());
   const VersionRef current = Current();
   MS_RETURN_IF_ERROR(CheckIsCurrent(base, *current));
   if (load.schema != current->schema || (!load.configures && load.optimizer != optimizer())) {

@@ -51,7 +51,7 @@ std::string MoveDetail(const ModuleVersion& before, const ModuleSchema& after,
 
 absl::StatusOr<VersionRef> ModuleInstance::MoveOnStrand(Device* device,
                                                         std::optional<DType> dtype) {
-  MS_RETURN_IF_ERROR(CheckNotDeleted());
+  MS_RETURN_IF_ERROR(CheckUsable());
   VersionRef current = Current();
   if (current->schema->empty()) return EmptyError();
   if (dtype) MS_RETURN_IF_ERROR(CheckMoveDType(*dtype));

@@ -36,7 +36,7 @@ absl::StatusOr<ModuleInstance::ConfigureResult> ModuleInstance::ConfigureOnStran
     const OptimizerConfig& config, bool reset_state,
     const std::shared_ptr<const ModuleSchema>& resolved_for,
     absl::StatusOr<std::shared_ptr<const Optimizer>> resolved) {
-  MS_RETURN_IF_ERROR(CheckNotDeleted());
+  MS_RETURN_IF_ERROR(CheckUsable());
   const VersionRef current = Current();
   const ModuleSchema& schema = *current->schema;
   if (schema.empty()) return EmptyError();
@@ -88,7 +88,7 @@ void ModuleInstance::ReadOptimizerState(OptimizerStateQuery query, Done<Optimize
 
 absl::StatusOr<OptimizerStatePart> ModuleInstance::OptimizerStateOnStrand(
     const OptimizerStateQuery& query) {
-  MS_RETURN_IF_ERROR(CheckNotDeleted());
+  MS_RETURN_IF_ERROR(CheckUsable());
   OptimizerStatePart part;
   {
     // No more of the version than this: the part may wait for long.

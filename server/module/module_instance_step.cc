@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "server/module/module_instance.h"
+#include "server/optim/accumulate.h"
 
 namespace modelstate {
 namespace {
@@ -122,7 +123,7 @@ absl::Status ModuleInstance::CheckMayPush(const std::string& worker) {
 
 absl::StatusOr<std::optional<StepAnswer>> ModuleInstance::FindStepOnStrand(
     const std::string& worker, uint64_t sequence) {
-  MS_RETURN_IF_ERROR(CheckNotDeleted());
+  MS_RETURN_IF_ERROR(CheckUsable());
   MS_ASSIGN_OR_RETURN(std::optional<StepAnswer> answer,
                       workers_.FindAnswer(worker, sequence, nullptr, Now()));
   if (!answer) MS_RETURN_IF_ERROR(CheckMayPush(worker));
@@ -159,6 +160,7 @@ absl::StatusOr<StepAnswer> ModuleInstance::RunStep(const std::vector<GroupOverri
     }
     const std::shared_ptr<MemoryBudget> output_budget = push_budget();
     options.output_budget = output_budget.get();
+    MS_ASSIGN_OR_RETURN(options.executor, executor_.Get(*current->device, *environment_.compute));
     largest_push_ = std::max(largest_push_, staged);
     // Before the step: nothing may fail after it. The storages will be those of the result.
     next = std::make_shared<ModuleVersion>();
@@ -200,7 +202,7 @@ absl::StatusOr<StepAnswer> ModuleInstance::RunStep(const std::vector<GroupOverri
 }
 
 absl::StatusOr<StepAnswer> ModuleInstance::PushOnStrand(StepRequest& request) {
-  MS_RETURN_IF_ERROR(CheckNotDeleted());
+  MS_RETURN_IF_ERROR(CheckUsable());
   const bool named = !request.worker.empty();
   if (named != (request.sequence > 0)) {
     return MakeError(Reason::kInvalidField,
@@ -227,6 +229,7 @@ absl::StatusOr<StepAnswer> ModuleInstance::PushOnStrand(StepRequest& request) {
          {"worker", request.worker},
          {"sequence", absl::StrCat(request.sequence)}});
   }
+  if (request.arrival != nullptr) MS_RETURN_IF_ERROR(request.arrival->Finish());
   const std::shared_ptr<const Optimizer> optimizer = this->optimizer();
   if (optimizer == nullptr) {
     return MakeError(
@@ -320,9 +323,11 @@ absl::StatusOr<StepAnswer> ModuleInstance::Accumulate(StepRequest& request,
   if (worker.accumulated) {
     MS_RETURN_IF_ERROR(BringUpToDate(*current, *worker.accumulated));
   }
-  MS_RETURN_IF_ERROR(AccumulateGradients(
-      *std::move(request.gradients), request.grad_scale.value_or(1), *current->device,
-      *environment_.push_budget, *environment_.compute, worker.accumulated));
+  MS_ASSIGN_OR_RETURN(StepExecutor * executor,
+                      executor_.Get(*current->device, *environment_.compute));
+  MS_RETURN_IF_ERROR(AccumulateGradients(*std::move(request.gradients),
+                                         request.grad_scale.value_or(1), *current->device,
+                                         *environment_.push_budget, *executor, worker.accumulated));
   request.gradients.reset();
   answer.accumulated = ++worker.accumulated_count;
   worker.last = WorkerRecord{request.sequence, std::move(request.payload_digest), answer};

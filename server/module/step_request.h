@@ -2,12 +2,14 @@
 #define MODELSTATE_SERVER_MODULE_STEP_REQUEST_H_
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "common/base/optimizer_config.h"
 #include "common/base/tensor_spec.h"
+#include "server/device/host_transfer.h"
 #include "server/optim/gradient_set.h"
 
 namespace modelstate {
@@ -45,6 +47,8 @@ struct StepRequest {
   std::string payload_digest;
   // nullopt: ask for the answer of an earlier push only (of this payload, where its digest is set).
   std::optional<GradientSet> gradients;
+  // That brings the gradients to their device; null: they are there.
+  std::unique_ptr<HostWriter> arrival;
 };
 
 }  // namespace modelstate

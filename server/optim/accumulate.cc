@@ -1,15 +1,14 @@
+#include "server/optim/accumulate.h"
+
 #include <algorithm>
 #include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
-#include "server/optim/block_kernels.h"
-#include "server/optim/gradient_set.h"
+#include "common/base/status.h"
 
 namespace modelstate {
 namespace {
-
-constexpr uint64_t kElementsPerItem = 16 * kBlockElements;
 
 // One gradient on its way into the sum.
 struct Addition {
@@ -22,7 +21,7 @@ struct Addition {
 }  // namespace
 
 absl::Status AccumulateGradients(GradientSet more, double grad_scale, Device& device,
-                                 MemoryBudget& push_budget, ComputePool& compute,
+                                 MemoryBudget& push_budget, StepExecutor& executor,
                                  std::optional<GradientSet>& total) {
   const ModuleSchema& schema = *more.schema;
   absl::flat_hash_map<uint32_t, GradientSet::Entry*> known;
@@ -54,14 +53,7 @@ absl::Status AccumulateGradients(GradientSet more, double grad_scale, Device& de
             device, static_cast<uint64_t>(spec.shape.num_elements()) * DTypeSize(addition.dtype)));
   }
 
-  // Nothing fails from here on.
-  struct Piece {
-    GradientPart from;
-    uint8_t* to;
-    bool wide, add;
-    uint64_t begin, end;
-  };
-  std::vector<Piece> pieces;
+  std::vector<StepExecutor::Addition> sums;
   for (const Addition& addition : additions) {
     const DType from_dtype = more.tensors[addition.from->tensor].dtype;
     const bool as_it_is = addition.to == nullptr && !addition.fresh && grad_scale == 1;
@@ -69,21 +61,13 @@ absl::Status AccumulateGradients(GradientSet more, double grad_scale, Device& de
     TensorStorage& to = addition.to != nullptr ? *addition.to->storage
                         : addition.fresh       ? *addition.fresh
                                                : *addition.from->storage;
-    const GradientPart from{addition.from->storage->HostBytes().data(), from_dtype, 1 / grad_scale,
-                            1};
-    const uint64_t elements =
-        static_cast<uint64_t>(schema.spec(addition.from->index).shape.num_elements());
-    uint8_t* data = to.MutableHostBytes().data();
-    for (uint64_t begin = 0; begin < elements; begin += kElementsPerItem) {
-      pieces.push_back({from, data, addition.dtype == DType::kF64, addition.to != nullptr, begin,
-                        std::min(elements, begin + kElementsPerItem)});
-    }
+    sums.push_back({{addition.from->storage->buffer().data(), from_dtype, 1 / grad_scale, 1},
+                    to.MutableBuffer().data(),
+                    addition.dtype == DType::kF64,
+                    addition.to != nullptr,
+                    static_cast<uint64_t>(schema.spec(addition.from->index).shape.num_elements())});
   }
-  const BlockKernels& kernels = GetBlockKernels(SupportedInstructionSets().back());
-  compute.ParallelFor(pieces.size(), [&](size_t i) {
-    const Piece& piece = pieces[i];
-    kernels.accumulate(piece.from, piece.to, piece.wide, piece.add, piece.begin, piece.end);
-  });
+  MS_RETURN_IF_ERROR(executor.Accumulate(sums));
 
   if (!total) {
     total.emplace();

@@ -9,7 +9,6 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "server/device/compute_pool.h"
 #include "server/device/memory_budget.h"
 #include "server/state/module_schema.h"
 #include "server/state/tensor_storage.h"
@@ -79,15 +78,6 @@ absl::StatusOr<GradientSet> StageGradients(std::shared_ptr<const ModuleSchema> s
 // new indices. With ignore_frozen, gradients of what is frozen now are dropped; what was ignored
 // before stays ignored, as its elements are gone. On an error nothing has changed.
 absl::Status RematchGradients(std::shared_ptr<const ModuleSchema> schema, GradientSet& gradients);
-
-// Adds the gradients of `more`, each multiplied by 1 / grad_scale, to those of `total`, which is
-// null for the first of them: what torch does when backward() is called again. The sum is F32, or
-// F64 for an F64 parameter. Buffer values of `more` replace those of `total`. On an error `total`
-// is as before. RESOURCE_EXHAUSTED PUSH_MEMORY, DEVICE_MEMORY. REQUIRES: both are matched with the
-// same schema, on `device`; grad_scale is positive and finite.
-absl::Status AccumulateGradients(GradientSet more, double grad_scale, Device& device,
-                                 MemoryBudget& push_budget, ComputePool& compute,
-                                 std::optional<GradientSet>& total);
 
 }  // namespace modelstate
 

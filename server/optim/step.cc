@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <memory>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
-#include "server/optim/block_kernels.h"
 #include "server/optim/default_arithmetic.h"
 #include "server/optim/step_plan.h"
 #include "server/optim/tree_sum.h"
@@ -22,45 +22,12 @@ struct Norm {
   std::vector<std::string> nonfinite;
 };
 
-// Of the tensors whose norms did not come with their gradients.
-std::vector<TensorNorm> ComputeNorms(const StepPlan& plan, const WorkList& work,
-                                     const BlockKernels& kernels, ComputePool& compute) {
-  std::vector<size_t> first_block(plan.tensors.size() + 1, 0);
-  for (size_t t = 0; t < plan.tensors.size(); ++t) {
-    const TensorStep& tensor = plan.tensors[t];
-    first_block[t + 1] =
-        first_block[t] +
-        (tensor.norm != nullptr ? 0 : (tensor.elements + kBlockElements - 1) / kBlockElements);
-  }
-  std::vector<double> sums(first_block.back());
-  std::vector<uint8_t> finite(first_block.back());
-  work.ForEachItem(compute, [&](const WorkItem& item) {
-    const TensorStep& tensor = plan.tensors[item.tensor];
-    if (tensor.norm != nullptr) return;
-    for (uint64_t begin = item.begin; begin < item.end; begin += kBlockElements) {
-      const BlockNorm norm =
-          kernels.norm(plan, tensor, begin, std::min(item.end, begin + kBlockElements));
-      const size_t block = first_block[item.tensor] + begin / kBlockElements;
-      sums[block] = norm.sum_of_squares;
-      finite[block] = norm.finite;
-    }
-  });
-  std::vector<TensorNorm> norms(plan.tensors.size());
-  for (size_t t = 0; t < plan.tensors.size(); ++t) {
-    if (plan.tensors[t].norm != nullptr) continue;
-    const size_t begin = first_block[t];
-    const size_t count = first_block[t + 1] - begin;
-    norms[t].finite = std::count(finite.begin() + static_cast<int64_t>(begin),
-                                 finite.begin() + static_cast<int64_t>(begin + count), 0) == 0;
-    norms[t].sum_of_squares = TreeSum(absl::MakeSpan(sums).subspan(begin, count));
-  }
-  return norms;
-}
-
-Norm ComputeNorm(const StepPlan& plan, const WorkList& work, const ModuleSchema& schema,
-                 const BlockKernels& kernels, ComputePool& compute) {
+absl::StatusOr<Norm> ComputeNorm(const StepPlan& plan, const ModuleSchema& schema,
+                                 StepExecutor& executor, ComputePool& compute) {
   std::vector<TensorNorm> computed;
-  if (!plan.norms_known) computed = ComputeNorms(plan, work, kernels, compute);
+  if (!plan.norms_known) {
+    MS_ASSIGN_OR_RETURN(computed, executor.ComputeNorms());
+  }
   std::vector<double> sums(plan.tensors.size());
   std::atomic<bool> all_finite = true;
   const auto norm_of = [&](size_t t) -> const TensorNorm& {
@@ -162,35 +129,36 @@ absl::StatusOr<StepResult> ApplyOptimizerStep(const ModuleVersion& current,
   MS_RETURN_IF_ERROR(CheckWeightAndScale(total_weight, 1));
   MS_ASSIGN_OR_RETURN(StepPlan plan,
                       MakeStepPlan(current, optimizer, options, contributions, state, compute));
-  const BlockKernels& kernels =
-      GetBlockKernels(options.instruction_set.value_or(SupportedInstructionSets().back()));
+  std::unique_ptr<StepExecutor> made;
+  if (options.executor == nullptr) {
+    MS_ASSIGN_OR_RETURN(
+        made,
+        MakeStepExecutor(*current.device, compute,
+                         options.instruction_set.value_or(SupportedInstructionSets().back())));
+  }
+  StepExecutor& executor = made != nullptr ? *made : *options.executor;
+  MS_RETURN_IF_ERROR(AllocateSlots(state, *current.device, compute, &plan));
+  MS_RETURN_IF_ERROR(executor.Prepare(plan));
 
   StepResult result;
-  const WorkList work(plan, compute);
-  Norm norm = ComputeNorm(plan, work, schema, kernels, compute);
+  MS_ASSIGN_OR_RETURN(Norm norm, ComputeNorm(plan, schema, executor, compute));
   result.grad_norm = norm.total;
   result.nonfinite = std::move(norm.nonfinite);
   if (!result.nonfinite.empty()) return result;
   if (const std::optional<double> max_norm = optimizer.config().max_grad_norm) {
     result.clip_coef = std::min(1.0, *max_norm / (norm.total + 1e-6));
-    plan.clip_coef = result.clip_coef;
   }
-
   result.storages.resize(schema.size());
-  MS_RETURN_IF_ERROR(AllocateSlots(state, *current.device, compute, &plan));
   result.updated = plan.tensors.size();
   result.skipped = TrainableParameters(schema, optimizer, compute) - result.updated;
 
-  // From here on nothing fails.
-  work.ForEachItem(compute, [&](const WorkItem& item) {
-    const TensorStep& tensor = plan.tensors[item.tensor];
-    kernels.update(plan, tensor, item.begin, item.end);
-    if (item.begin > 0) return;
+  // From here on nothing fails but the device.
+  MS_RETURN_IF_ERROR(executor.Update(result.clip_coef, [&](const TensorStep& tensor) {
     ParameterState& parameter = state.parameters[tensor.index];
     parameter.step = tensor.step;
     parameter.product = tensor.product;
     result.storages[tensor.index] = std::move(*tensor.output_storage);
-  });
+  }));
   for (std::vector<NewSlot>& of_piece : plan.new_slots) {
     for (NewSlot& slot : of_piece) {
       RefPtr<TensorStorage>& held =

@@ -11,6 +11,7 @@
 #include "server/device/compute_pool.h"
 #include "server/optim/gradient_set.h"
 #include "server/optim/instruction_set.h"
+#include "server/optim/step_executor.h"
 #include "server/state/module_version.h"
 #include "server/state/optimizer.h"
 #include "server/state/optimizer_state.h"
@@ -20,11 +21,14 @@ namespace modelstate {
 struct StepOptions {
   // Per group, complete: Optimizer::Resolve.
   std::vector<Hyperparameters> hyperparameters;
-  // The bits are the same for all; nullopt: the best that this machine has.
+  // Of an executor that is made for this step. The bits are the same for all; nullopt: the best
+  // that this machine has.
   std::optional<InstructionSet> instruction_set;
   // For the place of a new parameter that no gradient has the width for, where none was staged with
   // it. Null: all were.
   MemoryBudget* output_budget = nullptr;
+  // Of the module's device. Null: one is made for this step.
+  StepExecutor* executor = nullptr;
 };
 
 // Gradients that were multiplied by grad_scale.
@@ -75,7 +79,10 @@ struct StepResult {
 // FAILED_PRECONDITION NOT_IN_A_GROUP; INVALID_ARGUMENT INVALID_FIELD (weights whose sum is not
 // finite, CheckWeightAndScale); RESOURCE_EXHAUSTED PUSH_MEMORY (of outputs), DEVICE_MEMORY.
 //
-// REQUIRES: device().host_visible(); `optimizer` resolved against current.schema; at least one
+// Where the device fails (INTERNAL, and its health() is no longer OK) nothing that it holds is to
+// be trusted, `state` included.
+//
+// REQUIRES: `optimizer` resolved against current.schema; at least one
 // contribution, all matched with current.schema; `state.parameters` sized as the schema. Runs on
 // the module's strand; uses `compute` and returns when done.
 absl::StatusOr<StepResult> ApplyOptimizerStep(const ModuleVersion& current,

@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "server/optim/gradient_part.h"
 #include "server/optim/step.h"
 #include "server/rules/rule_info.h"
 
@@ -27,14 +28,6 @@ struct PlannedSlot {
   // that begins now.
   const uint8_t* from;
   double initial;  // of one that begins now
-};
-
-// What one contribution holds for a parameter.
-struct GradientPart {
-  const uint8_t* data = nullptr;
-  DType dtype = DType::kF32;
-  double inverse_scale = 1;  // multiplied by, first
-  double coefficient = 1;    // then by this: its share in the mean
 };
 
 // One parameter that has a gradient. There may be very many: it owns nothing, and its members have

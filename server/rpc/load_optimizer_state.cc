@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/bytes.h"
 #include "common/base/status.h"
 #include "common/base/tensor_cast.h"
 #include "common/wire/convert.h"
@@ -12,6 +13,7 @@
 #include "common/wire/part_codec.h"
 #include "server/rpc/module_convert.h"
 #include "server/rpc/push_admission.h"
+#include "server/state/state_move.h"
 
 namespace modelstate {
 namespace {
@@ -33,6 +35,7 @@ void LoadOptimizerStatePush::OnMessage(grpc::ByteBuffer* message) {
 }
 
 void LoadOptimizerStatePush::Fail(const absl::Status& status) {
+  writer_.reset();
   arrivals_.clear();
   staged_ = StagedOptimizerState();
   call_.Finish(status);
@@ -114,6 +117,7 @@ absl::Status LoadOptimizerStatePush::Allocate(absl::Span<const ReceivedTensor> t
   }
   MS_ASSIGN_OR_RETURN(staged_.reservation, module_->environment().push_budget->Reserve(bytes));
   Device& device = module_->device();
+  MS_ASSIGN_OR_RETURN(writer_, device.NewWriter(bytes));
   staged_.state.parameters.resize(staged_.schema->size());
   arrivals_.resize(tensors.size());
   scalars_.resize(tensors.size());
@@ -129,17 +133,20 @@ absl::Status LoadOptimizerStatePush::Allocate(absl::Span<const ReceivedTensor> t
       }
     }
     if (!tensors[i].values || tensors[i].values->empty()) continue;
-    std::memcpy(Destination(i, 0, tensors[i].values->size()).data(), tensors[i].values->data(),
-                tensors[i].values->size());
+    const absl::Span<const uint8_t> values = AsBytes(*tensors[i].values);
+    if (arrivals_[i]) {
+      writer_->Write(values, arrivals_[i]->MutableBuffer(), 0);
+    } else {
+      std::memcpy(scalars_[i].data(), values.data(), values.size());
+    }
   }
   return absl::OkStatus();
 }
 
 absl::Span<uint8_t> LoadOptimizerStatePush::Destination(size_t index, uint64_t offset,
                                                         uint64_t max) {
-  const absl::Span<uint8_t> to =
-      arrivals_[index] ? arrivals_[index]->MutableHostBytes() : absl::MakeSpan(scalars_[index]);
-  return to.subspan(offset, max);
+  if (arrivals_[index]) return writer_->Reserve(arrivals_[index]->MutableBuffer(), offset, max);
+  return absl::MakeSpan(scalars_[index]).subspan(offset, max);
 }
 
 void LoadOptimizerStatePush::OnEnd() {
@@ -151,6 +158,8 @@ void LoadOptimizerStatePush::OnEnd() {
 }
 
 absl::Status LoadOptimizerStatePush::CompleteItems() {
+  MS_RETURN_IF_ERROR(writer_->Finish());
+  std::vector<Conversion> conversions;
   for (size_t i = 0; i < plan_.items.size(); ++i) {
     const OptimizerStatePlan::Item& item = plan_.items[i];
     if (item.part != Part::kSlot) {
@@ -160,13 +169,15 @@ absl::Status LoadOptimizerStatePush::CompleteItems() {
     const TensorSpec& spec = receiver_.tensors()[i].spec;
     RefPtr<TensorStorage>& target = staged_.state.parameters[item.parameter].slots[item.place];
     if (arrivals_[i] != target) {
-      CastElements(spec.dtype, arrivals_[i]->HostBytes().data(), item.dtype,
-                   target->MutableHostBytes().data(), spec.shape.num_elements());
+      conversions.push_back({arrivals_[i], target, spec.dtype, item.dtype,
+                             static_cast<uint64_t>(spec.shape.num_elements())});
     } else if (const std::optional<uint64_t> digest = receiver_.digest(i)) {
       target->CacheDigest(*digest);
     }
   }
+  MS_RETURN_IF_ERROR(ConvertElements(conversions, runtime_.compute.get()));
   // A slot may be written in place as soon as nobody else refers to it.
+  conversions.clear();
   arrivals_.clear();
   return absl::OkStatus();
 }

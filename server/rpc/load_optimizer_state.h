@@ -53,6 +53,7 @@ class LoadOptimizerStatePush final : public CallHandler, private TensorDestinati
   // By table index, in the incoming dtype: where the elements of a slot arrive, and the one of a
   // step or product.
   std::vector<RefPtr<TensorStorage>> arrivals_;
+  std::unique_ptr<HostWriter> writer_;  // to what is in arrivals_
   std::vector<std::array<uint8_t, sizeof(double)>> scalars_;
 };
 

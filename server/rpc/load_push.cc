@@ -1,19 +1,19 @@
 #include "server/rpc/load_push.h"
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
+#include "common/base/bytes.h"
 #include "common/base/status.h"
-#include "common/base/tensor_cast.h"
 #include "common/wire/convert.h"
 #include "common/wire/part_codec.h"
 #include "server/rpc/module_convert.h"
 #include "server/rpc/push_admission.h"
 #include "server/state/registration.h"
+#include "server/state/state_move.h"
 
 namespace modelstate {
 namespace {
@@ -62,6 +62,7 @@ void LoadPush::OnMessage(grpc::ByteBuffer* message) {
 }
 
 void LoadPush::Fail(const absl::Status& status) {
+  writer_.reset();
   arrivals_.clear();
   targets_.clear();
   staged_.reset();
@@ -141,10 +142,10 @@ absl::Status LoadPush::OnTable(absl::Span<const ReceivedTensor> tensors) {
                           TensorStorage::Allocate(device, tensors[holder].spec.nbytes()));
     }
   }
+  MS_ASSIGN_OR_RETURN(writer_, device.NewWriter(bytes));
   for (size_t i = 0; i < tensors.size(); ++i) {
     if (!tensors[i].values || !arrivals_[i]) continue;
-    std::memcpy(arrivals_[i]->MutableHostBytes().data(), tensors[i].values->data(),
-                tensors[i].values->size());
+    writer_->Write(AsBytes(*tensors[i].values), arrivals_[i]->MutableBuffer(), 0);
   }
   staged_->plan = std::move(plan);
   scratch_.resize(kScratchBytes);
@@ -171,7 +172,7 @@ absl::Status LoadPush::PlanFills(const LoadPlan& plan, absl::Span<const Received
 }
 
 absl::Span<uint8_t> LoadPush::Destination(size_t index, uint64_t offset, uint64_t max) {
-  if (arrivals_[index]) return arrivals_[index]->MutableHostBytes().subspan(offset, max);
+  if (arrivals_[index]) return writer_->Reserve(arrivals_[index]->MutableBuffer(), offset, max);
   return absl::MakeSpan(scratch_).subspan(0, std::min<uint64_t>(max, kScratchBytes));
 }
 
@@ -185,6 +186,8 @@ void LoadPush::OnEnd() {
 
 absl::Status LoadPush::CompleteItems() {
   if (!staged_) return absl::InternalError("a load ended without its table");
+  MS_RETURN_IF_ERROR(writer_->Finish());
+  std::vector<Conversion> conversions;
   for (size_t i = 0; i < staged_->plan.items.size(); ++i) {
     const LoadPlan::Item& item = staged_->plan.items[i];
     if (const auto fill = fills_.find(i); fill != fills_.end()) {
@@ -195,12 +198,14 @@ absl::Status LoadPush::CompleteItems() {
     const RefPtr<TensorStorage>& arrival = arrivals_[holder_[item.source]];
     if (arrival != targets_[i]) {
       const TensorSpec& spec = receiver_.tensors()[item.source].spec;
-      CastElements(item.source_dtype, arrival->HostBytes().data(), item.target_dtype,
-                   targets_[i]->MutableHostBytes().data(), spec.shape.num_elements());
+      conversions.push_back({arrival, targets_[i], item.source_dtype, item.target_dtype,
+                             static_cast<uint64_t>(spec.shape.num_elements())});
     } else if (std::optional<uint64_t> digest = receiver_.digest(item.source)) {
       targets_[i]->CacheDigest(*digest);
     }
   }
+  MS_RETURN_IF_ERROR(ConvertElements(conversions, runtime_.compute.get()));
+  conversions.clear();
   arrivals_.clear();
   for (RefPtr<TensorStorage>& target : targets_) staged_->storages.push_back(std::move(target));
   targets_.clear();

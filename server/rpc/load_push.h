@@ -61,8 +61,9 @@ class LoadPush final : public CallHandler, private TensorDestination {
   absl::flat_hash_map<size_t, Fill> fills_;
   // By table index: where the elements arrive, of the incoming dtype; null where they are dropped.
   std::vector<RefPtr<TensorStorage>> arrivals_;
-  std::vector<uint32_t> holder_;  // by table index: the entry that has its bytes
-  std::vector<uint8_t> scratch_;  // where dropped bytes go
+  std::unique_ptr<HostWriter> writer_;  // to what is in arrivals_
+  std::vector<uint32_t> holder_;        // by table index: the entry that has its bytes
+  std::vector<uint8_t> scratch_;        // where dropped bytes go
 };
 
 }  // namespace modelstate

@@ -81,7 +81,7 @@ void PeriodicSaver::Begin(std::shared_ptr<ModuleInstance> module,
       }
       if (saved.ok()) runtime_.ApplyRetention(*saved);
       // What a module took with it when it was deleted is no failure.
-      if (!saved.ok() && module->deleted()) saved = module->CheckNotDeleted();
+      if (!saved.ok() && module->deleted()) saved = module->CheckUsable();
       End(module->name(), saved);
     });
   });
@@ -93,7 +93,7 @@ absl::StatusOr<CheckpointInfo> PeriodicSaver::Save(ModuleInstance& module,
   const auto deletion = module.Subscribe([&module, &control] {
     if (module.deleted()) control.Cancel();
   });
-  MS_RETURN_IF_ERROR(module.CheckNotDeleted());
+  MS_RETURN_IF_ERROR(module.CheckUsable());
   SaveOptions options;
   options.overwrite = true;
   options.same_module = true;

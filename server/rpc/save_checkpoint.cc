@@ -45,7 +45,7 @@ class SaveCheckpointHandler final
       const CapturedState ended = std::move(state);  // nothing is held when the caller hears of it
     }
     if (absl::IsCancelled(info.status()) && module_->deleted()) {
-      return End(module_->CheckNotDeleted());
+      return End(module_->CheckUsable());
     }
     if (!info.ok()) return End(info.status());
     v1::SaveCheckpointResponse response;

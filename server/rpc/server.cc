@@ -96,11 +96,10 @@ absl::Status Server::StartRuntime() {
   runtime_.max_message_bytes = options_.max_message_bytes;
   runtime_.max_chunk_bytes = options_.max_chunk_bytes;
   runtime_.stream_stall_timeout = options_.stream_stall_timeout;
-  MS_ASSIGN_OR_RETURN(runtime_.devices, MakeDevices(options_.device, options_.device_memory_bytes));
+  MS_ASSIGN_OR_RETURN(runtime_.devices, MakeDevices(options_.device, options_.device_memory_bytes,
+                                                    options_.staging_memory_bytes));
   for (const std::unique_ptr<Device>& device : runtime_.devices) {
-    if (device->host_visible()) continue;
-    return absl::FailedPreconditionError(absl::StrCat(
-        "device ", device->name(), ": modules cannot live on a GPU yet; choose cpu or auto"));
+    device->OnFailure([this](Device& failed) { OnDeviceFailure(failed); });
   }
   runtime_.compute = std::make_unique<ComputePool>(options_.compute_threads);
   runtime_.readers = std::make_unique<ComputePool>(options_.io_threads);
@@ -149,6 +148,20 @@ absl::Status Server::StartRuntime() {
         [](ModuleInstance& module) { module.EndWaits(CallTracker::DrainingError()); });
   });
   return absl::OkStatus();
+}
+
+// Later, as the caller may hold any lock.
+void Server::OnDeviceFailure(Device& device) {
+  runtime_.PostIo([this, &device] {
+    runtime_.log(absl::LogSeverity::kError,
+                 absl::StrCat("device ", device.name(),
+                              " failed, and what it holds is lost: ", device.health().message()));
+    health_.SetServing(kServiceName, false);
+    runtime_.registry->ForEach([this](ModuleInstance& module) {
+      if (module.state() == ModuleState::kFailed) health_.SetServing(module.name(), false);
+    });
+    if (options_.on_device_failure) options_.on_device_failure();
+  });
 }
 
 absl::Status Server::Listen() {

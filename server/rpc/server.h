@@ -27,6 +27,7 @@ struct ServerOptions {
   uint64_t push_memory_bytes = 0;      // half of that
   uint64_t snapshot_memory_bytes = 0;  // half of that
   uint64_t cast_memory_bytes = 0;      // an eighth of it
+  uint64_t staging_memory_bytes = 0;   // of each GPU: a part of the host's memory
   uint64_t max_message_bytes = uint64_t{4} << 20;
   uint64_t max_chunk_bytes = uint64_t{2} << 20;
   size_t compute_threads = 0;  // one per hardware thread
@@ -43,6 +44,8 @@ struct ServerOptions {
   RetentionPolicy retention;
   // Where to tell what no call is told; null: nowhere. Any thread.
   std::function<void(absl::LogSeverity, const std::string&)> log;
+  // Called once a device has failed, which no server recovers from: it is to be ended. Any thread.
+  std::function<void()> on_device_failure;
 };
 
 // A model-state server in this process: modelstate.v1.ModelState, health with a status per module,
@@ -75,6 +78,8 @@ class Server {
   absl::Status StartRuntime();
   absl::Status Listen();
   void Stop(absl::Duration grace);
+  // Its modules serve no more. Called by whoever finds it out.
+  void OnDeviceFailure(Device& device);
 
   const ServerOptions options_;
   std::string address_;

@@ -7,6 +7,7 @@
 #include "common/base/status.h"
 #include "common/base/tensor_cast.h"
 #include "common/wire/convert.h"
+#include "server/state/storage_blocks.h"
 
 namespace modelstate {
 namespace {
@@ -27,6 +28,23 @@ v1::StatePart MakeHeader(const std::string& module, const ModuleVersion& version
   return part;
 }
 
+// Of one read: reaches 0.95 of one large copy.
+constexpr uint64_t kBlockBytes = uint64_t{4} << 20;
+
+// What the elements at both ends of a range may be more than the range.
+constexpr uint64_t kCutElements = 1024;
+
+// How many bytes of a tensor one byte of what is sent may be made of.
+uint64_t LargestCast(const StateStream::Contents& contents) {
+  uint64_t largest = 1;
+  for (size_t i = 0; i < contents.view->indices.size(); ++i) {
+    const DType from = contents.snapshot->schema->spec(contents.view->indices[i]).dtype;
+    largest =
+        std::max<uint64_t>(largest, DTypeSize(from) / DTypeSize(contents.view->specs[i].dtype));
+  }
+  return largest;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<StateStream>> StateStream::Create(Contents contents,
@@ -43,17 +61,29 @@ absl::StatusOr<std::unique_ptr<StateStream>> StateStream::Create(Contents conten
                       {"total_bytes", absl::StrCat(total)}});
   }
   if (options.ranges.empty() && total > 0) options.ranges.push_back({0, total});
-  return std::unique_ptr<StateStream>(new StateStream(std::move(contents), std::move(options)));
+  Device& device = *contents.snapshot->device;
+  std::unique_ptr<HostReader> reader;
+  if (!device.host_visible() && total > 0) {
+    const uint64_t block_bytes = std::min(total, std::max(options.chunk_bytes, kBlockBytes));
+    const uint64_t cast = LargestCast(contents);
+    MS_ASSIGN_OR_RETURN(
+        reader, device.NewReader(cast == 1 ? block_bytes : block_bytes * cast + kCutElements));
+  }
+  return std::unique_ptr<StateStream>(
+      new StateStream(std::move(contents), std::move(options), std::move(reader)));
 }
 
-StateStream::StateStream(Contents contents, Options options)
+StateStream::StateStream(Contents contents, Options options, std::unique_ptr<HostReader> reader)
     : contents_(std::move(contents)),
       view_(contents_.view.get()),
       options_(std::move(options)),
       table_(view_->specs.size(),
-             [this](size_t index, v1::TensorInfo* info) { FillTableEntry(index, info); }) {
+             [this](size_t index, v1::TensorInfo* info) { FillTableEntry(index, info); }),
+      reader_(std::move(reader)) {
   if (!options_.ranges.empty()) {
     if (!options_.skip_digests) parts_ = FindParts();
+    reads_for_table_ =
+        reader_ != nullptr && !options_.skip_digests && view_->specs.size() > kMaxDigests;
     offset_ = options_.ranges.front().begin;
     position_ = view_->layout.FindPosition(offset_);
   }
@@ -113,32 +143,43 @@ std::vector<uint32_t> StateStream::FindParts() const {
   return parts;
 }
 
-void StateStream::DigestParts(absl::FunctionRef<bool()> go_on) {
-  for (const uint32_t index : parts_) {
-    const uint64_t nbytes = view_->specs[index].nbytes();
-    const TensorStorage* storage = source(index);
-    std::optional<uint64_t> known = CachedDigest(index);
-    if (storage == nullptr && !schema_index(index)) known = Xxh3(ScalarBytes(index));
-    Xxh3Stream hash;
-    std::vector<uint8_t> cast;
-    for (uint64_t begin = 0; !known && begin < nbytes; begin += kDefaultChunkBytes) {
-      if (!go_on()) return;
-      const uint64_t size = std::min(kDefaultChunkBytes, nbytes - begin);
-      if (storage != nullptr) {
-        hash.Update(storage->HostBytes().subspan(begin, size));
-        continue;
-      }
-      cast.resize(size);
-      const uint64_t width = DTypeSize(view_->specs[index].dtype);
-      Cast(index, begin / width, (begin + size) / width, cast.data());
-      hash.Update(cast);
+absl::Status StateStream::DigestParts(absl::FunctionRef<bool()> go_on) {
+  const auto gate = [&] { return go_on() ? absl::OkStatus() : absl::CancelledError(); };
+  if (reads_for_table_) {
+    std::vector<const TensorStorage*> storages;
+    for (uint32_t index = kMaxDigests; index < view_->specs.size(); ++index) {
+      if (DigestIsInTable(index)) storages.push_back(source(index));
     }
-    if (!known) {
+    MS_RETURN_IF_ERROR(DigestStorages(storages, gate));
+  }
+  for (const uint32_t index : parts_) {
+    std::optional<uint64_t> known = CachedDigest(index);
+    if (!known && !schema_index(index) && source(index) == nullptr) {
+      known = Xxh3(ScalarBytes(index));
+    } else if (const TensorStorage* storage = source(index); !known && storage != nullptr) {
+      MS_RETURN_IF_ERROR(DigestStorages({&storage, 1}, gate));
+      known = storage->CachedDigest();
+    } else if (!known) {
+      const CastPiece whole = FindCast({index, 0, view_->specs[index].nbytes()});
+      const DType to = view_->specs[index].dtype;
+      Xxh3Stream hash;
+      std::vector<uint8_t> cast;
+      MS_RETURN_IF_ERROR(ReadBlocks(
+          {&whole.source, 1},
+          [&](absl::Span<const BlockPart>, absl::Span<const uint8_t> bytes) -> absl::Status {
+            MS_RETURN_IF_ERROR(gate());
+            const uint64_t count = bytes.size() / DTypeSize(whole.from);
+            cast.resize(count * DTypeSize(to));
+            CastElements(whole.from, bytes.data(), to, cast.data(), static_cast<int64_t>(count));
+            hash.Update(cast);
+            return absl::OkStatus();
+          }));
       known = hash.Digest();
       CacheDigest(index, *known);
     }
     part_digests_.emplace(index, *known);
   }
+  return absl::OkStatus();
 }
 
 std::optional<uint32_t> StateStream::schema_index(uint32_t index) const {
@@ -154,7 +195,7 @@ const TensorStorage* StateStream::source(uint32_t index) const {
   return cast ? nullptr : version.storages[*tensor].get();
 }
 
-std::optional<grpc::ByteBuffer> StateStream::Next() {
+absl::StatusOr<std::optional<grpc::ByteBuffer>> StateStream::Next() {
   switch (phase_) {
     case Phase::kHeader:
       phase_ = header_alone_ ? Phase::kDone : Phase::kTable;
@@ -166,53 +207,137 @@ std::optional<grpc::ByteBuffer> StateStream::Next() {
       phase_ = Phase::kChunks;
       [[fallthrough]];
     }
-    case Phase::kChunks:
-      if (range_ < options_.ranges.size()) return NextChunk();
+    case Phase::kChunks: {
+      MS_ASSIGN_OR_RETURN(std::optional<grpc::ByteBuffer> chunk, NextChunk());
+      if (chunk) return chunk;
       phase_ = Phase::kDone;
       trailer_.mutable_trailer()->set_total_bytes(sent_bytes_);
       return SerializeMessage(trailer_);
+    }
     case Phase::kDone:
       return std::nullopt;
   }
   return std::nullopt;
 }
 
-grpc::ByteBuffer StateStream::NextChunk() {
+StateStream::ChunkPlan StateStream::PlanChunk() {
+  ChunkPlan plan;
+  if (range_ == options_.ranges.size()) return plan;
   const ByteRange& range = options_.ranges[range_];
   const uint64_t end = std::min(range.end, offset_ + options_.chunk_bytes);
-  encoder_.Begin(offset_);
+  plan.offset = offset_;
   while (offset_ < end) {
     const uint32_t index = view_->layout.by_offset()[position_];
     const ByteRange tensor = view_->layout.range(index);
     const uint64_t piece_end = std::min(end, tensor.end);
-    if (piece_end > offset_) AddPiece(index, offset_ - tensor.begin, piece_end - tensor.begin);
+    if (piece_end > offset_) {
+      plan.pieces.push_back({index, offset_ - tensor.begin, piece_end - tensor.begin});
+    }
     offset_ = std::max(offset_, piece_end);
     if (offset_ >= tensor.end) ++position_;
   }
-  sent_bytes_ += encoder_.size();
   if (offset_ == range.end && ++range_ < options_.ranges.size()) {
     offset_ = options_.ranges[range_].begin;
     position_ = view_->layout.FindPosition(offset_);
   }
+  return plan;
+}
+
+absl::StatusOr<StateStream::Block> StateStream::StartBlock() {
+  Block block;
+  std::vector<BufferRange> ranges;
+  for (uint64_t bytes = 0; bytes == 0 || bytes + options_.chunk_bytes <= kBlockBytes;) {
+    ChunkPlan chunk = PlanChunk();
+    if (chunk.pieces.empty()) break;
+    for (const Piece& piece : chunk.pieces) {
+      bytes += piece.end - piece.begin;
+      if (const TensorStorage* storage = source(piece.index)) {
+        ranges.push_back({&storage->buffer(), piece.begin, piece.end - piece.begin});
+      } else if (schema_index(piece.index)) {
+        const CastPiece cast = FindCast(piece);
+        const uint64_t width = DTypeSize(cast.from);
+        ranges.push_back(
+            {&cast.source->buffer(), cast.first * width, (cast.last - cast.first) * width});
+      }
+    }
+    block.chunks.push_back(std::move(chunk));
+  }
+  if (!block.chunks.empty()) {
+    MS_ASSIGN_OR_RETURN(block.read, reader_->Start(ranges));
+  }
+  return block;
+}
+
+absl::StatusOr<std::optional<grpc::ByteBuffer>> StateStream::NextChunk() {
+  ChunkPlan plan;
+  if (reader_ == nullptr) {
+    plan = PlanChunk();
+  } else {
+    if (block_.chunks.empty()) {
+      if (!next_block_) {
+        MS_ASSIGN_OR_RETURN(next_block_, StartBlock());
+      }
+      block_ = *std::exchange(next_block_, std::nullopt);
+      if (block_.chunks.empty()) return std::nullopt;
+      MS_ASSIGN_OR_RETURN(next_block_, StartBlock());
+      MS_ASSIGN_OR_RETURN(unused_, block_.read->Wait());
+    }
+    plan = std::move(block_.chunks.front());
+    block_.chunks.pop_front();
+  }
+  if (plan.pieces.empty()) return std::nullopt;
+  encoder_.Begin(plan.offset);
+  for (const Piece& piece : plan.pieces) AddPiece(piece);
+  FinishRun();
+  sent_bytes_ += encoder_.size();
   return encoder_.Finish();
 }
 
-void StateStream::AddPiece(uint32_t index, uint64_t begin, uint64_t end) {
-  const uint64_t size = end - begin;
-  if (const TensorStorage* storage = source(index)) {
-    const absl::Span<const uint8_t> bytes = storage->HostBytes().subspan(begin, size);
-    Digest(index, begin, bytes);
-    storage->Ref();
-    encoder_.AddBorrowed(
-        bytes, [](void* storage) { static_cast<const TensorStorage*>(storage)->Unref(); },
-        const_cast<TensorStorage*>(storage));
-  } else if (schema_index(index)) {
-    AddCast(index, begin, end);
+void StateStream::AddPiece(const Piece& piece) {
+  if (const TensorStorage* storage = source(piece.index)) {
+    const absl::Span<const uint8_t> bytes = StoredBytes(*storage, piece.begin, piece.end);
+    Digest(piece.index, piece.begin, bytes);
+    AddStored(*storage, bytes);
+    return;
+  }
+  FinishRun();
+  if (schema_index(piece.index)) {
+    AddCast(piece);
   } else {
-    const auto bytes = ScalarBytes(index).subspan(begin, size);
-    Digest(index, begin, bytes);
+    const auto bytes = ScalarBytes(piece.index).subspan(piece.begin, piece.end - piece.begin);
+    Digest(piece.index, piece.begin, bytes);
     encoder_.AddCopied(bytes);
   }
+}
+
+absl::Span<const uint8_t> StateStream::StoredBytes(const TensorStorage& storage, uint64_t begin,
+                                                   uint64_t end) {
+  if (reader_ == nullptr) return storage.HostBytes().subspan(begin, end - begin);
+  const absl::Span<const uint8_t> bytes = unused_.subspan(0, end - begin);
+  unused_.remove_prefix(end - begin);
+  return bytes;
+}
+
+void StateStream::AddStored(const TensorStorage& storage, absl::Span<const uint8_t> bytes) {
+  if (reader_ == nullptr) {
+    storage.Ref();
+    encoder_.AddBorrowed(
+        bytes, [](void* storage) { static_cast<const TensorStorage*>(storage)->Unref(); },
+        const_cast<TensorStorage*>(&storage));
+  } else if (!run_.empty() && run_.data() + run_.size() == bytes.data()) {
+    run_ = {run_.data(), run_.size() + bytes.size()};
+  } else {
+    FinishRun();
+    run_ = bytes;
+  }
+}
+
+void StateStream::FinishRun() {
+  const absl::Span<const uint8_t> run = std::exchange(run_, {});
+  if (run.empty()) return;
+  encoder_.AddBorrowed(
+      run, [](void* read) { delete static_cast<std::shared_ptr<HostRead>*>(read); },
+      new std::shared_ptr<HostRead>(block_.read));
 }
 
 absl::Span<const uint8_t> StateStream::ScalarBytes(uint32_t index) const {
@@ -220,32 +345,43 @@ absl::Span<const uint8_t> StateStream::ScalarBytes(uint32_t index) const {
   return absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(&scalar), sizeof(scalar));
 }
 
-void StateStream::AddCast(uint32_t index, uint64_t begin, uint64_t end) {
-  if (CastTensor* shared = SharedCast(index)) {
-    const uint32_t tensor = view_->indices[index];
+StateStream::CastPiece StateStream::FindCast(const Piece& piece) const {
+  const uint32_t tensor = view_->indices[piece.index];
+  // A range may begin or end inside an element.
+  const uint64_t width = DTypeSize(view_->specs[piece.index].dtype);
+  return {contents_.snapshot->storages[tensor].get(),
+          contents_.snapshot->schema->spec(tensor).dtype, piece.begin / width,
+          (piece.end + width - 1) / width};
+}
+
+void StateStream::AddCast(const Piece& piece) {
+  const CastPiece part = FindCast(piece);
+  if (CastTensor* shared = SharedCast(piece.index)) {
     const absl::Span<const uint8_t> bytes =
-        shared->Get(contents_.snapshot->storages[tensor]->HostBytes(), begin, end);
+        shared->Get(part.source->HostBytes(), piece.begin, piece.end);
     if (!bytes.empty()) {
-      Digest(index, begin, bytes);
+      Digest(piece.index, piece.begin, bytes);
       shared->Ref();
       encoder_.AddBorrowed(
           bytes, [](void* cast) { static_cast<const CastTensor*>(cast)->Unref(); }, shared);
       return;
     }
   }
-  // A range may begin or end inside an element: cast the elements that it touches.
-  const uint64_t width = DTypeSize(view_->specs[index].dtype);
-  const uint64_t first = begin / width;
-  const uint64_t last = (end + width - 1) / width;
-  auto* cast = new std::vector<uint8_t>((last - first) * width);
-  Cast(index, first, last, cast->data());
-  const auto bytes = absl::MakeConstSpan(*cast).subspan(begin - first * width, end - begin);
-  Digest(index, begin, bytes);
+  const DType to = view_->specs[piece.index].dtype;
+  const uint64_t count = part.last - part.first;
+  const absl::Span<const uint8_t> elements = StoredBytes(
+      *part.source, part.first * DTypeSize(part.from), part.last * DTypeSize(part.from));
+  auto* cast = new std::vector<uint8_t>(count * DTypeSize(to));
+  CastElements(part.from, elements.data(), to, cast->data(), static_cast<int64_t>(count));
+  const auto bytes = absl::MakeConstSpan(*cast).subspan(piece.begin - part.first * DTypeSize(to),
+                                                        piece.end - piece.begin);
+  Digest(piece.index, piece.begin, bytes);
   encoder_.AddBorrowed(
       bytes, [](void* vector) { delete static_cast<std::vector<uint8_t>*>(vector); }, cast);
 }
 
 CastTensor* StateStream::SharedCast(uint32_t index) {
+  if (reader_ != nullptr) return nullptr;
   if (cast_index_ != index) {
     const uint32_t tensor = view_->indices[index];
     const ModuleSchema& schema = *contents_.snapshot->schema;
@@ -268,14 +404,6 @@ void StateStream::CacheDigest(uint32_t index, uint64_t digest) {
   if (const TensorStorage* storage = source(index)) return storage->CacheDigest(digest);
   if (!schema_index(index)) return;
   if (CastTensor* cast = SharedCast(index)) cast->CacheDigest(digest);
-}
-
-void StateStream::Cast(uint32_t index, uint64_t first, uint64_t last, uint8_t* out) const {
-  const uint32_t tensor = view_->indices[index];
-  const DType from = contents_.snapshot->schema->spec(tensor).dtype;
-  const uint8_t* elements = contents_.snapshot->storages[tensor]->HostBytes().data();
-  CastElements(from, elements + first * DTypeSize(from), view_->specs[index].dtype, out,
-               static_cast<int64_t>(last - first));
 }
 
 void StateStream::Digest(uint32_t index, uint64_t begin, absl::Span<const uint8_t> bytes) {

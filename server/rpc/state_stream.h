@@ -4,6 +4,7 @@
 #include <grpcpp/support/byte_buffer.h>
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
@@ -32,7 +33,11 @@ namespace modelstate {
 // digest is not known yet is hashed as its bytes pass, and the digest is kept with the storage:
 // once per version, not per reader.
 //
-// REQUIRES: storages that the host can see. Thread-compatible.
+// Of a device whose memory the host does not see, the bytes of the next chunk are on their way to
+// host memory while this one is sent; chunks borrow that memory. What is cast is cast for this
+// stream alone then.
+//
+// Thread-compatible.
 class StateStream {
  public:
   static constexpr uint64_t kDefaultChunkBytes = uint64_t{1} << 20;
@@ -61,7 +66,7 @@ class StateStream {
     std::vector<OptimizerTensors::Value> optimizer;
   };
 
-  // OUT_OF_RANGE RANGE_OUTSIDE_LAYOUT.
+  // OUT_OF_RANGE RANGE_OUTSIDE_LAYOUT; RESOURCE_EXHAUSTED DEVICE_MEMORY, with a retry hint.
   static absl::StatusOr<std::unique_ptr<StateStream>> Create(Contents contents, Options options);
 
   // Only a header, which says that `version` is not newer than what the caller has. Holds nothing.
@@ -70,26 +75,59 @@ class StateStream {
                                                   const ModuleVersion& version,
                                                   const StateView* view);
 
-  // Hashes the tensors of which the ranges take only a part, for the table to say. Reads all of
-  // their bytes, so call it off gRPC's threads, before Next. `go_on` is asked now and then: false
-  // ends it early.
-  void DigestParts(absl::FunctionRef<bool()> go_on);
-  bool has_parts() const { return !parts_.empty(); }
+  // Hashes what the table is to say and the chunks do not: tensors of which the ranges take only a
+  // part, and what a GPU holds beyond kMaxDigests. Reads all of their bytes, so call it off gRPC's
+  // threads, before Next. `go_on` is asked now and then: false
+  // ends it early. Errors are those of Next.
+  absl::Status DigestParts(absl::FunctionRef<bool()> go_on);
+  bool needs_digests() const { return !parts_.empty() || reads_for_table_; }
 
-  // The next message; nullopt after the last.
-  std::optional<grpc::ByteBuffer> Next();
+  // The next message; nullopt after the last. INTERNAL when the device failed.
+  absl::StatusOr<std::optional<grpc::ByteBuffer>> Next();
 
  private:
   enum class Phase { kHeader, kTable, kChunks, kDone };
 
-  StateStream(Contents contents, Options options);
+  StateStream(Contents contents, Options options, std::unique_ptr<HostReader> reader);
   explicit StateStream(grpc::ByteBuffer header);  // and nothing else
 
   v1::StatePart HeaderOfContents() const;
   void FillTableEntry(size_t index, v1::TensorInfo* info) const;
-  grpc::ByteBuffer NextChunk();
   // Bytes [begin, end) of the tensor at `index` of the view.
-  void AddPiece(uint32_t index, uint64_t begin, uint64_t end);
+  struct Piece {
+    uint32_t index;
+    uint64_t begin;
+    uint64_t end;
+  };
+  struct ChunkPlan {
+    uint64_t offset = 0;
+    std::vector<Piece> pieces;
+  };
+  // The chunk from `offset_` on, and goes on behind it. Without pieces: there are no more.
+  ChunkPlan PlanChunk();
+  // Chunks whose bytes come by one read, of a device whose memory the host does not see: a read
+  // costs as much as a megabyte.
+  struct Block {
+    std::deque<ChunkPlan> chunks;
+    std::shared_ptr<HostRead> read;
+  };
+  // Without chunks: there are no more.
+  absl::StatusOr<Block> StartBlock();
+  absl::StatusOr<std::optional<grpc::ByteBuffer>> NextChunk();
+  void AddPiece(const Piece& piece);
+  // Bytes [begin, end) of a storage. Of what was read: REQUIRES the order of StartBlock.
+  absl::Span<const uint8_t> StoredBytes(const TensorStorage& storage, uint64_t begin, uint64_t end);
+  // Bytes of a storage, as they are.
+  void AddStored(const TensorStorage& storage, absl::Span<const uint8_t> bytes);
+  void FinishRun();
+  // The elements that a piece of a cast tensor touches, and the storage that they are of.
+  struct CastPiece {
+    const TensorStorage* source;
+    DType from;
+    uint64_t first;
+    uint64_t last;
+  };
+  CastPiece FindCast(const Piece& piece) const;
   void Digest(uint32_t index, uint64_t begin, absl::Span<const uint8_t> bytes);
   // The module's tensor; nullopt: optimizer state.
   std::optional<uint32_t> schema_index(uint32_t index) const;
@@ -100,23 +138,28 @@ class StateStream {
   // Of optimizer state that is a single number, kept in `contents_`.
   absl::Span<const uint8_t> ScalarBytes(uint32_t index) const;
   bool DigestIsInTable(uint32_t index) const;
-  void AddCast(uint32_t index, uint64_t begin, uint64_t end);
+  void AddCast(const Piece& piece);
   // The cast that readers share; null: there is no room for it.
   CastTensor* SharedCast(uint32_t index);
   std::optional<uint64_t> CachedDigest(uint32_t index);
   void CacheDigest(uint32_t index, uint64_t digest);
-  // Elements [first, last) of a tensor that is sent in another dtype.
-  void Cast(uint32_t index, uint64_t first, uint64_t last, uint8_t* out) const;
-
   std::optional<grpc::ByteBuffer> header_alone_;
   const Contents contents_;
   const StateView* const view_;  // contents_.view
   const Options options_;
   Phase phase_ = Phase::kHeader;
   std::vector<uint32_t> parts_;
+  bool reads_for_table_ = false;
   absl::flat_hash_map<uint32_t, uint64_t> part_digests_;
   TableSplitter table_;
   ChunkEncoder encoder_;
+  std::unique_ptr<HostReader> reader_;  // null: the host sees the storages
+  std::optional<Block> next_block_;
+  // At hand: its chunks that were not made yet, what was read and not yet used, and what goes on as
+  // one slice.
+  Block block_;
+  absl::Span<const uint8_t> unused_;
+  absl::Span<const uint8_t> run_;
 
   // The next byte: in ranges[range_], at `offset_`, of the tensor at by_offset()[position_].
   size_t range_ = 0;

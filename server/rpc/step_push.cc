@@ -7,6 +7,7 @@
 #include "absl/algorithm/container.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "common/base/bytes.h"
 #include "common/base/status.h"
 #include "common/wire/convert.h"
 #include "common/wire/optimizer_convert.h"
@@ -64,6 +65,7 @@ void StepPush::OnGone() {
 
 void StepPush::Fail(const absl::Status& status) {
   entries_.clear();
+  writer_.reset();
   gradients_.reset();
   call_.Finish(status);
 }
@@ -120,14 +122,13 @@ absl::Status StepPush::OnTable(absl::Span<const ReceivedTensor> tensors) {
       gradients_, StageGradients(module_->Current()->schema, std::move(table), module_->device(),
                                  *budget(), header_.ignore_frozen(),
                                  /*outputs=*/!header_.accumulate() && !module_->has_rounds()));
+  MS_ASSIGN_OR_RETURN(writer_, gradients_->device->NewWriter(gradients_->reservation.bytes()));
   gradients_->norm_scale = header_.has_grad_scale() ? header_.grad_scale() : 1;
   entries_.resize(tensors.size());
   for (GradientSet::Entry& entry : gradients_->entries) {
     entries_[entry.tensor] = &entry;
     const std::optional<std::string>& values = tensors[entry.tensor].values;
-    if (values) {
-      std::memcpy(entry.storage->MutableHostBytes().data(), values->data(), values->size());
-    }
+    if (values) writer_->Write(AsBytes(*values), entry.storage->MutableBuffer(), 0);
   }
   if (gradients_->ignored > 0) scratch_.resize(kScratchBytes);
   return absl::OkStatus();
@@ -138,7 +139,7 @@ absl::Span<uint8_t> StepPush::Destination(size_t index, uint64_t offset, uint64_
   if (replay_ || entries_[index] == nullptr) {
     return absl::MakeSpan(scratch_).subspan(0, std::min<uint64_t>(max, kScratchBytes));
   }
-  return entries_[index]->storage->MutableHostBytes().subspan(offset, max);
+  return writer_->Reserve(entries_[index]->storage->MutableBuffer(), offset, max);
 }
 
 void StepPush::OnBytes(size_t index, uint64_t offset, absl::Span<const uint8_t> bytes) {
@@ -181,6 +182,7 @@ absl::StatusOr<StepRequest> StepPush::CompleteRequest() {
   request.overrides = GroupOverridesFromProto(header_.group_overrides());
   request.payload_digest = PayloadDigest();
   request.gradients = std::move(gradients_);
+  request.arrival = std::move(writer_);
   gradients_.reset();
   return request;
 }

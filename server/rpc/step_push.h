@@ -54,6 +54,7 @@ class StepPush final : public CallHandler, private TensorDestination {
   bool gone_ = false;
   bool waits_ = false;  // for a round
   std::optional<GradientSet> gradients_;
+  std::unique_ptr<HostWriter> writer_;  // to their device
   // By table index; null: what arrives is not kept.
   std::vector<GradientSet::Entry*> entries_;
   NormStream norm_;

@@ -143,13 +143,17 @@ class StreamStateDictHandler final : public ServerStreamHandler {
     if (status_.ok() && stream_ == nullptr) {
       status_ = Open();
       if (status_.ok() && stream_ == nullptr) return Turn::kWait;
-      if (stream_ != nullptr && stream_->has_parts()) DigestParts();
-      if (stream_ != nullptr && !digesting_) next_ = stream_->Next();
+      if (stream_ != nullptr && stream_->needs_digests()) DigestParts();
+      if (stream_ != nullptr && !digesting_) Advance();
     }
     if (digesting_) {
       if (!digested_.load(std::memory_order_acquire)) return Turn::kWait;
       digesting_ = false;
-      next_ = stream_->Next();
+      if (digest_status_.ok()) {
+        Advance();
+      } else {
+        status_ = WhyItFailed(digest_status_);
+      }
     }
     if (!status_.ok() || !next_) {
       *status = status_;
@@ -160,12 +164,24 @@ class StreamStateDictHandler final : public ServerStreamHandler {
   }
 
   // Two chunks at most: the one on its way, and this.
-  void Prefetch() override { next_ = stream_->Next(); }
+  void Prefetch() override { Advance(); }
+
+  void Advance() {
+    absl::StatusOr<std::optional<grpc::ByteBuffer>> next = stream_->Next();
+    next_ = next.ok() ? *std::move(next) : std::nullopt;
+    if (!next.ok()) status_ = WhyItFailed(next.status());
+  }
+
+  // What a device that failed under the stream says is less than what the module does.
+  absl::Status WhyItFailed(absl::Status status) const {
+    absl::Status usable = module_->CheckUsable();
+    return usable.ok() ? status : usable;
+  }
 
   void DigestParts() {
     digesting_ = true;
     runtime_.PostIo([this, self = Share()] {
-      stream_->DigestParts([this] { return !gone(); });
+      digest_status_ = stream_->DigestParts([this] { return !gone(); });
       digested_.store(true, std::memory_order_release);
       Wake();
     });
@@ -279,7 +295,8 @@ class StreamStateDictHandler final : public ServerStreamHandler {
   absl::StatusOr<CapturedState> with_optimizer_;
   std::unique_ptr<StateStream> stream_;
   bool digesting_ = false;             // DigestParts was called
-  std::atomic<bool> digested_{false};  // and has ended
+  std::atomic<bool> digested_{false};  // and has ended:
+  absl::Status digest_status_;
   std::optional<grpc::ByteBuffer> next_;
 };
 

@@ -5,8 +5,8 @@
 #include <utility>
 #include <vector>
 
-#include "common/base/digest.h"
 #include "common/base/status.h"
+#include "server/state/storage_blocks.h"
 
 namespace modelstate {
 
@@ -56,23 +56,9 @@ absl::Status TensorStorage::CopyToHost(uint64_t offset, absl::Span<uint8_t> out)
 
 absl::StatusOr<uint64_t> TensorStorage::Digest() const {
   if (std::optional<uint64_t> cached = CachedDigest()) return *cached;
-  uint64_t digest = 0;
-  if (device_->host_visible()) {
-    digest = Xxh3(HostBytes());
-  } else {
-    constexpr uint64_t kPieceBytes = uint64_t{1} << 20;
-    std::vector<uint8_t> piece(std::min(kPieceBytes, size()));
-    Xxh3Stream stream;
-    for (uint64_t offset = 0; offset < size(); offset += kPieceBytes) {
-      const absl::Span<uint8_t> part =
-          absl::MakeSpan(piece).subspan(0, std::min(kPieceBytes, size() - offset));
-      MS_RETURN_IF_ERROR(CopyToHost(offset, part));
-      stream.Update(part);
-    }
-    digest = stream.Digest();
-  }
-  CacheDigest(digest);
-  return digest;
+  const TensorStorage* const self = this;
+  MS_RETURN_IF_ERROR(DigestStorages({&self, 1}));
+  return *CachedDigest();
 }
 
 std::optional<uint64_t> TensorStorage::CachedDigest() const {

@@ -10,14 +10,40 @@
 namespace modelstate {
 namespace {
 
-constexpr size_t kBytes = (size_t{9} << 20) + 5;  // three chunks
+constexpr size_t kBytes = (size_t{400} << 10) + 5;  // more than the slots of a small writer
+
+// Many small buffers through one writer, and back by one read.
+absl::Status UseSmallBuffers(Device& device) {
+  std::vector<DeviceBuffer> buffers;
+  std::vector<BufferRange> ranges;
+  std::vector<uint8_t> all;
+  for (size_t i = 0; i < 600; ++i) {
+    MS_ASSIGN_OR_RETURN(buffers.emplace_back(), device.pool()->Allocate(1 + i % 3 * 7));
+  }
+  MS_ASSIGN_OR_RETURN(const auto writer, device.NewWriter(1000));
+  for (size_t i = 0; i < buffers.size(); ++i) {
+    const std::vector<uint8_t> bytes(buffers[i].size(), static_cast<uint8_t>(i * 31));
+    writer->Write(bytes, buffers[i], 0);
+    all.insert(all.end(), bytes.begin(), bytes.end());
+    ranges.push_back({&buffers[i], 0, bytes.size()});
+  }
+  MS_RETURN_IF_ERROR(writer->Finish());
+  MS_ASSIGN_OR_RETURN(const auto reader, device.NewReader(all.size()));
+  MS_ASSIGN_OR_RETURN(const auto read, reader->Start(ranges));
+  MS_ASSIGN_OR_RETURN(const absl::Span<const uint8_t> bytes, read->Wait());
+  EXPECT_TRUE(std::vector<uint8_t>(bytes.begin(), bytes.end()) == all);
+  return absl::OkStatus();
+}
 
 // A device made, and one buffer filled, written and read back.
 absl::Status UseDevice(std::vector<uint8_t>* out) {
   MS_ASSIGN_OR_RETURN(const std::unique_ptr<Device> device, MakeDevice("cuda:0", 0));
   MS_ASSIGN_OR_RETURN(DeviceBuffer buffer, device->pool()->Allocate(kBytes));
   MS_RETURN_IF_ERROR(device->FillZero(buffer));
-  MS_RETURN_IF_ERROR(device->CopyFromHost(std::vector<uint8_t>(kBytes, 7), buffer, 0));
+  MS_ASSIGN_OR_RETURN(const auto writer, device->NewWriter(1));
+  writer->Write(std::vector<uint8_t>(kBytes, 7), buffer, 0);
+  MS_RETURN_IF_ERROR(writer->Finish());
+  MS_RETURN_IF_ERROR(UseSmallBuffers(*device));
   out->assign(kBytes, 0);
   return device->CopyToHost(buffer, 0, absl::MakeSpan(*out));
 }
@@ -69,6 +95,16 @@ TEST_F(DeviceFailureTest, AGpuWithoutMemoryIsDeviceMemory) {
   EXPECT_EQ(GetReason((*device)->pool()->Allocate(kBytes).status()), Reason::kDeviceMemory);
   EXPECT_EQ((*device)->pool()->usage().used_bytes, 0u);
   EXPECT_TRUE((*device)->pool()->Allocate(kBytes).ok());
+}
+
+TEST(CudaDeviceCopies, AreRightInAnyOrder) {
+  for (uint64_t seed = 1; seed <= 100; ++seed) {
+    FakeCudaSeed(seed);
+    std::vector<uint8_t> out;
+    const absl::Status status = UseDevice(&out);
+    ASSERT_TRUE(status.ok()) << status << ", seed " << seed;
+    ASSERT_TRUE(out == std::vector<uint8_t>(kBytes, 7)) << "seed " << seed;
+  }
 }
 
 TEST(CudaDeviceCopies, ArePinned) {

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "common/base/status.h"
-#include "server/device/cuda/staging_ring.h"
+#include "server/device/cuda/cuda_memory.h"
 #include "server/optim/cuda/step_executor.h"
 #include "tests/fake_cuda/fake_cuda.h"
 #include "tests/server/optim/cuda/step_case.h"
@@ -18,65 +18,6 @@ class FakeCudaTest : public ::testing::Test {
  protected:
   ~FakeCudaTest() override { FakeCudaFail(0, cudaSuccess, false); }
 };
-
-// Through a ring of its own, both ways.
-absl::Status RoundTrip(const CudaStream& stream, const CudaMemory& memory,
-                       const std::vector<uint8_t>& sent, std::vector<uint8_t>* received) {
-  MS_ASSIGN_OR_RETURN(StagingRing ring, StagingRing::Create(stream, 1000, 3));
-  MS_RETURN_IF_ERROR(
-      ring.Upload(memory.data(), sent.size(), [&](uint64_t offset, absl::Span<uint8_t> chunk) {
-        std::memcpy(chunk.data(), sent.data() + offset, chunk.size());
-        return absl::OkStatus();
-      }));
-  return ring.Download(memory.data(), sent.size(),
-                       [&](uint64_t offset, absl::Span<const uint8_t> chunk) {
-                         std::memcpy(received->data() + offset, chunk.data(), chunk.size());
-                         return absl::OkStatus();
-                       });
-}
-
-TEST_F(FakeCudaTest, ARingIsRightInAnyOrderAndNeverCopiesPageableMemory) {
-  std::vector<uint8_t> sent(12345);
-  for (size_t i = 0; i < sent.size(); ++i) sent[i] = static_cast<uint8_t>(i * 31 + i / 251);
-  const uint64_t pageable = FakeCudaPageableCopies();
-  for (uint64_t seed = 1; seed <= 100; ++seed) {
-    FakeCudaSeed(seed);
-    const absl::StatusOr<CudaStream> stream = CudaStream::Create(0);
-    const absl::StatusOr<CudaMemory> memory = CudaMemory::Allocate(0, sent.size());
-    ASSERT_TRUE(stream.ok() && memory.ok());
-    std::vector<uint8_t> received(sent.size());
-    ASSERT_TRUE(RoundTrip(*stream, *memory, sent, &received).ok());
-    ASSERT_TRUE(sent == received) << "seed " << seed;
-  }
-  EXPECT_EQ(FakeCudaPageableCopies(), pageable);
-}
-
-TEST_F(FakeCudaTest, ARingSaysEveryFailureAndLeavesNothingUnderWay) {
-  const absl::StatusOr<CudaStream> stream = CudaStream::Create(0);
-  const absl::StatusOr<CudaMemory> memory = CudaMemory::Allocate(0, 10000);
-  ASSERT_TRUE(stream.ok() && memory.ok());
-  const std::vector<uint8_t> sent(10000, 7);
-  std::vector<uint8_t> received(10000);
-  FakeCudaFail(0, cudaSuccess, false);
-  ASSERT_TRUE(RoundTrip(*stream, *memory, sent, &received).ok());
-  const uint64_t calls = FakeCudaCalls();
-  ASSERT_GT(calls, 40u);
-  for (uint64_t call = 1; call <= calls; ++call) {
-    SCOPED_TRACE(::testing::Message() << "call " << call << " of " << calls);
-    FakeCudaFail(call, cudaErrorMemoryAllocation, false);
-    const absl::Status status = RoundTrip(*stream, *memory, sent, &received);
-    // The last calls are the ring's own waits when it goes.
-    if (FakeCudaCalls() < call || status.ok()) {
-      EXPECT_GT(call, calls - 3);
-      continue;
-    }
-    EXPECT_EQ(GetReason(status), Reason::kDeviceMemory) << status;
-    FakeCudaFail(0, cudaSuccess, false);
-    std::fill(received.begin(), received.end(), 0);
-    ASSERT_TRUE(RoundTrip(*stream, *memory, sent, &received).ok());
-    ASSERT_TRUE(sent == received);
-  }
-}
 
 // A step of two parameters, one of them with a master.
 StepCase SmallCase() {
@@ -90,7 +31,7 @@ StepCase SmallCase() {
 absl::Status Step(CudaStepExecutor& executor, const StepPlan& plan, ComputePool& compute,
                   bool* updating) {
   MS_RETURN_IF_ERROR(executor.Prepare(plan, compute));
-  MS_RETURN_IF_ERROR(executor.ComputeNorm().status());
+  MS_RETURN_IF_ERROR(executor.ComputeNorms().status());
   *updating = true;
   return executor.Update(0.5);
 }
@@ -130,17 +71,6 @@ TEST_F(FakeCudaTest, AFailureBeforeTheUpdateChangesNothing) {
   here.clip_coef = 0.5;
   StepCase::Update(here);
   EXPECT_EQ(arenas.Compare(*stream), "");
-}
-
-TEST_F(FakeCudaTest, AfterAStickyErrorEveryCallFailsAndNothingHangs) {
-  const absl::StatusOr<CudaStream> stream = CudaStream::Create(0);
-  const absl::StatusOr<CudaMemory> memory = CudaMemory::Allocate(0, 10000);
-  ASSERT_TRUE(stream.ok() && memory.ok());
-  const std::vector<uint8_t> sent(10000, 7);
-  std::vector<uint8_t> received(10000);
-  FakeCudaFail(9, cudaErrorIllegalAddress, true);
-  EXPECT_EQ(RoundTrip(*stream, *memory, sent, &received).code(), absl::StatusCode::kInternal);
-  EXPECT_EQ(RoundTrip(*stream, *memory, sent, &received).code(), absl::StatusCode::kInternal);
 }
 
 using FakeCudaDeathTest = FakeCudaTest;

@@ -6,11 +6,12 @@
 #include <cstdint>
 #include <functional>
 
-// A CUDA runtime on the host, for one thread at a time, that does what a real one may do and a
+// A CUDA runtime on the host, for any number of threads, that does what a real one may do and a
 // program must not rely on: what is enqueued runs as late as it can, in an order between streams
 // that the seed says; device memory cannot be touched outside of enqueued work, and is filled with
 // NaNs when it is new; pinned memory that a copy still needs, when it is freed, ends the program,
-// and so does device memory that any work could still need.
+// and so does device memory that any work could still need. There are two GPUs. With
+// $FAKE_CUDA_STICKY_AT set, that call and all after it fail.
 namespace modelstate {
 
 // Begins anew with a seed; by default it is $FAKE_CUDA_SEED, or 1. REQUIRES: nothing is pending.

@@ -1,11 +1,12 @@
 // Runs kernels on the host: the threads of a block as coroutines, which take turns where they
 // exchange values.
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <memory>
 #include <vector>
 
-#include "server/optim/cuda/launch_kernel.h"
+#include "server/device/cuda/launch_kernel.h"
 #include "tests/fake_cuda/fake_cuda.h"
 
 namespace modelstate {
@@ -16,30 +17,49 @@ namespace {
 
 constexpr size_t kStackBytes = 64 << 10;
 
+// Goes on with the next thread of its place when one is done: making a context costs more than most
+// threads do.
 struct Coroutine {
-  ucontext_t context;
+  ucontext_t begin;
+  jmp_buf here;  // where it gave way; a jump asks the kernel for nothing, as swapcontext does
   std::unique_ptr<char[]> stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
+  bool begun = false;
   bool done = false;
   uint64_t given = 0;  // to the others of its group
 };
 
 struct Block {
   std::vector<Coroutine> threads;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   const std::function<void()>* body = nullptr;
   size_t running = 0;
 };
 thread_local Block* block = nullptr;
 
-void Enter() {
-  Coroutine& self = block->threads[block->running];
-  (*block->body)();
-  self.done = true;
-  swapcontext(&self.context, &block->scheduler);
+// Lets all others come here too.
+void TakeTurns() {
+  if (_setjmp(block->threads[block->running].here) == 0) _longjmp(block->scheduler, 1);
 }
 
-// Lets all others come here too.
-void TakeTurns() { swapcontext(&block->threads[block->running].context, &block->scheduler); }
+void Run() {
+  while (true) {
+    (*block->body)();
+    block->threads[block->running].done = true;
+    TakeTurns();
+  }
+}
+
+void GoOn(Coroutine& thread) {
+  if (_setjmp(block->scheduler) != 0) return;
+  if (thread.begun) _longjmp(thread.here, 1);
+  thread.begun = true;
+  getcontext(&thread.begin);
+  thread.begin.uc_stack.ss_sp = thread.stack.get();
+  thread.begin.uc_stack.ss_size = kStackBytes;
+  thread.begin.uc_link = nullptr;
+  makecontext(&thread.begin, Run, 0);
+  setcontext(&thread.begin);
+}
 
 }  // namespace
 
@@ -66,15 +86,7 @@ void FakeRunKernel(unsigned blocks, unsigned threads, const std::function<void()
   blockDim.x = threads;
   for (unsigned b = 0; b < blocks; ++b) {
     blockIdx.x = b;
-    for (unsigned t = 0; t < threads; ++t) {
-      Coroutine& thread = block->threads[t];
-      thread.done = false;
-      getcontext(&thread.context);
-      thread.context.uc_stack.ss_sp = thread.stack.get();
-      thread.context.uc_stack.ss_size = kStackBytes;
-      thread.context.uc_link = nullptr;
-      makecontext(&thread.context, Enter, 0);
-    }
+    for (unsigned t = 0; t < threads; ++t) block->threads[t].done = false;
     for (bool any = true; any;) {
       any = false;
       for (unsigned t = 0; t < threads; ++t) {
@@ -82,7 +94,7 @@ void FakeRunKernel(unsigned blocks, unsigned threads, const std::function<void()
         any = true;
         block->running = t;
         threadIdx.x = t;
-        swapcontext(&block->scheduler, &block->threads[t].context);
+        GoOn(block->threads[t]);
       }
     }
   }

@@ -9,15 +9,17 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <random>
 
-#include "server/optim/cuda/launch_kernel.h"
+#include "server/device/cuda/launch_kernel.h"
 #include "tests/fake_cuda/fake_cuda.h"
 
 // What the handles point to: the names are CUDA's.
 struct CUevent_st {
   uint64_t recorded = 0;  // how often
   uint64_t passed = 0;    // up to which of them
+  int device = 0;
 };
 
 namespace {
@@ -28,13 +30,15 @@ struct Operation {
   std::shared_ptr<CUevent_st> event;  // to wait for, or to pass
   uint64_t generation = 0;            // of the event
   bool waits = false;
-  const void* host = nullptr;  // the host's memory that it uses; null: none
+  const void* host = nullptr;    // the host's memory that it uses; null: none
+  const void* memory = nullptr;  // the device's; null: any
   size_t bytes = 0;
 };
 
 }  // namespace
 
 struct CUstream_st {
+  int device = 0;
   std::deque<Operation> queue;
   bool destroyed = false;
 };
@@ -47,9 +51,12 @@ namespace {
   std::abort();
 }
 
-uint64_t SeedOfEnvironment() {
-  const char* text = std::getenv("FAKE_CUDA_SEED");
-  return text == nullptr ? 1 : std::strtoull(text, nullptr, 10);
+constexpr int kDevices = 2;
+thread_local int current_device = 0;
+
+uint64_t FromEnvironment(const char* name, uint64_t otherwise) {
+  const char* text = std::getenv(name);
+  return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
 }
 
 class Runtime {
@@ -59,13 +66,15 @@ class Runtime {
     return *runtime;
   }
 
-  std::mt19937_64 random{SeedOfEnvironment()};
+  std::recursive_mutex mutex;  // of everything here
+  std::mt19937_64 random{FromEnvironment("FAKE_CUDA_SEED", 1)};
   std::list<CUstream_st> streams;
   std::map<CUevent_st*, std::shared_ptr<CUevent_st>> events;
   std::map<uint8_t*, size_t> device, pinned;
-  uint64_t calls = 0, fail_at = 0, pageable_copies = 0;
-  cudaError_t failure = cudaSuccess, last = cudaSuccess;
-  bool sticky = false;
+  uint64_t calls = 0, pageable_copies = 0;
+  uint64_t fail_at = FromEnvironment("FAKE_CUDA_STICKY_AT", 0);
+  cudaError_t failure = cudaErrorIllegalAddress, last = cudaSuccess;
+  bool sticky = fail_at != 0;
 
   // What a counted call returns before it acts.
   cudaError_t Call() {
@@ -77,6 +86,7 @@ class Runtime {
     // Such an error ends all work.
     if (sticky) {
       for (CUstream_st& stream : streams) stream.queue.clear();
+      for (auto& [event, owner] : events) event->passed = event->recorded;
     }
     return last = failure;
   }
@@ -123,9 +133,17 @@ class Runtime {
     }
   }
 
-  bool Uses(const Operation& operation, const uint8_t* data, size_t size) const {
-    const auto* host = static_cast<const uint8_t*>(operation.host);
-    return host != nullptr && host < data + size && data < host + operation.bytes;
+  static bool Overlaps(const void* used, size_t bytes, const uint8_t* data, size_t size) {
+    const auto* begin = static_cast<const uint8_t*>(used);
+    return begin != nullptr && begin < data + size && data < begin + bytes;
+  }
+  static bool UsesPinned(const Operation& operation, const uint8_t* data, size_t size) {
+    return Overlaps(operation.host, operation.bytes, data, size);
+  }
+  // What a kernel uses is not known.
+  static bool UsesDevice(const Operation& operation, const uint8_t* data, size_t size) {
+    if (!operation.run) return false;
+    return operation.memory == nullptr || Overlaps(operation.memory, operation.bytes, data, size);
   }
 
   void Free(std::map<uint8_t*, size_t>& memory, void* data, bool pins) {
@@ -133,7 +151,8 @@ class Runtime {
     if (it == memory.end()) Die("memory is freed that was not allocated so");
     for (const CUstream_st& stream : streams) {
       for (const Operation& operation : stream.queue) {
-        if (pins ? Uses(operation, it->first, it->second) : static_cast<bool>(operation.run)) {
+        if (pins ? UsesPinned(operation, it->first, it->second)
+                 : UsesDevice(operation, it->first, it->second)) {
           Die(pins ? "pinned memory is freed that a copy still needs"
                    : "device memory is freed while work is pending");
         }
@@ -143,10 +162,11 @@ class Runtime {
     memory.erase(it);
   }
 
-  bool IsPinned(const void* data, size_t size) const {
+  // Whether it lies in one allocation.
+  static bool Holds(const std::map<uint8_t*, size_t>& memory, const void* data, size_t size) {
     const auto* begin = static_cast<const uint8_t*>(data);
-    auto it = pinned.upper_bound(const_cast<uint8_t*>(begin));
-    if (it == pinned.begin()) return false;
+    auto it = memory.upper_bound(const_cast<uint8_t*>(begin));
+    if (it == memory.begin()) return false;
     --it;
     return begin + size <= it->first + it->second;
   }
@@ -159,12 +179,18 @@ class Runtime {
   }
 };
 
+constexpr size_t kAddresses = size_t{1} << 44;  // never used twice
+
 cudaError_t Allocate(std::map<uint8_t*, size_t>& memory, void** data, size_t bytes, bool device) {
   if (bytes > (size_t{1} << 30)) return Runtime::Get().last = cudaErrorMemoryAllocation;
   const size_t size = Runtime::Pages(bytes);
-  void* mapped = mmap(nullptr, size, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  // Side by side, as a driver may do it: who goes over the end is in another allocation.
+  static uint8_t* next = static_cast<uint8_t*>(
+      mmap(nullptr, kAddresses, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  void* mapped = mmap(next, size, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   if (mapped == MAP_FAILED) return Runtime::Get().last = cudaErrorMemoryAllocation;
+  next += size;
   std::memset(mapped, 0xFF, size);  // NaNs
   if (device) mprotect(mapped, size, PROT_NONE);
   memory[static_cast<uint8_t*>(mapped)] = bytes;
@@ -174,10 +200,14 @@ cudaError_t Allocate(std::map<uint8_t*, size_t>& memory, void** data, size_t byt
 
 }  // namespace
 
-void FakeCudaSeed(uint64_t seed) { Runtime::Get().random.seed(seed); }
+void FakeCudaSeed(uint64_t seed) {
+  const std::lock_guard lock(Runtime::Get().mutex);
+  Runtime::Get().random.seed(seed);
+}
 
 void FakeCudaFail(uint64_t call, cudaError_t error, bool sticky) {
   Runtime& runtime = Runtime::Get();
+  const std::lock_guard lock(runtime.mutex);
   runtime.calls = 0;
   runtime.fail_at = call;
   runtime.failure = error;
@@ -185,12 +215,20 @@ void FakeCudaFail(uint64_t call, cudaError_t error, bool sticky) {
   runtime.last = cudaSuccess;
 }
 
-uint64_t FakeCudaCalls() { return Runtime::Get().calls; }
-uint64_t FakeCudaPageableCopies() { return Runtime::Get().pageable_copies; }
+uint64_t FakeCudaCalls() {
+  const std::lock_guard lock(Runtime::Get().mutex);
+  return Runtime::Get().calls;
+}
+uint64_t FakeCudaPageableCopies() {
+  const std::lock_guard lock(Runtime::Get().mutex);
+  return Runtime::Get().pageable_copies;
+}
 
 cudaError_t FakeLaunch(unsigned blocks, unsigned threads, cudaStream_t stream,
                        std::function<void()> thread) {
   Runtime& runtime = Runtime::Get();
+  const std::lock_guard lock(runtime.mutex);
+  if (stream->device != current_device) return runtime.last = cudaErrorInvalidResourceHandle;
   if (const cudaError_t error = runtime.Call(); error != cudaSuccess) return error;
   Operation operation;
   operation.run = [blocks, threads, thread] { FakeRunKernel(blocks, threads, thread); };
@@ -201,25 +239,32 @@ cudaError_t FakeLaunch(unsigned blocks, unsigned threads, cudaStream_t stream,
 }  // namespace modelstate
 
 using modelstate::Allocate;
+using modelstate::kDevices;
 using modelstate::Runtime;
 
+#define FAKE_LOCK() const std::lock_guard lock(Runtime::Get().mutex)
 #define FAKE_CALL() \
+  FAKE_LOCK();      \
   if (const cudaError_t error = Runtime::Get().Call(); error != cudaSuccess) return error
 
 extern "C" {
 
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+  *count = kDevices;
   return cudaSuccess;
 }
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = modelstate::current_device;
   return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device) {
-  return device == 0 ? cudaSuccess : Runtime::Get().last = cudaErrorInvalidDevice;
+  FAKE_LOCK();
+  if (device < 0 || device >= kDevices) return Runtime::Get().last = cudaErrorInvalidDevice;
+  modelstate::current_device = device;
+  return cudaSuccess;
 }
 cudaError_t cudaGetLastError() {
+  FAKE_LOCK();
   Runtime& runtime = Runtime::Get();
   const cudaError_t error = runtime.last;
   if (!runtime.sticky) runtime.last = cudaSuccess;
@@ -233,6 +278,8 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorIllegalAddress";
     case cudaErrorInvalidDevice:
       return "cudaErrorInvalidDevice";
+    case cudaErrorInvalidValue:
+      return "cudaErrorInvalidValue";
     default:
       return "another error";
   }
@@ -248,6 +295,7 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   return cudaSuccess;
 }
 cudaError_t cudaFree(void* data) {
+  FAKE_LOCK();
   Runtime::Get().Free(Runtime::Get().device, data, false);
   return cudaSuccess;
 }
@@ -256,17 +304,25 @@ cudaError_t cudaHostAlloc(void** data, size_t bytes, unsigned) {
   return Allocate(Runtime::Get().pinned, data, bytes, false);
 }
 cudaError_t cudaFreeHost(void* data) {
+  FAKE_LOCK();
   Runtime::Get().Free(Runtime::Get().pinned, data, true);
   return cudaSuccess;
 }
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
+  *least = 0;
+  *greatest = -5;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int) {
   FAKE_CALL();
   if (flags != cudaStreamNonBlocking) modelstate::Die("a stream that waits for the default stream");
   *stream = &Runtime::Get().streams.emplace_back();
+  (*stream)->device = modelstate::current_device;
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  FAKE_LOCK();
   Runtime& runtime = Runtime::Get();
   // A real one goes on with what is pending; nobody could tell when.
   runtime.RunUntil(stream, [&] { return stream->queue.empty(); });
@@ -291,11 +347,13 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   FAKE_CALL();
   const auto made = std::make_shared<CUevent_st>();
+  made->device = modelstate::current_device;
   Runtime::Get().events[made.get()] = made;
   *event = made.get();
   return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  FAKE_LOCK();
   Runtime::Get().events.erase(event);
   return cudaSuccess;
 }
@@ -303,6 +361,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   FAKE_CALL();
   Operation operation;
   operation.event = Runtime::Get().events.at(event);
+  if (event->device != stream->device) return Runtime::Get().last = cudaErrorInvalidResourceHandle;
   operation.generation = ++event->recorded;
   Runtime::Get().Enqueue(stream, std::move(operation));
   return cudaSuccess;
@@ -323,10 +382,15 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   Runtime& runtime = Runtime::Get();
   Operation operation;
   operation.run = [to, from, bytes] { std::memcpy(to, from, bytes); };
+  operation.memory = kind == cudaMemcpyHostToDevice ? to : from;
+  if (!Runtime::Holds(runtime.device, operation.memory, bytes)) {
+    return runtime.last = cudaErrorInvalidValue;
+  }
   if (kind == cudaMemcpyHostToDevice) operation.host = from;
   if (kind == cudaMemcpyDeviceToHost) operation.host = to;
   operation.bytes = bytes;
-  const bool waits = operation.host != nullptr && !runtime.IsPinned(operation.host, bytes);
+  const bool waits =
+      operation.host != nullptr && !Runtime::Holds(runtime.pinned, operation.host, bytes);
   runtime.Enqueue(stream, std::move(operation));
   if (waits) {
     ++runtime.pageable_copies;
@@ -338,6 +402,8 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
   FAKE_CALL();
   Operation operation;
   operation.run = [to, value, bytes] { std::memset(to, value, bytes); };
+  operation.memory = to;
+  operation.bytes = bytes;
   Runtime::Get().Enqueue(stream, std::move(operation));
   return cudaSuccess;
 }

@@ -1,6 +1,7 @@
 #ifndef MODELSTATE_SERVER_DEVICE_CPU_CPU_DEVICE_H_
 #define MODELSTATE_SERVER_DEVICE_CPU_CPU_DEVICE_H_
 
+#include <memory>
 #include <string>
 
 #include "server/device/device.h"
@@ -19,10 +20,8 @@ class CpuDevice : public Device {
 
   const std::string& name() const override { return name_; }
   bool host_visible() const override { return true; }
-  absl::Status CopyFromHost(absl::Span<const uint8_t> src, DeviceBuffer& dst,
-                            uint64_t offset) override;
-  absl::Status CopyToHost(const DeviceBuffer& src, uint64_t offset,
-                          absl::Span<uint8_t> dst) override;
+  absl::StatusOr<std::unique_ptr<HostWriter>> NewWriter(uint64_t total_bytes) override;
+  absl::StatusOr<std::unique_ptr<HostReader>> NewReader(uint64_t block_bytes) override;
   absl::Status FillZero(DeviceBuffer& dst) override;
 
  private:

@@ -5,54 +5,47 @@
 #include <memory>
 #include <string>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "server/device/cuda/cuda_stream.h"
-#include "server/device/cuda/staging_ring.h"
+#include "server/device/cuda/staging.h"
 #include "server/device/device.h"
 
 namespace modelstate {
 
-// Tensors in the memory of one GPU. Copies go through pinned memory, on a stream for each
-// direction, so that those to the GPU and those from it run beside each other; two of one direction
-// take turns. Thread-safe.
+// Tensors in the memory of one GPU. Transfers go through pinned memory, on a stream for each
+// direction, so that those to the GPU, those from it and steps run beside each other. Thread-safe.
 //
-// A copy waits for no other stream: what work on another has written is there once that work's
+// A transfer waits for no other stream: what work on another has written is there once that work's
 // event has passed.
 class CudaDevice : public Device {
  public:
   // `memory_limit_bytes`: 0 is three quarters of the GPU's memory. FAILED_PRECONDITION when there
   // is no GPU of this number; RESOURCE_EXHAUSTED DEVICE_MEMORY.
   static absl::StatusOr<std::unique_ptr<CudaDevice>> Create(uint32_t index,
-                                                            uint64_t memory_limit_bytes);
+                                                            uint64_t memory_limit_bytes,
+                                                            uint64_t staging_limit_bytes = 0);
 
   const std::string& name() const override { return name_; }
   bool host_visible() const override { return false; }
-  absl::Status CopyFromHost(absl::Span<const uint8_t> src, DeviceBuffer& dst,
-                            uint64_t offset) override;
-  absl::Status CopyToHost(const DeviceBuffer& src, uint64_t offset,
-                          absl::Span<uint8_t> dst) override;
+  absl::StatusOr<std::unique_ptr<HostWriter>> NewWriter(uint64_t total_bytes) override;
+  absl::StatusOr<std::unique_ptr<HostReader>> NewReader(uint64_t block_bytes) override;
   absl::Status FillZero(DeviceBuffer& dst) override;
 
+  int index() const { return index_; }
+  Staging& staging() { return staging_; }
+  const CudaStream& up() const { return up_; }      // to the GPU
+  const CudaStream& down() const { return down_; }  // from it
+
  private:
-  // One direction. Members end in the opposite order: the ring waits for its copies.
-  struct Lane {
-    Lane(std::unique_ptr<CudaStream> stream, StagingRing ring)
-        : stream(std::move(stream)), ring(std::move(ring)) {}
-    absl::Mutex mutex;
-    const std::unique_ptr<CudaStream> stream;  // where the ring can point to it
-    StagingRing ring ABSL_GUARDED_BY(mutex);
-  };
-  static absl::StatusOr<std::unique_ptr<Lane>> MakeLane(int index);
+  CudaDevice(int index, std::string name, uint64_t memory_limit_bytes, uint64_t staging_limit_bytes,
+             CudaStream up, CudaStream down);
 
-  CudaDevice(int index, std::string name, uint64_t memory_limit_bytes, std::unique_ptr<Lane> up,
-             std::unique_ptr<Lane> down);
-
+  const int index_;
   const std::string name_;
-  const std::unique_ptr<Lane> up_;
-  const std::unique_ptr<Lane> down_;
+  Staging staging_;
+  const CudaStream up_;
+  const CudaStream down_;
 };
 
 }  // namespace modelstate

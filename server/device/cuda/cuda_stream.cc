@@ -6,12 +6,17 @@
 
 namespace modelstate {
 
-absl::StatusOr<CudaStream> CudaStream::Create(int device) {
+absl::StatusOr<CudaStream> CudaStream::Create(int device, bool urgent) {
   CudaDeviceGuard guard(device);
   MS_RETURN_IF_ERROR(guard.status());
   cudaStream_t handle = nullptr;
-  MS_RETURN_IF_ERROR(CudaStatus(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking),
-                                absl::StrCat("make a stream on cuda:", device)));
+  int least = 0;
+  int greatest = 0;
+  const std::string what = absl::StrCat("make a stream on cuda:", device);
+  MS_RETURN_IF_ERROR(CudaStatus(cudaDeviceGetStreamPriorityRange(&least, &greatest), what));
+  MS_RETURN_IF_ERROR(CudaStatus(
+      cudaStreamCreateWithPriority(&handle, cudaStreamNonBlocking, urgent ? greatest : least),
+      what));
   return CudaStream(device, handle);
 }
 
@@ -29,11 +34,12 @@ absl::Status CudaStream::WaitFor(const CudaEvent& event) const {
                     absl::StrCat("order a stream on cuda:", device_, " after an event"));
 }
 
-absl::StatusOr<CudaEvent> CudaEvent::Create(int device) {
+absl::StatusOr<CudaEvent> CudaEvent::Create(int device, bool sleeping) {
   CudaDeviceGuard guard(device);
   MS_RETURN_IF_ERROR(guard.status());
   cudaEvent_t handle = nullptr;
-  MS_RETURN_IF_ERROR(CudaStatus(cudaEventCreateWithFlags(&handle, cudaEventDisableTiming),
+  const unsigned flags = cudaEventDisableTiming | (sleeping ? cudaEventBlockingSync : 0U);
+  MS_RETURN_IF_ERROR(CudaStatus(cudaEventCreateWithFlags(&handle, flags),
                                 absl::StrCat("make an event on cuda:", device)));
   return CudaEvent(handle);
 }

@@ -16,7 +16,9 @@ class CudaEvent;
 // uses. Thread-safe. Move-only; when it goes, what was enqueued is still done.
 class CudaStream {
  public:
-  static absl::StatusOr<CudaStream> Create(int device);
+  static absl::StatusOr<CudaStream> Create(int device) { return Create(device, false); }
+  // Whose kernels come before those of others.
+  static absl::StatusOr<CudaStream> CreateUrgent(int device) { return Create(device, true); }
   CudaStream(CudaStream&& other) noexcept
       : device_(other.device_), handle_(std::exchange(other.handle_, nullptr)) {}
   CudaStream& operator=(CudaStream&& other) noexcept {
@@ -35,6 +37,7 @@ class CudaStream {
   absl::Status WaitFor(const CudaEvent& event) const;
 
  private:
+  static absl::StatusOr<CudaStream> Create(int device, bool urgent);
   CudaStream(int device, cudaStream_t handle) : device_(device), handle_(handle) {}
   int device_;
   cudaStream_t handle_;
@@ -43,7 +46,9 @@ class CudaStream {
 // A point in a stream. One that has recorded nothing counts as passed. Move-only.
 class CudaEvent {
  public:
-  static absl::StatusOr<CudaEvent> Create(int device);
+  static absl::StatusOr<CudaEvent> Create(int device) { return Create(device, false); }
+  // Who waits for it sleeps, and is a little later: where many wait beside each other.
+  static absl::StatusOr<CudaEvent> CreateSleeping(int device) { return Create(device, true); }
   CudaEvent(CudaEvent&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
   CudaEvent& operator=(CudaEvent&& other) noexcept {
     std::swap(handle_, other.handle_);
@@ -61,6 +66,7 @@ class CudaEvent {
   absl::StatusOr<bool> Passed() const;
 
  private:
+  static absl::StatusOr<CudaEvent> Create(int device, bool sleeping);
   explicit CudaEvent(cudaEvent_t handle) : handle_(handle) {}
   cudaEvent_t handle_;
 };

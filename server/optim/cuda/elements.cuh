@@ -4,7 +4,7 @@
 #include <type_traits>
 
 #include "common/base/float_cast.h"
-#include "server/optim/cuda/launch_kernel.h"
+#include "server/device/cuda/launch_kernel.h"
 #include "server/optim/cuda/work.h"
 
 // Loads and stores of kWidth neighbouring elements by one thread: kCudaWidth<T>, or 1.

@@ -1,16 +1,15 @@
 #include "server/optim/cuda/step_executor.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <utility>
 
 #include "absl/strings/string_view.h"
 #include "common/base/status.h"
+#include "server/device/cuda/copy_list.h"
 #include "server/device/cuda/cuda_status.h"
 #include "server/optim/cuda/kernels.h"
 #include "server/optim/default_arithmetic.h"
-#include "server/optim/tree_sum.h"
 
 namespace modelstate {
 
@@ -53,11 +52,18 @@ absl::Status CudaStepExecutor::Reserve() {
   return absl::OkStatus();
 }
 
+// By a kernel: the copy engines may be busy with what readers and loads have enqueued.
 absl::Status CudaStepExecutor::CopyToDevice(uint64_t bytes) {
   if (bytes == 0) return absl::OkStatus();
-  return CudaStatus(cudaMemcpyAsync(device_.data(), host_.data(), bytes, cudaMemcpyHostToDevice,
-                                    stream_->handle()),
-                    "copy a step's lists to the device");
+  auto* const copies = OnHost<CudaCopy>(copies_);
+  const CudaCopy* const end = AppendCopy({host_.data(), device_.data(), bytes}, copies);
+  return CudaStatus(
+      LaunchCopyList({copies, static_cast<uint64_t>(end - copies)}, stream_->handle()),
+      "copy a step's lists to the device");
+}
+
+void CudaStepExecutor::PlaceCopies(uint64_t bytes) {
+  copies_ = Place((bytes / kCudaCopyBytes + 1) * sizeof(CudaCopy));
 }
 
 template <typename T>
@@ -92,6 +98,7 @@ absl::Status CudaStepExecutor::Prepare(const StepPlan& plan, ComputePool& comput
   PlaceLists<double>(plan, layout_.wide, &wide_);
   joins_ = Place(tensor_count_ * sizeof(CudaJoin));
   const uint64_t lists_end = end_;
+  PlaceCopies(lists_end);
   results_ = Place(tensor_count_ * sizeof(CudaBlockNorm));
   const uint64_t blocks = layout_.narrow.blocks + layout_.wide.blocks;
   norms_ = Place(blocks * sizeof(CudaBlockNorm));
@@ -124,35 +131,26 @@ cudaError_t CudaStepExecutor::LaunchNorms(const CudaStepLayout::Half& half, cons
       stream_->handle());
 }
 
-absl::StatusOr<CudaStepNorm> CudaStepExecutor::ComputeNorm() {
-  const DefaultArithmetic arithmetic;
+absl::StatusOr<std::vector<TensorNorm>> CudaStepExecutor::ComputeNorms() {
   constexpr absl::string_view kWhat = "start the kernels of the gradients' norm";
   CudaDeviceGuard guard(stream_->device());
   MS_RETURN_IF_ERROR(guard.status());
   recorded_ = false;
   MS_RETURN_IF_ERROR(CudaStatus(LaunchNorms<float>(layout_.narrow, narrow_), kWhat));
   MS_RETURN_IF_ERROR(CudaStatus(LaunchNorms<double>(layout_.wide, wide_), kWhat));
+  // The results go to the host's memory by the kernel: a copy would wait behind those of readers.
   const CudaJoinWork joins = {OnDevice<CudaJoin>(joins_), tensor_count_,
                               OnDevice<CudaBlockNorm>(norms_), OnDevice<CudaBlockNorm>(scratch_),
-                              OnDevice<CudaBlockNorm>(results_)};
+                              OnHost<CudaBlockNorm>(results_)};
   MS_RETURN_IF_ERROR(CudaStatus(LaunchJoin(joins, stream_->handle()), kWhat));
-  if (tensor_count_ > 0) {
-    MS_RETURN_IF_ERROR(CudaStatus(cudaMemcpyAsync(OnHost<uint8_t>(results_), joins.results,
-                                                  tensor_count_ * sizeof(CudaBlockNorm),
-                                                  cudaMemcpyDeviceToHost, stream_->handle()),
-                                  "copy the gradients' norms from the device"));
-  }
   MS_RETURN_IF_ERROR(RecordEnd());
   MS_RETURN_IF_ERROR(done_.Synchronize());
-  std::vector<double> sums(tensor_count_);
-  CudaStepNorm norm;
-  for (uint32_t t = 0; t < tensor_count_; ++t) {
+  std::vector<TensorNorm> norms(tensor_count_);
+  for (size_t t = 0; t < tensor_count_; ++t) {
     const CudaBlockNorm& result = OnHost<CudaBlockNorm>(results_)[t];
-    sums[t] = result.sum_of_squares;
-    if (result.finite == 0) norm.nonfinite.push_back(t);
+    norms[t] = {result.sum_of_squares, result.finite != 0};
   }
-  norm.total = std::sqrt(TreeSum(absl::MakeSpan(sums)));
-  return norm;
+  return norms;
 }
 
 template <typename T>
@@ -186,9 +184,9 @@ absl::Status CudaStepExecutor::Update(double clip_coef) {
 namespace {
 
 template <typename T>
-absl::Status MakeAdditions(absl::Span<const CudaStepExecutor::Addition> additions, bool wide,
+absl::Status MakeAdditions(absl::Span<const StepExecutor::Addition> additions, bool wide,
                            std::vector<CudaAddition<T>>* made, std::vector<CudaBlock>* blocks) {
-  for (const CudaStepExecutor::Addition& addition : additions) {
+  for (const StepExecutor::Addition& addition : additions) {
     if (addition.wide != wide) continue;
     CudaAddition<T> each{};
     MS_ASSIGN_OR_RETURN(each.from, MakeCudaPart<T>(addition.from));
@@ -211,7 +209,7 @@ void WriteTo(T* to, const std::vector<T>& list) {
 
 }  // namespace
 
-absl::Status CudaStepExecutor::Accumulate(absl::Span<const Addition> additions) {
+absl::Status CudaStepExecutor::Prepare(absl::Span<const StepExecutor::Addition> additions) {
   const DefaultArithmetic arithmetic;
   std::vector<CudaAddition<float>> narrow;
   std::vector<CudaAddition<double>> wide;
@@ -224,6 +222,8 @@ absl::Status CudaStepExecutor::Accumulate(absl::Span<const Addition> additions) 
   const uint64_t wide_place = Place(wide.size() * sizeof(wide[0]));
   const uint64_t narrow_blocks_place = Place(narrow_blocks.size() * sizeof(CudaBlock));
   const uint64_t wide_blocks_place = Place(wide_blocks.size() * sizeof(CudaBlock));
+  const uint64_t lists_end = end_;
+  PlaceCopies(lists_end);
   MS_RETURN_IF_ERROR(Reserve());
   WriteTo(OnHost<CudaAddition<float>>(narrow_place), narrow);
   WriteTo(OnHost<CudaAddition<double>>(wide_place), wide);
@@ -232,17 +232,21 @@ absl::Status CudaStepExecutor::Accumulate(absl::Span<const Addition> additions) 
   CudaDeviceGuard guard(stream_->device());
   MS_RETURN_IF_ERROR(guard.status());
   recorded_ = false;
-  MS_RETURN_IF_ERROR(CopyToDevice(end_));
-  const CudaAccumulateWork<float> narrow_work = {OnDevice<CudaBlock>(narrow_blocks_place),
-                                                 narrow_blocks.size(),
-                                                 OnDevice<CudaAddition<float>>(narrow_place)};
-  const CudaAccumulateWork<double> wide_work = {OnDevice<CudaBlock>(wide_blocks_place),
-                                                wide_blocks.size(),
-                                                OnDevice<CudaAddition<double>>(wide_place)};
-  MS_RETURN_IF_ERROR(CudaStatus(LaunchAccumulate(narrow_work, stream_->handle()),
-                                "start the kernel that accumulates"));
-  MS_RETURN_IF_ERROR(CudaStatus(LaunchAccumulate(wide_work, stream_->handle()),
-                                "start the kernel that accumulates"));
+  MS_RETURN_IF_ERROR(CopyToDevice(lists_end));
+  narrow_sums_ = {OnDevice<CudaBlock>(narrow_blocks_place), narrow_blocks.size(),
+                  OnDevice<CudaAddition<float>>(narrow_place)};
+  wide_sums_ = {OnDevice<CudaBlock>(wide_blocks_place), wide_blocks.size(),
+                OnDevice<CudaAddition<double>>(wide_place)};
+  return RecordEnd();
+}
+
+absl::Status CudaStepExecutor::Accumulate() {
+  constexpr absl::string_view kWhat = "start the kernel that accumulates";
+  CudaDeviceGuard guard(stream_->device());
+  MS_RETURN_IF_ERROR(guard.status());
+  recorded_ = false;
+  MS_RETURN_IF_ERROR(CudaStatus(LaunchAccumulate(narrow_sums_, stream_->handle()), kWhat));
+  MS_RETURN_IF_ERROR(CudaStatus(LaunchAccumulate(wide_sums_, stream_->handle()), kWhat));
   return RecordEnd();
 }
 

@@ -12,14 +12,10 @@
 #include "server/device/cuda/cuda_memory.h"
 #include "server/device/cuda/cuda_stream.h"
 #include "server/optim/cuda/step_lists.h"
+#include "server/optim/step_executor.h"
 #include "server/optim/step_plan.h"
 
 namespace modelstate {
-
-struct CudaStepNorm {
-  double total = 0;
-  std::vector<uint32_t> nonfinite;  // indices in StepPlan::tensors
-};
 
 // Runs step plans whose pointers are memory of one GPU, on one stream. Holds the memory of the
 // lists, and uses it again. Not thread-safe.
@@ -41,23 +37,16 @@ class CudaStepExecutor {
   // here. RESOURCE_EXHAUSTED DEVICE_MEMORY.
   absl::Status Prepare(const StepPlan& plan, ComputePool& compute);
 
-  // Waits for the stream. Reads the gradients only.
-  absl::StatusOr<CudaStepNorm> ComputeNorm();
+  // By index of StepPlan::tensors. Waits for the stream. Reads the gradients only.
+  absl::StatusOr<std::vector<TensorNorm>> ComputeNorms();
 
   // Enqueues the update of parameters and slots, and returns at once: they are complete when the
   // stream has come past it. `clip_coef` is the plan's, known only after the norm.
   absl::Status Update(double clip_coef);
 
-  // One sum of accumulated gradients: BlockKernels::accumulate over all elements.
-  struct Addition {
-    GradientPart from;
-    uint8_t* to = nullptr;
-    bool wide = false;
-    bool add = false;
-    uint64_t elements = 0;
-  };
-  // Enqueues; waits for the former step of this executor alone.
-  absl::Status Accumulate(absl::Span<const Addition> additions);
+  // The same for sums of accumulated gradients: Prepare, then Accumulate, which enqueues.
+  absl::Status Prepare(absl::Span<const StepExecutor::Addition> additions);
+  absl::Status Accumulate();
 
  private:
   // Where the lists of one half are in both memories.
@@ -85,8 +74,9 @@ class CudaStepExecutor {
   }
   // Makes both memories hold all that is placed.
   absl::Status Reserve();
-  // Enqueues the copy of the first `bytes`.
+  // Enqueues the copy of the first `bytes`, whose list is placed (PlaceCopies).
   absl::Status CopyToDevice(uint64_t bytes);
+  void PlaceCopies(uint64_t bytes);
 
   template <typename T>
   void PlaceLists(const StepPlan& plan, const CudaStepLayout::Half& half, Places* places);
@@ -105,12 +95,14 @@ class CudaStepExecutor {
   PinnedMemory host_;
   CudaMemory device_;
   uint64_t end_ = 0;  // of what is placed
-  uint64_t joins_ = 0, norms_ = 0, scratch_ = 0, results_ = 0;
+  uint64_t copies_ = 0, joins_ = 0, norms_ = 0, scratch_ = 0, results_ = 0;
   Algorithm algorithm_ = Algorithm::kUnknown;
   double clip_value_ = 0;
   size_t tensor_count_ = 0;
   CudaStepLayout layout_;
   Places narrow_, wide_;
+  CudaAccumulateWork<float> narrow_sums_{};
+  CudaAccumulateWork<double> wide_sums_{};
 };
 
 }  // namespace modelstate

@@ -87,7 +87,7 @@ struct CudaJoinWork {
   uint64_t join_count;
   CudaBlockNorm* norms;    // of the blocks; overwritten
   CudaBlockNorm* scratch;  // as many
-  CudaBlockNorm* results;  // one for each join
+  CudaBlockNorm* results;  // one for each join; only written
 };
 
 template <typename T>

@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "tests/server/module/module_fixture.h"
+#include "tests/server/test_storage.h"
 
 namespace modelstate {
 namespace {
@@ -35,7 +36,7 @@ class AccumulateTest : public ModuleFixture {
     return Push(*module_, {{"a", value}}, As("w", sequence, false));
   }
   std::vector<float> A() {
-    const absl::Span<const uint8_t> bytes = module_->Current()->storages[0]->HostBytes();
+    const std::vector<uint8_t> bytes = BytesOf(*module_->Current()->storages[0]);
     std::vector<float> values(bytes.size() / 4);
     std::memcpy(values.data(), bytes.data(), bytes.size());
     return values;
@@ -79,8 +80,8 @@ TEST_F(AccumulateTest, SumsOfNarrowGradientsAreF32) {
     ASSERT_TRUE(Push(*module_, {{"n", i == 1 ? 1.0F : 0.001953125F}}, std::move(request)).ok());
   }
   const CapturedState state = *Capture(*module_);
-  const absl::Span<const uint8_t> master =
-      state.optimizer_state.parameters[1].slots[kMasterPlace]->HostBytes();
+  const std::vector<uint8_t> master =
+      BytesOf(*state.optimizer_state.parameters[1].slots[kMasterPlace]);
   float value = 0;
   std::memcpy(&value, master.data(), 4);
   float before = 0;  // of the BF16 elements that MakeModule has filled in
@@ -102,7 +103,7 @@ TEST_F(AccumulateTest, LastBufferValuesWin) {
   ASSERT_TRUE(Push(*module_, {{"a", 1}, {"mean", 5, TensorKind::kBuffer}}, As("w", 2, true)).ok());
   ASSERT_TRUE(Close(3, 1).ok());
   float value = 0;
-  std::memcpy(&value, module_->Current()->storages[2]->HostBytes().data(), 4);
+  std::memcpy(&value, BytesOf(*module_->Current()->storages[2]).data(), 4);
   EXPECT_EQ(value, 5);
 }
 

@@ -16,6 +16,7 @@
 #include "common/base/status.h"
 #include "server/device/cpu/cpu_device.h"
 #include "server/module/module_instance.h"
+#include "tests/server/test_storage.h"
 
 namespace modelstate {
 
@@ -50,7 +51,7 @@ inline TensorSpec Buffer(std::string name, std::vector<int64_t> dims, DType dtyp
 }
 
 inline std::string Bytes(const StorageRef& storage) {
-  const absl::Span<const uint8_t> bytes = storage->HostBytes();
+  const std::vector<uint8_t> bytes = BytesOf(*storage);
   return std::string(bytes.begin(), bytes.end());
 }
 
@@ -70,12 +71,13 @@ struct PushTensor {
   TensorKind kind = TensorKind::kGradient;
 };
 
-// A host with one CPU device, on which modules can be made and stepped.
+// A host with one device, on which modules can be made and stepped.
 class ModuleFixture : public ::testing::Test {
  protected:
   explicit ModuleFixture(uint64_t device_bytes = uint64_t{1} << 30,
                          uint64_t snapshot_bytes = uint64_t{1} << 30)
-      : device_(device_bytes),
+      : owned_device_(MakeTestDevice(device_bytes)),
+        device_(*owned_device_),
         compute_(2),
         snapshot_budget_(std::make_shared<MemoryBudget>(Reason::kSnapshotLimit, "held versions",
                                                         "--snapshot_memory", snapshot_bytes)),
@@ -102,7 +104,7 @@ class ModuleFixture : public ::testing::Test {
         continue;
       }
       RefPtr<TensorStorage> storage = *TensorStorage::Allocate(device_, spec.nbytes());
-      absl::Span<uint8_t> bytes = storage->MutableHostBytes();
+      std::vector<uint8_t> bytes(storage->size());
       if (spec.dtype == DType::kF32) {
         for (size_t k = 0; k * 4 < bytes.size(); ++k) {
           const float value =
@@ -112,6 +114,7 @@ class ModuleFixture : public ::testing::Test {
       } else {
         for (size_t k = 0; k < bytes.size(); ++k) bytes[k] = static_cast<uint8_t>(k * 7 + i);
       }
+      SetBytes(bytes, *storage);
       storages.push_back(std::move(storage));
     }
     return std::make_shared<ModuleInstance>("tiny", Environment(), *schema, std::move(storages),
@@ -140,7 +143,7 @@ class ModuleFixture : public ::testing::Test {
                        /*outputs=*/&budget == push_budget_.get());
     if (!gradients.ok()) return gradients;
     for (size_t i = 0; i < push.size(); ++i) {
-      absl::Span<uint8_t> bytes = gradients->entries[i].storage->MutableHostBytes();
+      std::vector<uint8_t> bytes(gradients->entries[i].storage->size());
       if (gradients->tensors[i].dtype == DType::kBF16) {
         uint32_t bits = 0;
         std::memcpy(&bits, &push[i].value, 4);
@@ -151,6 +154,7 @@ class ModuleFixture : public ::testing::Test {
           std::memcpy(bytes.data() + k, &push[i].value, 4);
         }
       }
+      SetBytes(bytes, *gradients->entries[i].storage);
     }
     return gradients;
   }
@@ -223,7 +227,8 @@ class ModuleFixture : public ::testing::Test {
   }
 
   absl::Time now_ = absl::FromUnixSeconds(1'700'000'000);
-  CpuDevice device_;
+  const std::unique_ptr<Device> owned_device_;
+  Device& device_;
   ComputePool compute_;
   asio::thread_pool strands_{2};
   std::shared_ptr<MemoryBudget> snapshot_budget_;

@@ -5,6 +5,7 @@
 #include "common/base/float_cast.h"
 #include "common/base/tensor_cast.h"
 #include "tests/server/module/module_fixture.h"
+#include "tests/server/test_storage.h"
 
 namespace modelstate {
 namespace {
@@ -220,9 +221,9 @@ TEST_F(MoveTest, APushStagedBeforeADeviceMoveStepsWhereTheModuleIs) {
   const VersionRef after = module_->Current();
   for (const StorageRef& storage : after->storages) EXPECT_EQ(&storage->device(), &other_);
   float bias = 0;
-  std::memcpy(&bias, after->storages[2]->HostBytes().data(), 4);
+  std::memcpy(&bias, BytesOf(*after->storages[2]).data(), 4);
   EXPECT_EQ(bias, 0.0F);
-  std::memcpy(&bias, after->storages[4]->HostBytes().data(), 4);
+  std::memcpy(&bias, BytesOf(*after->storages[4]).data(), 4);
   EXPECT_EQ(bias, 3.0F);
   EXPECT_EQ(device_.pool()->usage().used_bytes, 0u);
 }

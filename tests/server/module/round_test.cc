@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "tests/server/module/module_fixture.h"
+#include "tests/server/test_storage.h"
 
 namespace modelstate {
 namespace {
@@ -76,8 +77,7 @@ class RoundTest : public ModuleFixture {
 
   std::vector<float> Values(const std::string& name) {
     const VersionRef version = module_->Current();
-    const absl::Span<const uint8_t> bytes =
-        version->storages[*version->schema->Find(name)]->HostBytes();
+    const std::vector<uint8_t> bytes = BytesOf(*version->storages[*version->schema->Find(name)]);
     std::vector<float> values(bytes.size() / 4);
     std::memcpy(values.data(), bytes.data(), bytes.size());
     return values;

@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "tests/server/module/module_fixture.h"
+#include "tests/server/test_storage.h"
 
 namespace modelstate {
 namespace {
@@ -54,7 +55,7 @@ TEST_F(StepTest, StepPublishesTheNextVersionAndLeavesBuffersBitForBit) {
     EXPECT_EQ(after->changed_version[index], 1u) << buffer;
   }
   float first = 0;
-  std::memcpy(&first, after->storages[1]->HostBytes().data(), 4);
+  std::memcpy(&first, BytesOf(*after->storages[1]).data(), 4);
   EXPECT_EQ(first, 1.0F - 0.5F * 2.0F);
   EXPECT_EQ(after->changed_version[0], after->version.number);
 }
@@ -65,7 +66,7 @@ TEST_F(StepTest, PushAssignsBuffersInTheSameVersion) {
   ASSERT_TRUE(Push(*module_, {{"weight", 1}, {"running_mean", 42.5F, TensorKind::kBuffer}}).ok());
   const VersionRef after = module_->Current();
   float mean = 0;
-  std::memcpy(&mean, after->storages[2]->HostBytes().data() + 28, 4);
+  std::memcpy(&mean, BytesOf(*after->storages[2]).data() + 28, 4);
   EXPECT_EQ(mean, 42.5F);
   EXPECT_EQ(after->changed_version[2], after->version.number);
   EXPECT_EQ(Contents(*after)["count"], count);
@@ -200,7 +201,7 @@ TEST_F(StepTest, ConcurrentDuplicatesAreAppliedExactlyOnce) {
   EXPECT_EQ(applied + replayed + reused, static_cast<int>(kThreads * kSteps));
   EXPECT_EQ(module_->Current()->step, kSteps);
   float bias = 0;
-  std::memcpy(&bias, module_->Current()->storages[1]->HostBytes().data(), 4);
+  std::memcpy(&bias, BytesOf(*module_->Current()->storages[1]).data(), 4);
   EXPECT_EQ(bias, 1.0F + static_cast<float>(kSteps));
 }
 
@@ -313,7 +314,7 @@ TEST_F(StepTest, TiedParameterIsSteppedOnceUnderBothNames) {
   EXPECT_EQ(now->storages[0], now->storages[1]);
   EXPECT_EQ(now->changed_version[1], now->version.number);
   float first = 0;
-  std::memcpy(&first, now->storages[1]->HostBytes().data(), 4);
+  std::memcpy(&first, BytesOf(*now->storages[1]).data(), 4);
   EXPECT_EQ(first, 1.0F);
 
   ASSERT_EQ(SetRequiresGrad(*module, Names({"head.weight"}), false)->changed, 1u);

@@ -14,6 +14,7 @@
 #include "server/optim/block_kernels.h"
 #include "server/rules/rule_info.h"
 #include "tests/server/optim/step_fixture.h"
+#include "tests/server/test_storage.h"
 
 namespace modelstate {
 namespace {
@@ -27,11 +28,11 @@ using AllBytes = std::vector<std::vector<uint8_t>>;
 AllBytes BytesOf(const SteppedModule& module) {
   AllBytes all;
   for (const StorageRef& storage : module.version.storages) {
-    all.emplace_back(storage->HostBytes().begin(), storage->HostBytes().end());
+    all.push_back(BytesOf(*storage));
   }
   for (const ParameterState& parameter : module.state.parameters) {
     for (const auto& slot : parameter.slots) {
-      if (slot) all.emplace_back(slot->HostBytes().begin(), slot->HostBytes().end());
+      if (slot) all.push_back(BytesOf(*slot));
     }
   }
   return all;

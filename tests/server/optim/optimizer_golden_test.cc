@@ -13,6 +13,7 @@
 #include "common/base/tensor_cast.h"
 #include "server/rules/rule_info.h"
 #include "tests/server/optim/step_fixture.h"
+#include "tests/server/test_storage.h"
 
 namespace modelstate {
 namespace {
@@ -49,7 +50,7 @@ constexpr int kInfStep = 9;
 constexpr size_t kInfParameter = 2;
 
 nlohmann::json Goldens(const std::string& version) {
-  std::ifstream file(MODELSTATE_SOURCE_DIR "/tests/data/optimizer_torch_" + version + ".json");
+  std::ifstream file(DataFolder() + "optimizer_torch_" + version + ".json");
   EXPECT_TRUE(file) << version;
   return nlohmann::json::parse(file);
 }
@@ -178,8 +179,7 @@ class OptimizerGolden : public ::testing::TestWithParam<const char*> {
   static void CompareParameters(const SteppedModule& module, const nlohmann::json& torchs,
                                 DType dtype, double* worst) {
     for (size_t p = 0; p < kShapes.size(); ++p) {
-      const double distance =
-          Distance(module.version.storages[p]->HostBytes(), torchs[p], dtype, 1);
+      const double distance = Distance(BytesOf(*module.version.storages[p]), torchs[p], dtype, 1);
       *worst = std::max(*worst, distance);
     }
   }
@@ -197,15 +197,15 @@ class OptimizerGolden : public ::testing::TestWithParam<const char*> {
         ASSERT_EQ(torchs[p].contains(slot.name), static_cast<bool>(state.slots[slot.place]))
             << slot.name;
         if (!state.slots[slot.place]) continue;
-        *worst = std::max(*worst, Distance(state.slots[slot.place]->HostBytes(),
-                                           torchs[p][slot.name], slot.dtype));
+        *worst = std::max(
+            *worst, Distance(BytesOf(*state.slots[slot.place]), torchs[p][slot.name], slot.dtype));
       }
     }
   }
 
   static void Replay(const nlohmann::json& golden, Worst* worst) {
-    CpuDevice device(uint64_t{1} << 30);
-    SteppedModule module(device);
+    const std::unique_ptr<Device> device = MakeTestDevice(uint64_t{1} << 28);
+    SteppedModule module(*device);
     const DType dtype = DTypeOf(golden["dtype"]);
     const DType gradient_dtype = DTypeOf(golden["gradient_dtype"]);
     const nlohmann::json& extra = golden["extra"];
@@ -289,8 +289,8 @@ void StepBesideF32(const nlohmann::json& golden, DType dtype, bool master) {
   config.master_weights = master;
   const double scale = golden["extra"].value("grad_scale", 1.0);
   const bool inf = golden["extra"].value("inf", false);
-  CpuDevice device(uint64_t{1} << 30);
-  SteppedModule narrow(device), wide(device);
+  const std::unique_ptr<Device> device = MakeTestDevice(uint64_t{1} << 28);
+  SteppedModule narrow(*device), wide(*device);
   for (auto [module, type] : {std::pair{&narrow, dtype}, std::pair{&wide, DType::kF32}}) {
     std::vector<TensorSpec> specs;
     for (size_t p = 0; p < kShapes.size(); ++p) {
@@ -317,7 +317,7 @@ void StepBesideF32(const nlohmann::json& golden, DType dtype, bool master) {
     }
     for (size_t p = 0; p < kShapes.size(); ++p) {
       const std::vector<uint8_t> rounded =
-          Recast(wide.version.storages[p]->HostBytes(), DType::kF32, dtype);
+          Recast(BytesOf(*wide.version.storages[p]), DType::kF32, dtype);
       ASSERT_EQ(narrow.Get<uint8_t>(Name(p)), rounded) << Name(p) << " after step " << step;
       if (!master) wide.Set(Name(p), Recast(rounded, dtype, DType::kF32));
     }
@@ -358,10 +358,10 @@ void CheckMaster(DType dtype, Load load, Store store) {
   OptimizerConfig config;
   config.algorithm = Algorithm::kAdamW;
   config.hyperparameters.lr = 0.01;
-  CpuDevice device(uint64_t{1} << 30);
-  SteppedModule narrow(device);
+  const std::unique_ptr<Device> device = MakeTestDevice(uint64_t{1} << 28);
+  SteppedModule narrow(*device);
   narrow.Create({SteppedModule::Parameter("w", {kSize}, dtype)}, config);
-  SteppedModule wide(device);
+  SteppedModule wide(*device);
   wide.Create({SteppedModule::Parameter("w", {kSize})}, config);
   auto to_narrow = [&](const std::vector<float>& values) {
     std::vector<uint16_t> out;

@@ -14,6 +14,7 @@
 #include "server/device/cpu/cpu_device.h"
 #include "server/device/cpu/host_memory_source.h"
 #include "server/optim/step.h"
+#include "tests/server/test_storage.h"
 
 namespace modelstate::testing {
 
@@ -76,12 +77,12 @@ class SteppedModule {
 
   template <typename T>
   std::vector<T> Get(const std::string& name) const {
-    return As<T>(version.storages[*version.schema->Find(name)]->HostBytes());
+    return As<T>(BytesOf(*version.storages[*version.schema->Find(name)]));
   }
 
   template <typename T>
   std::vector<T> Slot(const std::string& name, size_t slot) const {
-    return As<T>(state.parameters[*version.schema->Find(name)].slots[slot]->HostBytes());
+    return As<T>(BytesOf(*state.parameters[*version.schema->Find(name)].slots[slot]));
   }
 
   // Gradients (or, for buffers, values) by name, as bytes, in the tensor's own dtype or another.
@@ -104,9 +105,8 @@ class SteppedModule {
     MS_ASSIGN_OR_RETURN(GradientSet gradients,
                         StageGradients(version.schema, std::move(table), device_, *budget));
     for (size_t i = 0; i < push.size(); ++i) {
-      const absl::Span<uint8_t> out = gradients.entries[i].storage->MutableHostBytes();
-      EXPECT_EQ(out.size(), push[i].bytes.size());
-      if (!out.empty()) std::memcpy(out.data(), push[i].bytes.data(), out.size());
+      EXPECT_EQ(gradients.entries[i].storage->size(), push[i].bytes.size());
+      SetBytes(push[i].bytes, *gradients.entries[i].storage);
     }
     return gradients;
   }

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "tests/server/optim/step_fixture.h"
+#include "tests/server/test_storage.h"
 
 namespace modelstate {
 namespace {
@@ -66,7 +67,7 @@ StateBytes Dump(const OptimizerState& state) {
         bytes.slots.emplace_back();
         continue;
       }
-      bytes.slots.emplace_back(slot->HostBytes().begin(), slot->HostBytes().end());
+      bytes.slots.push_back(BytesOf(*slot));
     }
   }
   return bytes;
@@ -95,8 +96,8 @@ TEST_F(StepTest, NewParameterIsTheGradientsStorage) {
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_TRUE(result->applied);
   EXPECT_EQ(result->storages[0].get(), staged);
-  EXPECT_THAT(SteppedModule::As<float>(result->storages[0]->HostBytes()), ElementsAre(0, 1, 1));
-  EXPECT_THAT(SteppedModule::As<float>(old->HostBytes()), ElementsAre(1, 2, 3));
+  EXPECT_THAT(SteppedModule::As<float>(BytesOf(*result->storages[0])), ElementsAre(0, 1, 1));
+  EXPECT_THAT(SteppedModule::As<float>(BytesOf(*old)), ElementsAre(1, 2, 3));
   EXPECT_EQ(result->updated, 1u);
   EXPECT_FLOAT_EQ(result->grad_norm, std::sqrt(24.0));
 }

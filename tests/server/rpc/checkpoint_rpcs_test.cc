@@ -32,7 +32,7 @@ class CheckpointRpcsTest : public CheckpointCalls {
 };
 
 TEST_F(CheckpointRpcsTest, LoadsARealFileIntoANewModuleWithProgress) {
-  std::filesystem::copy(absl::StrCat(MODELSTATE_SOURCE_DIR, "/tests/data/crepe-tiny.pth"), root_);
+  std::filesystem::copy(absl::StrCat(DataFolder(), "crepe-tiny.pth"), root_);
   const auto result = LoadFile(LoadRequest("crepe", "crepe-tiny.pth", true));
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(result->load().module().parameter_count(), 26);

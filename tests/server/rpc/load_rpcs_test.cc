@@ -52,7 +52,7 @@ class LoadRpcsTest : public CheckpointCalls {
   }
 
   void CopyData(const std::string& name) {
-    std::filesystem::copy(absl::StrCat(MODELSTATE_SOURCE_DIR, "/tests/data/", name), root_);
+    std::filesystem::copy(absl::StrCat(DataFolder(), name), root_);
   }
 
   // The elements of one tensor as raw bytes, non-persistent buffers too.
@@ -411,8 +411,8 @@ TEST_F(LoadRpcsTest, BatchCountMayBeMissingByTheVersionInTheFile) {
   for (const char* torch : {"torch-1.13.1", "torch-2.15.0"}) {
     for (const char* name :
          {"batchnorm.pt", "no_count_version2.pt", "no_count_version1.pt", "no_count_plain.pt"}) {
-      std::filesystem::copy(absl::StrCat(MODELSTATE_SOURCE_DIR, "/tests/data/", torch, "/", name),
-                            root_, std::filesystem::copy_options::overwrite_existing);
+      std::filesystem::copy(absl::StrCat(DataFolder(), torch, "/", name), root_,
+                            std::filesystem::copy_options::overwrite_existing);
     }
     const std::string module = absl::StrCat("m-", torch);
     ASSERT_TRUE(LoadFile(module, "batchnorm.pt", {}, true).ok());

@@ -96,8 +96,7 @@ class LoadSemanticsTest : public ServerTest {
 
   // Returns how many were compared.
   int PlayAll(const std::string& version, const std::set<std::string>& except) {
-    std::ifstream file(
-        absl::StrCat(MODELSTATE_SOURCE_DIR, "/tests/data/load_torch_", version, ".json"));
+    std::ifstream file(absl::StrCat(DataFolder(), "load_torch_", version, ".json"));
     const Json goldens = Json::parse(file);
     int compared = 0;
     for (const Json& golden : goldens) {

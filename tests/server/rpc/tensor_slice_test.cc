@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/base/status.h"
+#include "tests/server/test_environment.h"
 
 namespace modelstate {
 namespace {
@@ -38,7 +39,7 @@ std::vector<int64_t> Gather(const TensorSlice& slice, const std::vector<uint8_t>
 }
 
 TEST(TensorSlice, SelectsAndRefusesWhatTorchDoes) {
-  std::ifstream in(MODELSTATE_SOURCE_DIR "/tests/data/slices.json");
+  std::ifstream in(DataFolder() + "slices.json");
   const Json goldens = Json::parse(in);
   ASSERT_GT(goldens.size(), 60u);
   for (const Json& item : goldens) {

@@ -24,17 +24,11 @@ class HiddenDevice final : public Device {
 
   const std::string& name() const override { return name_; }
   bool host_visible() const override { return false; }
-  absl::Status CopyFromHost(absl::Span<const uint8_t> src, DeviceBuffer& dst,
-                            uint64_t offset) override {
-    if (++copies_ == fail_at_) return absl::InternalError("the device failed");
-    for (size_t i = 0; i < src.size(); ++i) dst.data()[offset + i] = src[i] ^ 0x5A;
-    return absl::OkStatus();
+  absl::StatusOr<std::unique_ptr<HostWriter>> NewWriter(uint64_t) override {
+    return std::make_unique<Writer>(*this);
   }
-  absl::Status CopyToHost(const DeviceBuffer& src, uint64_t offset,
-                          absl::Span<uint8_t> dst) override {
-    if (++copies_ == fail_at_) return absl::InternalError("the device failed");
-    for (size_t i = 0; i < dst.size(); ++i) dst[i] = src.data()[offset + i] ^ 0x5A;
-    return absl::OkStatus();
+  absl::StatusOr<std::unique_ptr<HostReader>> NewReader(uint64_t) override {
+    return std::make_unique<Reader>(*this);
   }
   absl::Status FillZero(DeviceBuffer& dst) override {
     std::memset(dst.data(), 0x5A, dst.size());
@@ -47,6 +41,70 @@ class HiddenDevice final : public Device {
   }
 
  private:
+  absl::Status Count() {
+    return ++copies_ == fail_at_ ? absl::InternalError("the device failed") : absl::OkStatus();
+  }
+  static std::vector<uint8_t> Scrambled(absl::Span<const uint8_t> bytes) {
+    std::vector<uint8_t> out(bytes.begin(), bytes.end());
+    for (uint8_t& byte : out) byte ^= 0x5A;
+    return out;
+  }
+
+  class Writer : public HostWriter {
+   public:
+    explicit Writer(HiddenDevice& device) : device_(device) {}
+    absl::Span<uint8_t> Reserve(DeviceBuffer& dst, uint64_t offset, uint64_t max) override {
+      pieces_.push_back({dst.data() + offset, std::vector<uint8_t>(max)});
+      return absl::MakeSpan(pieces_.back().bytes);
+    }
+    absl::Status Finish() override {
+      for (const Piece& piece : std::exchange(pieces_, {})) {
+        const std::vector<uint8_t> bytes = Scrambled(piece.bytes);
+        std::memcpy(piece.to, bytes.data(), bytes.size());
+      }
+      return device_.Count();
+    }
+
+   private:
+    struct Piece {
+      uint8_t* to;
+      std::vector<uint8_t> bytes;
+    };
+    HiddenDevice& device_;
+    std::vector<Piece> pieces_;
+  };
+
+  class Read : public HostRead {
+   public:
+    explicit Read(absl::StatusOr<std::vector<uint8_t>> bytes) : bytes_(std::move(bytes)) {}
+    absl::StatusOr<absl::Span<const uint8_t>> Wait() override {
+      if (!bytes_.ok()) return bytes_.status();
+      return absl::MakeConstSpan(*bytes_);
+    }
+
+   private:
+    const absl::StatusOr<std::vector<uint8_t>> bytes_;
+  };
+
+  class Reader : public HostReader {
+   public:
+    explicit Reader(HiddenDevice& device) : device_(device) {}
+    absl::StatusOr<std::shared_ptr<HostRead>> Start(absl::Span<const BufferRange> ranges) override {
+      std::vector<uint8_t> all;
+      for (const BufferRange& range : ranges) {
+        const std::vector<uint8_t> bytes =
+            Scrambled({range.buffer->data() + range.offset, range.bytes});
+        all.insert(all.end(), bytes.begin(), bytes.end());
+      }
+      const absl::Status status = device_.Count();
+      if (!status.ok()) return std::make_shared<Read>(status);
+      return std::make_shared<Read>(std::move(all));
+    }
+
+   private:
+    HiddenDevice& device_;
+  };
+
   class HeapSource final : public MemorySource {
    public:
     void* Allocate(size_t bytes) override { return ::operator new(bytes); }

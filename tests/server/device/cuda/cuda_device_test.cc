@@ -9,7 +9,6 @@
 #include "server/device/cuda/cuda_memory.h"
 #include "server/device/cuda/cuda_status.h"
 #include "server/device/cuda/cuda_stream.h"
-#include "server/device/cuda/staging_ring.h"
 
 namespace modelstate {
 namespace {
@@ -95,90 +94,6 @@ TEST_F(CudaDeviceTest, AnotherStreamThatWaitsForAnEventSeesWhatCameBefore) {
     ASSERT_TRUE(other->Synchronize().ok());
     EXPECT_EQ(*last->data(), value);
   }
-}
-
-using StagingRingTest = CudaDeviceTest;
-
-std::vector<uint8_t> Pattern(uint64_t bytes, uint32_t seed) {
-  std::vector<uint8_t> pattern(bytes);
-  for (uint8_t& byte : pattern)
-    byte = static_cast<uint8_t>((seed = seed * 1664525 + 1013904223) >> 24);
-  return pattern;
-}
-
-absl::Status Upload(StagingRing& ring, const std::vector<uint8_t>& from, uint8_t* to) {
-  return ring.Upload(to, from.size(), [&](uint64_t offset, absl::Span<uint8_t> chunk) {
-    std::memcpy(chunk.data(), from.data() + offset, chunk.size());
-    return absl::OkStatus();
-  });
-}
-
-absl::Status Download(StagingRing& ring, const uint8_t* from, std::vector<uint8_t>* to) {
-  uint64_t expected = 0;
-  return ring.Download(from, to->size(), [&](uint64_t offset, absl::Span<const uint8_t> chunk) {
-    EXPECT_EQ(offset, expected);
-    expected += chunk.size();
-    std::memcpy(to->data() + offset, chunk.data(), chunk.size());
-    return absl::OkStatus();
-  });
-}
-
-TEST_F(StagingRingTest, BytesOfAnySizeArriveBothWays) {
-  for (const uint64_t chunk : {1, 4099, 65536}) {
-    for (const size_t chunks : {1, 2, 5}) {
-      absl::StatusOr<StagingRing> ring = StagingRing::Create(*stream_, chunk, chunks);
-      ASSERT_TRUE(ring.ok()) << ring.status();
-      for (const uint64_t bytes : {uint64_t{0}, uint64_t{1}, chunk - 1, chunk, chunk + 1,
-                                   chunks * chunk, 7 * chunks * chunk + 13}) {
-        const CudaMemory memory = Memory(bytes + 1);
-        for (uint32_t round = 0; round < 3; ++round) {
-          SCOPED_TRACE(::testing::Message() << bytes << " bytes in " << chunks << " of " << chunk);
-          const std::vector<uint8_t> sent = Pattern(bytes, round);
-          std::vector<uint8_t> received(bytes);
-          // Off its start too. The download comes after the upload in the stream.
-          ASSERT_TRUE(Upload(*ring, sent, memory.data() + round % 2).ok());
-          ASSERT_TRUE(Download(*ring, memory.data() + round % 2, &received).ok());
-          ASSERT_TRUE(sent == received);
-        }
-      }
-    }
-  }
-}
-
-TEST_F(StagingRingTest, AnErrorOfTheCallbackEndsTheTransferAndTheRingGoesOn) {
-  absl::StatusOr<StagingRing> ring = StagingRing::Create(*stream_, 1000, 3);
-  ASSERT_TRUE(ring.ok()) << ring.status();
-  const CudaMemory memory = Memory(10000);
-  int calls = 0;
-  const auto fail = [&](uint64_t, auto) {
-    return ++calls == 5 ? absl::DataLossError("fifth") : absl::OkStatus();
-  };
-  EXPECT_EQ(ring->Upload(memory.data(), 10000, fail).code(), absl::StatusCode::kDataLoss);
-  EXPECT_EQ(calls, 5);
-  calls = 0;
-  EXPECT_EQ(ring->Download(memory.data(), 10000, fail).code(), absl::StatusCode::kDataLoss);
-  EXPECT_EQ(calls, 5);
-  const std::vector<uint8_t> sent = Pattern(10000, 1);
-  std::vector<uint8_t> received(10000);
-  ASSERT_TRUE(Upload(*ring, sent, memory.data()).ok());
-  ASSERT_TRUE(Download(*ring, memory.data(), &received).ok());
-  EXPECT_TRUE(sent == received);
-}
-
-TEST_F(StagingRingTest, AChunkIsNotFilledWhileItsCopyIsUnderWay) {
-  // Behind a long queue, copies are late: a ring that did not wait would overwrite them.
-  absl::StatusOr<StagingRing> ring = StagingRing::Create(*stream_, 1 << 20, 2);
-  ASSERT_TRUE(ring.ok()) << ring.status();
-  const CudaMemory busy = Memory(512 << 20);
-  const CudaMemory memory = Memory(16 << 20);
-  for (int i = 0; i < 50; ++i) {
-    ASSERT_EQ(cudaMemsetAsync(busy.data(), i, busy.size(), stream_->handle()), cudaSuccess);
-  }
-  const std::vector<uint8_t> sent = Pattern(16 << 20, 9);
-  std::vector<uint8_t> received(16 << 20);
-  ASSERT_TRUE(Upload(*ring, sent, memory.data()).ok());
-  ASSERT_TRUE(Download(*ring, memory.data(), &received).ok());
-  EXPECT_TRUE(sent == received);
 }
 
 }  // namespace

@@ -146,6 +146,15 @@ class StepCase {
     }
     return std::sqrt(TreeSum(absl::MakeSpan(sums)));
   }
+  // The same, of the norms that an executor has computed.
+  static double Join(absl::Span<const TensorNorm> norms, std::vector<uint32_t>* nonfinite) {
+    std::vector<double> sums;
+    for (uint32_t t = 0; t < norms.size(); ++t) {
+      if (!norms[t].finite) nonfinite->push_back(t);
+      sums.push_back(norms[t].sum_of_squares);
+    }
+    return std::sqrt(TreeSum(absl::MakeSpan(sums)));
+  }
   static void Update(const StepPlan& plan) {
     const BlockKernels& kernels = GetBlockKernels(SupportedInstructionSets().back());
     for (const TensorStep& tensor : plan.tensors) {

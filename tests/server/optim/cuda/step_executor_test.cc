@@ -44,11 +44,13 @@ class CudaStepTest : public ::testing::TestWithParam<Algorithm> {
 
     absl::Status status = executor_->Prepare(there, compute_);
     ASSERT_TRUE(status.ok()) << status;
-    const absl::StatusOr<CudaStepNorm> cuda_norm = executor_->ComputeNorm();
-    ASSERT_TRUE(cuda_norm.ok()) << cuda_norm.status();
-    EXPECT_TRUE(norm == cuda_norm->total || (std::isnan(norm) && std::isnan(cuda_norm->total)))
-        << norm << " on the CPU, " << cuda_norm->total << " on the GPU";
-    EXPECT_EQ(nonfinite, cuda_norm->nonfinite);
+    const absl::StatusOr<std::vector<TensorNorm>> norms = executor_->ComputeNorms();
+    ASSERT_TRUE(norms.ok()) << norms.status();
+    std::vector<uint32_t> cuda_nonfinite;
+    const double cuda_norm = StepCase::Join(*norms, &cuda_nonfinite);
+    EXPECT_TRUE(norm == cuda_norm || (std::isnan(norm) && std::isnan(cuda_norm)))
+        << norm << " on the CPU, " << cuda_norm << " on the GPU";
+    EXPECT_EQ(nonfinite, cuda_nonfinite);
     status = executor_->Update(here.clip_coef);
     ASSERT_TRUE(status.ok()) << status;
     ASSERT_EQ(arenas.Compare(*stream_), "");
@@ -202,9 +204,10 @@ TEST_P(CudaLargeTest, ElementsBeyond32BitsAreTheirOwn) {
   std::vector<uint32_t> nonfinite;
   const double norm = StepCase::Norm(here, &nonfinite);
   ASSERT_TRUE(executor_->Prepare(there, compute_).ok());
-  const absl::StatusOr<CudaStepNorm> cuda_norm = executor_->ComputeNorm();
-  ASSERT_TRUE(cuda_norm.ok()) << cuda_norm.status();
-  EXPECT_NEAR(cuda_norm->total, norm, norm * 1e-12);  // another tree, of zeros too
+  const absl::StatusOr<std::vector<TensorNorm>> norms = executor_->ComputeNorms();
+  ASSERT_TRUE(norms.ok()) << norms.status();
+  // Another tree, of zeros too.
+  EXPECT_NEAR(StepCase::Join(*norms, &nonfinite), norm, norm * 1e-12);
   ASSERT_TRUE(executor_->Update(1).ok());
   StepCase::Update(here);
   std::vector<uint8_t> got(kTail), front(kTail);
@@ -247,9 +250,11 @@ TEST_P(CudaNormTest, ElementsThatAreNotFiniteAreFoundWhereTheyAre) {
   StepCase::Norm(step_case.Plan(arenas.host(), 0, 1, 0), &nonfinite);
   EXPECT_EQ(nonfinite, (std::vector<uint32_t>{2, 5, 14}));
   ASSERT_TRUE(executor_->Prepare(step_case.Plan(arenas.device(), 0, 1, 0), compute_).ok());
-  const absl::StatusOr<CudaStepNorm> norm = executor_->ComputeNorm();
-  ASSERT_TRUE(norm.ok()) << norm.status();
-  EXPECT_EQ(norm->nonfinite, nonfinite);
+  const absl::StatusOr<std::vector<TensorNorm>> norms = executor_->ComputeNorms();
+  ASSERT_TRUE(norms.ok()) << norms.status();
+  std::vector<uint32_t> cuda_nonfinite;
+  StepCase::Join(*norms, &cuda_nonfinite);
+  EXPECT_EQ(cuda_nonfinite, nonfinite);
   EXPECT_EQ(arenas.Compare(*stream_), "") << "the norm wrote to tensors";
 }
 
@@ -284,7 +289,7 @@ TEST_P(CudaAccumulateTest, SumsHaveTheCpusBits) {
   }
   ASSERT_TRUE(arenas.Allocate().ok());
   Numbers numbers(7);
-  std::vector<CudaStepExecutor::Addition> additions;
+  std::vector<StepExecutor::Addition> additions;
   for (const Sum& sum : sums) {
     numbers.Fill(sum.wide ? DType::kF64 : DType::kF32, sum.elements, 1,
                  arenas.host() + sum.to_place);
@@ -296,7 +301,9 @@ TEST_P(CudaAccumulateTest, SumsHaveTheCpusBits) {
                          sum.elements});
   }
   ASSERT_TRUE(arenas.Upload(*stream_).ok());
-  const absl::Status status = executor_->Accumulate(additions);
+  absl::Status status = executor_->Prepare(additions);
+  ASSERT_TRUE(status.ok()) << status;
+  status = executor_->Accumulate();
   ASSERT_TRUE(status.ok()) << status;
   const BlockKernels& kernels = GetBlockKernels(SupportedInstructionSets().back());
   for (const Sum& sum : sums) {

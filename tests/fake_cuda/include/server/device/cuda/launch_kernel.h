@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <functional>
 
-// Takes the place of server/optim/cuda/launch_kernel.h where a compiler of host code compiles the
+// Takes the place of server/device/cuda/launch_kernel.h where a compiler of host code compiles the
 // kernels: what they use of CUDA's language, and a launch that runs thread after thread.
 #undef __device__
 #undef __global__

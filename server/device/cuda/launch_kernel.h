@@ -1,5 +1,5 @@
-#ifndef MODELSTATE_SERVER_OPTIM_CUDA_LAUNCH_KERNEL_H_
-#define MODELSTATE_SERVER_OPTIM_CUDA_LAUNCH_KERNEL_H_
+#ifndef MODELSTATE_SERVER_DEVICE_CUDA_LAUNCH_KERNEL_H_
+#define MODELSTATE_SERVER_DEVICE_CUDA_LAUNCH_KERNEL_H_
 
 #include <cuda_runtime.h>
 
@@ -16,4 +16,4 @@ cudaError_t LaunchKernel(void (*kernel)(Work), unsigned blocks, unsigned threads
 
 }  // namespace modelstate
 
-#endif  // MODELSTATE_SERVER_OPTIM_CUDA_LAUNCH_KERNEL_H_
+#endif  // MODELSTATE_SERVER_DEVICE_CUDA_LAUNCH_KERNEL_H_
