@@ -296,7 +296,7 @@ uint64_t RunMemory(const Setup& setup, Turns& turns) {
 uint64_t RunUnary(const Setup& setup, Turns& turns) {
   constexpr int kCallers = 16;
   constexpr int kCallsEach = 250;
-  constexpr uint64_t kTensors = 300;
+  constexpr uint64_t kTensors = 450;  // answers of 16 KB
   const Payload payload(EqualTensors(kTensors, 1024));
   const ServerProcess server(setup.server);
   const ServerProcess stub_server(

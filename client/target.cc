@@ -71,7 +71,8 @@ absl::StatusOr<Resolved> Resolve(absl::string_view address) {
 
 absl::StatusOr<Target> ParseTarget(const std::string& text) {
   const bool is_uri = absl::StrContains(text, "://") || absl::StartsWith(text, "ipv4:") ||
-                      absl::StartsWith(text, "ipv6:") || absl::StartsWith(text, "unix");
+                      absl::StartsWith(text, "ipv6:") || absl::StartsWith(text, "unix:") ||
+                      absl::StartsWith(text, "unix-abstract:");
   if (is_uri || !absl::StrContains(text, ',')) return Target{text, text, ""};
   const std::vector<std::string> parts = absl::StrSplit(text, ',');
   std::vector<Resolved> all;

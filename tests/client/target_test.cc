@@ -9,8 +9,9 @@ namespace modelstate::client {
 namespace {
 
 TEST(ParseTarget, OneAddressAndUrisAreForGrpcToResolve) {
-  for (const char* text : {"localhost:50051", "10.0.0.1:1", "[::1]:50051", "dns:///a:1,b:2",
-                           "ipv4:10.0.0.1:1,10.0.0.2:2", "unix:/tmp/socket,x"}) {
+  for (const char* text :
+       {"localhost:50051", "10.0.0.1:1", "[::1]:50051", "dns:///a:1,b:2",
+        "ipv4:10.0.0.1:1,10.0.0.2:2", "unix:/tmp/socket,x", "unix-abstract:name,x"}) {
     const absl::StatusOr<Target> target = ParseTarget(text);
     ASSERT_TRUE(target.ok()) << target.status();
     EXPECT_EQ(target->uri, text);
@@ -43,7 +44,8 @@ TEST(ParseTarget, NamesInAListAreLookedUp) {
 }
 
 TEST(ParseTarget, WhatIsNoListIsToldInWords) {
-  for (const char* text : {"localhost:7,", ",localhost:7", "localhost:7,localhost", "a:1,b:"}) {
+  for (const char* text : {"localhost:7,", ",localhost:7", "localhost:7,localhost",
+                           "a:1,b:", "unixhost,localhost:7"}) {
     EXPECT_EQ(GetReason(ParseTarget(text).status()), Reason::kInvalidField) << text;
   }
 }
