@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "common/base/bytes.h"
 #include "common/base/digest.h"
 #include "common/base/file.h"
 #include "common/base/state_layout.h"
@@ -40,10 +41,7 @@ class FileWriter {
                         SafetensorsHeader(state.specs(), layout_,
                                           StateDictMetadata(module_, state.version(), state.step(),
                                                             state.specs(), digests_)));
-    MS_RETURN_IF_ERROR(ReplaceFile(
-        file.path,
-        {absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(header.data()), header.size()),
-         state.data()}));
+    MS_RETURN_IF_ERROR(ReplaceFile(file.path, {AsBytes(header), state.data()}));
     file.version = state.version();
     file.step = state.step();
     file.file_bytes = header.size() + state.data().size();

@@ -15,6 +15,7 @@
 #include "absl/time/clock.h"
 #include "client/backoff.h"
 #include "client/files/lease_keeper.h"
+#include "common/base/bytes.h"
 #include "common/base/digest.h"
 #include "common/base/status.h"
 #include "common/format/safetensors_writer.h"
@@ -32,10 +33,6 @@ constexpr uint32_t kMinChunkBytes = uint32_t{256} << 10;
 // A request for digests alone has a range for each tensor.
 constexpr size_t kDigestsPerRequest = 10000;
 constexpr absl::Duration kPollInterval = absl::Milliseconds(50);
-
-absl::Span<const uint8_t> AsBytes(const std::string& text) {
-  return absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(text.data()), text.size());
-}
 
 // Takes a table, and drops the bytes.
 class Scratch : public RangeSink {

@@ -10,6 +10,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "common/base/bytes.h"
 #include "common/base/status.h"
 
 namespace modelstate::client {
@@ -31,10 +32,6 @@ absl::Status Corrupt(const std::string& path) {
   return MakeError(
       Reason::kCheckpointCorrupt,
       absl::StrCat("\"", path, "\" is not a record of a transfer; fetch without resuming"));
-}
-
-absl::Span<const uint8_t> AsBytes(const std::string& text) {
-  return absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(text.data()), text.size());
 }
 
 std::string Line(const ByteRange& range) { return absl::StrCat(range.begin, " ", range.end, "\n"); }

@@ -19,6 +19,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/base/bytes.h"
 #include "common/base/digest.h"
 #include "common/base/file.h"
 #include "common/base/state_layout.h"
@@ -121,8 +122,7 @@ class Converter {
       }
       const std::string text = ShardedIndexText(index, result_.bytes);
       MS_ASSIGN_OR_RETURN(const File file, CreateForWrite(path + "/model.safetensors.index.json"));
-      MS_RETURN_IF_ERROR(file.WriteAt(
-          0, absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(text.data()), text.size())));
+      MS_RETURN_IF_ERROR(file.WriteAt(0, AsBytes(text)));
       MS_RETURN_IF_ERROR(file.SyncData());
       ++result_.files;
     }
@@ -186,8 +186,7 @@ class Converter {
     metadata[kDigestsMetadataKey] = DigestsMetadata(specs, digests);
     MS_ASSIGN_OR_RETURN(header, SafetensorsHeader(specs, layout, metadata, opaque));
     if (header.size() != header_bytes) return absl::InternalError("a header changed its size");
-    return file.WriteAt(
-        0, absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(header.data()), header.size()));
+    return file.WriteAt(0, AsBytes(header));
   }
 
   const CheckpointReader& reader_;

@@ -6,6 +6,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "common/base/bytes.h"
 #include "common/base/digest.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
@@ -48,8 +49,7 @@ absl::Status CheckManifestDigest(absl::string_view text) {
   const absl::string_view content = text.substr(0, text.size() - tail);
   const std::optional<uint64_t> recorded =
       DigestFromHex(text.substr(text.size() - tail + begin.size(), 16));
-  const uint64_t digest =
-      Xxh3(absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(content.data()), content.size()));
+  const uint64_t digest = Xxh3(AsBytes(content));
   if (recorded == digest) return absl::OkStatus();
   return MakeError(Reason::kDigestMismatch,
                    absl::StrCat(kManifestFile, " has the XXH3 ", DigestToHex(digest),

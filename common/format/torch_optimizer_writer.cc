@@ -5,6 +5,7 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "common/base/bytes.h"
 #include "common/base/status.h"
 #include "common/format/pickle_writer.h"
 #include "common/format/torch_group_keys.h"
@@ -118,16 +119,12 @@ absl::StatusOr<std::string> Pickle(const TorchOptimizerContent& content) {
   return std::move(out).Finish();
 }
 
-absl::Span<const uint8_t> Bytes(absl::string_view text) {
-  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
-}
-
 absl::Status WriteArchive(const File& file, const TorchOptimizerContent& content,
                           TorchOptimizerBytes bytes) {
   MS_ASSIGN_OR_RETURN(const std::string pickle, Pickle(content));
   ZipWriter zip(file);
-  MS_RETURN_IF_ERROR(zip.Add("archive/data.pkl", Bytes(pickle)));
-  MS_RETURN_IF_ERROR(zip.Add("archive/byteorder", Bytes("little")));
+  MS_RETURN_IF_ERROR(zip.Add("archive/data.pkl", AsBytes(pickle)));
+  MS_RETURN_IF_ERROR(zip.Add("archive/byteorder", AsBytes("little")));
   for (size_t i = 0; i < content.tensors.size(); ++i) {
     MS_ASSIGN_OR_RETURN(const absl::Span<const uint8_t> elements, bytes(i));
     if (elements.size() != content.tensors[i].nbytes()) {
@@ -139,7 +136,7 @@ absl::Status WriteArchive(const File& file, const TorchOptimizerContent& content
     }
     MS_RETURN_IF_ERROR(zip.Add(absl::StrCat("archive/data/", i), elements));
   }
-  MS_RETURN_IF_ERROR(zip.Add("archive/version", Bytes("3\n")));
+  MS_RETURN_IF_ERROR(zip.Add("archive/version", AsBytes("3\n")));
   return zip.Finish();
 }
 

@@ -2,6 +2,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
+#include "common/base/bytes.h"
 #include "common/base/status.h"
 #include "common/format/pickle_writer.h"
 #include "common/format/text.h"
@@ -9,10 +10,6 @@
 
 namespace modelstate {
 namespace {
-
-absl::Span<const uint8_t> Bytes(absl::string_view text) {
-  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
-}
 
 // {"": {"version": 1}, "bn": {"version": 2}}
 void PickleVersions(const std::map<std::string, int64_t>& versions, PickleWriter* out) {
@@ -59,8 +56,8 @@ absl::Status WriteTorchStateDict(const File& file, absl::Span<const TensorSpec> 
   const std::string pickle = std::move(out).Finish();
 
   ZipWriter zip(file);
-  MS_RETURN_IF_ERROR(zip.Add("archive/data.pkl", Bytes(pickle)));
-  MS_RETURN_IF_ERROR(zip.Add("archive/byteorder", Bytes("little")));
+  MS_RETURN_IF_ERROR(zip.Add("archive/data.pkl", AsBytes(pickle)));
+  MS_RETURN_IF_ERROR(zip.Add("archive/byteorder", AsBytes("little")));
   for (size_t i = 0; i < specs.size(); ++i) {
     const TensorSpec& spec = specs[i];
     if (owners.at(spec.is_alias() ? spec.alias_of : spec.name) != i) continue;
@@ -71,7 +68,7 @@ absl::Status WriteTorchStateDict(const File& file, absl::Span<const TensorSpec> 
     }
     MS_RETURN_IF_ERROR(zip.Add(absl::StrCat("archive/data/", i), elements));
   }
-  MS_RETURN_IF_ERROR(zip.Add("archive/version", Bytes("3\n")));
+  MS_RETURN_IF_ERROR(zip.Add("archive/version", AsBytes("3\n")));
   return zip.Finish();
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/bytes.h"
 #include "common/base/status.h"
 #include "common/format/zip_directory.h"
 
@@ -29,10 +30,6 @@ void Append(T value, std::string* out) {
 }
 
 uint32_t Saturated(uint64_t value) { return static_cast<uint32_t>(std::min(value, kMax32)); }
-
-absl::Span<const uint8_t> Bytes(absl::string_view text) {
-  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
-}
 
 // The part that both headers of a record have, from the version to the length of the name.
 void AppendCommon(bool zip64, uint32_t crc, uint64_t size, size_t name_size, std::string* out) {
@@ -98,7 +95,7 @@ absl::Status ZipWriter::Add(absl::string_view name, absl::Span<const uint8_t> by
     directory_ += wide;
   }
   ++records_;
-  MS_RETURN_IF_ERROR(Write(Bytes(local)));
+  MS_RETURN_IF_ERROR(Write(AsBytes(local)));
   return Write(bytes);
 }
 
@@ -131,7 +128,7 @@ absl::Status ZipWriter::Finish() {
   Append(Saturated(size), &out);
   Append(Saturated(directory), &out);
   Append<uint16_t>(0, &out);  // comment
-  return Write(Bytes(out));
+  return Write(AsBytes(out));
 }
 
 }  // namespace modelstate

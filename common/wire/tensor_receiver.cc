@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/bytes.h"
 #include "common/base/status.h"
 #include "common/wire/convert.h"
 #include "common/wire/values_codec.h"
@@ -12,10 +13,6 @@ namespace modelstate {
 namespace {
 
 absl::Status OrderError(absl::string_view text) { return MakeError(Reason::kChunkInvalid, text); }
-
-absl::Span<const uint8_t> AsBytes(const std::string& text) {
-  return absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(text.data()), text.size());
-}
 
 const char* PartName(PartKind kind) {
   switch (kind) {

@@ -4,6 +4,7 @@
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/base/bytes.h"
 #include "common/base/digest.h"
 #include "common/base/random.h"
 #include "common/base/status.h"
@@ -55,8 +56,7 @@ OptimizerTensors CollectOptimizer(const CapturedState& state) {
 absl::Status WriteManifest(const RootDirectory& root, const std::string& path,
                            const std::string& text) {
   MS_ASSIGN_OR_RETURN(const File file, root.CreateFile(path));
-  MS_RETURN_IF_ERROR(file.WriteAt(
-      0, absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(text.data()), text.size())));
+  MS_RETURN_IF_ERROR(file.WriteAt(0, AsBytes(text)));
   return file.SyncData();
 }
 

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/bytes.h"
 #include "common/base/digest.h"
 #include "common/base/status.h"
 #include "server/checkpoint/manifest.h"
@@ -158,8 +159,7 @@ absl::StatusOr<std::string> ManifestToText(const Manifest& manifest) {
                                   "\": a tensor name, worker name or metadata text is not valid "
                                   "UTF-8, so the manifest cannot hold it; rename it"));
   }
-  const uint64_t digest =
-      Xxh3(absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(text.data()), text.size()));
+  const uint64_t digest = Xxh3(AsBytes(text));
   absl::StrAppend(&text, kManifestTailBegin, DigestToHex(digest), kManifestTailEnd);
   if (text.size() > kMaxManifestBytes) {
     return MakeError(Reason::kNotRepresentable,

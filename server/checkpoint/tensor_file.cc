@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/base/bytes.h"
 #include "common/base/digest.h"
 #include "common/base/status.h"
 #include "common/format/safetensors_writer.h"
@@ -74,8 +75,7 @@ absl::StatusOr<Manifest::FileEntry> WriteTensorFile(const RootDirectory& root,
                       SafetensorsHeader(content.specs, *content.layout, content.metadata));
   MS_ASSIGN_OR_RETURN(File file, root.CreateFile(path));
   FileAppender appender(std::move(file), control, meter);
-  MS_RETURN_IF_ERROR(appender.Write(
-      absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(header.data()), header.size())));
+  MS_RETURN_IF_ERROR(appender.Write(AsBytes(header)));
   // Offset order has no gaps, so appending in it makes the layout's data region.
   std::vector<const TensorStorage*> storages;
   storages.reserve(content.storages.size());

@@ -10,6 +10,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "common/base/bytes.h"
 #include "common/base/digest.h"
 #include "common/base/status.h"
 #include "common/base/tensor_cast.h"
@@ -272,10 +273,7 @@ absl::StatusOr<Draw> ResolveInitializer(const Initializer& initializer, const Te
 }
 
 ElementStream::ElementStream(const Draw& draw, uint64_t seed, absl::string_view name)
-    : draw_(draw),
-      seed_(seed),
-      name_hash_(
-          Xxh3(absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(name.data()), name.size()))) {}
+    : draw_(draw), seed_(seed), name_hash_(Xxh3(AsBytes(name))) {}
 
 std::pair<double, double> ElementStream::Pair(uint64_t block) const {
   const initializer_internal::PhiloxBlock random =

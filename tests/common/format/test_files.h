@@ -2,8 +2,8 @@
 #define MODELSTATE_TESTS_COMMON_FORMAT_TEST_FILES_H_
 
 #include <gtest/gtest.h>
-#include <sys/mman.h>
 #include <libdeflate.h>
+#include <sys/mman.h>
 
 #include <cstdint>
 #include <fstream>
@@ -13,15 +13,12 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/bytes.h"
 #include "common/base/file.h"
 #include "common/format/checkpoint_reader.h"
 
 // Files made by hand, right or wrong, for the tests of this folder.
 namespace modelstate {
-
-inline absl::Span<const uint8_t> AsBytes(const std::string& text) {
-  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
-}
 
 inline File MemoryFile(const std::string& content) {
   File file(memfd_create("test", MFD_CLOEXEC), "test");

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/bytes.h"
 #include "common/base/status.h"
 #include "common/wire/convert.h"
 #include "common/wire/table_splitter.h"
@@ -50,10 +51,6 @@ v1::TensorInfo U8(const std::string& name, int64_t size, uint64_t offset) {
   info.add_shape(size);
   info.set_offset(offset);
   return info;
-}
-
-absl::Span<const uint8_t> AsBytes(const std::string& text) {
-  return absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(text.data()), text.size());
 }
 
 // A push of a: "abc" at 0 and b: "defgh" at 3, as a script of messages.
