@@ -29,6 +29,10 @@ ExitCode ExitCodeOf(const absl::Status& status) {
   }
 }
 
+absl::Status Context::CheckNotInterrupted() const {
+  return interrupt->cancelled() ? absl::CancelledError("interrupted") : absl::OkStatus();
+}
+
 absl::StatusOr<Client> Context::Connect() const {
   ClientOptions options;
   options.timeout = absl::Minutes(10);  // listings with digests and verifying read every byte

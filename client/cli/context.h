@@ -34,6 +34,8 @@ struct Context {
   bool json = false;
   // Cancelled by SIGINT and SIGTERM.
   client::Cancellation* interrupt = nullptr;
+  // CANCELLED once it is: for what reads files and makes no call.
+  absl::Status CheckNotInterrupted() const;
   int exit_code = kSuccess;
 
   absl::StatusOr<Client> Connect() const;

@@ -35,6 +35,7 @@ absl::Status Convert(const Context& context, ConvertArguments arguments) {
     }
   }
   arguments.options.to_torch = arguments.to == "pt";
+  arguments.options.gate = [&context] { return context.CheckNotInterrupted(); };
   MS_ASSIGN_OR_RETURN(
       const std::unique_ptr<CheckpointReader> reader,
       OpenCheckpointPath(arguments.in, arguments.state_dict_key, /*allow_opaque=*/true));

@@ -27,7 +27,8 @@ struct Verified {
 };
 
 // Reads every tensor. An error names the first that is wrong.
-absl::StatusOr<Verified> VerifyFile(const std::string& path, const std::string& state_dict_key) {
+absl::StatusOr<Verified> VerifyFile(const Context& context, const std::string& path,
+                                    const std::string& state_dict_key) {
   MS_ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointReader> reader,
                       OpenCheckpointPath(path, state_dict_key, /*allow_opaque=*/true));
   Verified verified;
@@ -38,7 +39,8 @@ absl::StatusOr<Verified> VerifyFile(const std::string& path, const std::string& 
     const StoredTensor& tensor = reader->tensors()[i];
     if (!tensor.alias_of.empty()) continue;
     bytes.resize(tensor.nbytes());
-    absl::Status read = reader->Read(i, absl::MakeSpan(bytes));
+    absl::Status read = reader->ReadGated(i, absl::MakeSpan(bytes),
+                                          [&context] { return context.CheckNotInterrupted(); });
     if (!read.ok()) return Annotate(read, path);
     ++verified.tensors;
     ++(tensor.xxh3 ? verified.by_digest : tensor.has_crc ? verified.by_crc : verified.unverifiable);
@@ -65,7 +67,7 @@ absl::Status Verify(const Context& context, const std::string& path,
   }
   std::vector<Verified> files;
   for (const std::string& file : paths) {
-    MS_ASSIGN_OR_RETURN(files.emplace_back(), VerifyFile(file, state_dict_key));
+    MS_ASSIGN_OR_RETURN(files.emplace_back(), VerifyFile(context, file, state_dict_key));
   }
   if (context.json) {
     Json json = {{"path", path}, {"files", Json::array()}, {"manifest_verified", has_manifest}};

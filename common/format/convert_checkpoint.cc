@@ -134,7 +134,7 @@ class Converter {
  private:
   absl::StatusOr<absl::Span<const uint8_t>> Read(size_t index) {
     buffer_.resize(specs_[index].nbytes());
-    MS_RETURN_IF_ERROR(reader_.Read(index, absl::MakeSpan(buffer_)));
+    MS_RETURN_IF_ERROR(reader_.ReadGated(index, absl::MakeSpan(buffer_), options_.gate));
     return absl::MakeConstSpan(buffer_);
   }
 

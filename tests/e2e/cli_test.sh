@@ -5,6 +5,24 @@
 here=$(dirname "$(readlink -f "$0")")
 source "$here/lib.sh"
 
+# Without a server.
+case_FilesAreInspectedVerifiedAndConverted() {
+  local in=$MODELSTATE_SOURCE/tests/data/crepe-tiny.pth
+  json '[.format, (.tensors | length)]' '["torch zip",44]' inspect "$in"
+  json '[.tensors, .files]' '[44,1]' convert "$in" "$WORK/crepe.safetensors"
+  prints '44 tensors' inspect "$WORK/crepe.safetensors"
+  json '[.equal, .differences]' '[44,[]]' diff "$in" "$WORK/crepe.safetensors"
+  cli 0 verify "$WORK/crepe.safetensors" >/dev/null
+  cli 0 convert "$WORK/crepe.safetensors" "$WORK/back.pt" >/dev/null
+  json '[.equal, .differences]' '[44,[]]' diff "$in" "$WORK/back.pt"
+  cli 0 convert "$in" "$WORK/shards" --max-shard-size 500KB >/dev/null
+  json '[.equal, .differences]' '[44,[]]' diff "$in" "$WORK/shards"
+  cli 4 convert "$in" "$WORK/back.pt" >/dev/null
+  printf X | dd of="$WORK/crepe.safetensors" bs=1 seek=500000 conv=notrunc 2>/dev/null
+  cli 6 verify "$WORK/crepe.safetensors" >/dev/null
+  expect 0 "$(find "$WORK" -name '*.tmp*' | wc -l)" 'temporary files'
+}
+
 case_TheWholePath() {
   local buffers version
   load_crepe || return

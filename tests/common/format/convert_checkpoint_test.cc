@@ -83,6 +83,25 @@ std::vector<std::string> Order(const CheckpointReader& reader) {
   return names;
 }
 
+TEST_F(ConvertTest, WhatTheGateEndsLeavesNothing) {
+  const std::string in = std::string(MODELSTATE_SOURCE_DIR) + "/tests/data/crepe-tiny.pth";
+  for (const bool sharded : {false, true}) {
+    for (const bool to_torch : {false, true}) {
+      if (sharded && to_torch) continue;
+      int asked = 0;
+      ConvertOptions options;
+      options.to_torch = to_torch;
+      options.max_shard_bytes = sharded ? 100'000 : 0;
+      options.gate = [&asked] {
+        return ++asked == 9 ? absl::CancelledError("enough") : absl::OkStatus();
+      };
+      EXPECT_EQ(Convert(in, "out", options).code(), absl::StatusCode::kCancelled);
+      EXPECT_EQ(asked, 9);
+      EXPECT_EQ(Names(), std::set<std::string>());
+    }
+  }
+}
+
 TEST_F(ConvertTest, EveryReadableFileSurvivesEveryFormat) {
   size_t converted = 0;
   ConvertOptions to_torch;
