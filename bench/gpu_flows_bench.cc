@@ -19,6 +19,7 @@
 #include "absl/flags/parse.h"
 #include "absl/strings/str_cat.h"
 #include "bench/payload.h"
+#include "bench/read_file.h"
 #include "bench/server_process.h"
 #include "bench/turns.h"
 #include "client/client.h"
@@ -36,13 +37,7 @@ ABSL_FLAG(std::string, server, "", "path of modelstate-server; default: beside t
 namespace modelstate {
 namespace {
 
-double Seconds(const std::function<void()>& work) {
-  const double begin = Now();
-  work();
-  return Now() - begin;
-}
-
-// One server with the payload as a module under SGD, and the same as a file.
+// One server with the payload as a module under AdamW, and the same as a file.
 class Place {
  public:
   Place(const std::string& binary, const std::string& device, const Payload& payload)
@@ -94,26 +89,11 @@ class Place {
   const Client client_;
 };
 
-// By as many threads as the machine has, in pieces of 8 MiB, into memory that was touched before.
+// By as many threads as the machine has, into memory that was touched before.
 double ReadFile(const std::string& path, std::vector<uint8_t>& to) {
-  constexpr size_t kPiece = size_t{8} << 20;
   const int fd = open(path.c_str(), O_RDONLY);
   const unsigned threads = std::max(1U, std::thread::hardware_concurrency());
-  const double seconds = Seconds([&] {
-    std::vector<std::thread> running;
-    for (unsigned t = 0; t < threads; ++t) {
-      running.emplace_back([&, t] {
-        for (size_t begin = t * kPiece; begin < to.size(); begin += threads * kPiece) {
-          const size_t piece = std::min(kPiece, to.size() - begin);
-          if (pread(fd, to.data() + begin, piece, static_cast<off_t>(begin)) !=
-              static_cast<ssize_t>(piece)) {
-            std::abort();
-          }
-        }
-      });
-    }
-    for (std::thread& thread : running) thread.join();
-  });
+  const double seconds = Seconds([&] { ReadWith(threads, fd, to.data(), to.size()); });
   close(fd);
   return seconds;
 }

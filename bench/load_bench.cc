@@ -28,6 +28,7 @@
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
 #include "absl/strings/str_cat.h"
+#include "bench/read_file.h"
 #include "bench/server_process.h"
 #include "client/client.h"
 #include "common/base/digest.h"
@@ -77,24 +78,6 @@ void WriteFile(const std::string& path, const std::vector<TensorSpec>& specs, bo
   std::ofstream file(path, std::ios::binary);
   file.write(header.data(), static_cast<std::streamsize>(header.size()));
   file.write(reinterpret_cast<const char*>(data.data()), static_cast<std::streamsize>(data.size()));
-}
-
-// Reads all of a file into `to`, in pieces of 8 MiB that threads take in turn.
-void ReadWith(unsigned threads, int fd, uint8_t* to, size_t size) {
-  constexpr size_t kPiece = size_t{8} << 20;
-  std::vector<std::thread> running;
-  for (unsigned t = 0; t < threads; ++t) {
-    running.emplace_back([=] {
-      for (size_t begin = t * kPiece; begin < size; begin += threads * kPiece) {
-        const size_t piece = std::min(kPiece, size - begin);
-        if (pread(fd, to + begin, piece, static_cast<off_t>(begin)) !=
-            static_cast<ssize_t>(piece)) {
-          std::abort();
-        }
-      }
-    });
-  }
-  for (std::thread& thread : running) thread.join();
 }
 
 uint8_t* HugePages(size_t size) {

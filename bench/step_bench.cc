@@ -42,12 +42,6 @@ ABSL_FLAG(std::string, server, "", "path of modelstate-server; default: beside t
 namespace modelstate {
 namespace {
 
-double Seconds(const std::function<void()>& work) {
-  const double begin = Now();
-  work();
-  return Now() - begin;
-}
-
 // A module of equal tensors under AdamW, and a push to it.
 class Pushed {
  public:

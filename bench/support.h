@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <utility>
 #include <vector>
 
@@ -16,6 +17,12 @@ namespace modelstate {
 
 inline double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+inline double Seconds(const std::function<void()>& work) {
+  const double begin = Now();
+  work();
+  return Now() - begin;
 }
 
 inline void OrDie(const absl::Status& status) {

@@ -1,0 +1,35 @@
+#ifndef MODELSTATE_BENCH_READ_FILE_H_
+#define MODELSTATE_BENCH_READ_FILE_H_
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <thread>
+#include <vector>
+
+namespace modelstate {
+
+// Reads all of a file into `to`, in pieces of 8 MiB that threads take in turn.
+inline void ReadWith(unsigned threads, int fd, uint8_t* to, size_t size) {
+  constexpr size_t kPiece = size_t{8} << 20;
+  std::vector<std::thread> running;
+  for (unsigned t = 0; t < threads; ++t) {
+    running.emplace_back([=] {
+      for (size_t begin = t * kPiece; begin < size; begin += threads * kPiece) {
+        const size_t piece = std::min(kPiece, size - begin);
+        if (pread(fd, to + begin, piece, static_cast<off_t>(begin)) !=
+            static_cast<ssize_t>(piece)) {
+          std::abort();
+        }
+      }
+    });
+  }
+  for (std::thread& thread : running) thread.join();
+}
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_BENCH_READ_FILE_H_
