@@ -1,7 +1,6 @@
 #include "common/format/manifest_text.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "absl/strings/match.h"
@@ -10,18 +9,13 @@
 #include "common/base/digest.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
+#include "common/format/manifest_object.h"
 #include "common/format/text.h"
 
 namespace modelstate {
 namespace {
 
-using Json = nlohmann::json;
-
 constexpr uint64_t kPieceBytes = uint64_t{4} << 20;
-
-absl::Status CorruptManifest(absl::string_view text) {
-  return Corrupt(absl::StrCat(kManifestFile, ": ", text, "; use another checkpoint"));
-}
 
 absl::StatusOr<uint64_t> DigestOf(const File& file, uint64_t size) {
   std::vector<uint8_t> piece(std::min(kPieceBytes, size));
@@ -57,47 +51,47 @@ absl::Status CheckManifestDigest(absl::string_view text) {
                                 "another checkpoint"));
 }
 
-absl::StatusOr<std::vector<ManifestFile>> ManifestFiles(absl::string_view text) {
-  MS_RETURN_IF_ERROR(CheckManifestDigest(text));
-  const Json json = Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
-  const auto files = json.is_object() ? json.find("files") : json.end();
-  if (!json.is_object() || files == json.end() || !files->is_array()) {
-    return CorruptManifest("it has no list \"files\"");
-  }
-  std::vector<ManifestFile> found;
-  for (const Json& item : *files) {
-    const auto member = [&item](const char* key) {
-      return item.is_object() ? item.value(key, Json()) : Json();
-    };
-    const Json name = member("name");
-    const Json nbytes = member("nbytes");
-    const Json xxh3 = member("xxh3");
-    const std::optional<uint64_t> digest =
-        xxh3.is_string() ? DigestFromHex(xxh3.get_ref<const std::string&>()) : std::nullopt;
-    const bool known = name == kModelFile || name == kOptimizerFile;
-    if (!known || !nbytes.is_number_unsigned() || !digest) {
-      return CorruptManifest(
-          absl::StrCat("\"files[", found.size(), "]\" is not a known name, bytes and a digest"));
-    }
-    found.push_back({name.get<std::string>(), nbytes.get<uint64_t>(), *digest});
-  }
-  const bool twice = found.size() == 2 && found[0].name == found[1].name;
-  if (found.empty() || found.size() > 2 || twice) {
-    return CorruptManifest("\"files\" does not list each file once");
-  }
-  return found;
-}
-
-absl::StatusOr<std::vector<ManifestFile>> VerifyManifestFiles(const std::string& folder) {
-  MS_ASSIGN_OR_RETURN(const File manifest, OpenForRead(absl::StrCat(folder, "/", kManifestFile)));
-  MS_ASSIGN_OR_RETURN(const uint64_t size, manifest.Size());
+absl::StatusOr<std::string> ReadManifestText(const File& file) {
+  MS_ASSIGN_OR_RETURN(const uint64_t size, file.Size());
   if (size > kMaxManifestBytes) {
     return CorruptManifest(absl::StrCat("it has ", size, " bytes, more than ", kMaxManifestBytes));
   }
   std::string text(size, '\0');
   MS_RETURN_IF_ERROR(
-      manifest.ReadAt(0, absl::MakeSpan(reinterpret_cast<uint8_t*>(text.data()), text.size())));
-  MS_ASSIGN_OR_RETURN(std::vector<ManifestFile> files, ManifestFiles(text));
+      file.ReadAt(0, absl::MakeSpan(reinterpret_cast<uint8_t*>(text.data()), text.size())));
+  return text;
+}
+
+absl::StatusOr<std::vector<ManifestFile>> ManifestFiles(JsonView list) {
+  std::vector<ManifestFile> files;
+  for (const JsonView::Element item : list) {
+    ManifestObject object(item.value, absl::StrCat("files[", files.size(), "]."));
+    ManifestFile file{object.String("name"), object.Uint("nbytes"), object.Hex("xxh3")};
+    // Only these two names, so that no manifest leads to another file.
+    if (file.name != kModelFile && file.name != kOptimizerFile) {
+      object.Fail("name", absl::StrCat(kModelFile, " or ", kOptimizerFile));
+    } else if (!files.empty() && (files.size() == 2 || files[0].name == file.name)) {
+      object.Fail("name", "unique");
+    }
+    MS_RETURN_IF_ERROR(object.status());
+    files.push_back(std::move(file));
+  }
+  if (files.empty() || (files.size() == 1 && files[0].name != kModelFile)) {
+    return CorruptManifest(absl::StrCat("\"files\" lacks ", kModelFile));
+  }
+  return files;
+}
+
+absl::StatusOr<std::vector<ManifestFile>> VerifyManifestFiles(const std::string& folder) {
+  MS_ASSIGN_OR_RETURN(const File manifest, OpenForRead(absl::StrCat(folder, "/", kManifestFile)));
+  MS_ASSIGN_OR_RETURN(const std::string text, ReadManifestText(manifest));
+  MS_RETURN_IF_ERROR(CheckManifestDigest(text));
+  const absl::StatusOr<JsonView> json = JsonView::Parse(text);
+  if (!json.ok()) return CorruptManifest(json.status().message());
+  ManifestObject object(*json, "");
+  const JsonView list = object.List("files");
+  MS_RETURN_IF_ERROR(object.status());
+  MS_ASSIGN_OR_RETURN(std::vector<ManifestFile> files, ManifestFiles(list));
   for (const ManifestFile& entry : files) {
     MS_ASSIGN_OR_RETURN(const File file, OpenForRead(absl::StrCat(folder, "/", entry.name)));
     MS_ASSIGN_OR_RETURN(const uint64_t nbytes, file.Size());

@@ -8,6 +8,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "common/base/file.h"
+#include "common/format/json_view.h"
 
 // What `manifest.json` of a saved directory says of itself and of its files, for who checks them
 // without a server. The rest of it is the server's: server/checkpoint/manifest.h.
@@ -35,9 +37,11 @@ struct ManifestFile {
   uint64_t xxh3 = 0;  // of all its bytes
 };
 
-// The files that a manifest lists, after its digest is checked; the two known names only, each
-// once.
-absl::StatusOr<std::vector<ManifestFile>> ManifestFiles(absl::string_view text);
+// All of the file. DATA_LOSS CHECKPOINT_CORRUPT where it is larger than a manifest may be.
+absl::StatusOr<std::string> ReadManifestText(const File& file);
+
+// What the member "files" of a manifest lists: the model file, and maybe the optimizer file.
+absl::StatusOr<std::vector<ManifestFile>> ManifestFiles(JsonView list);
 
 // Reads the folder's manifest and every byte of its files, and compares sizes and digests. Returns
 // the files. DATA_LOSS CHECKPOINT_CORRUPT, DIGEST_MISMATCH.

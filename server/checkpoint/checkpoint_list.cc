@@ -29,7 +29,7 @@ bool HasCheckpointFiles(const RootDirectory& root, const std::string& path) {
          root.Stat(absl::StrCat(path, "/", kModelFile)).ok();
 }
 
-absl::Status VerifyFiles(const RootDirectory& directory, const Manifest& manifest,
+absl::Status VerifyFiles(const RootDirectory& directory, const ManifestHead& manifest,
                          const std::string& path) {
   for (const Manifest::FileEntry& entry : manifest.files) {
     const std::string name = absl::StrCat(path, "/", entry.name);
@@ -60,21 +60,17 @@ bool IsNewer(const CheckpointInfo& a, const CheckpointInfo& b) {
   return std::tie(a.create_seconds, a.step, a.path) > std::tie(b.create_seconds, b.step, b.path);
 }
 
-CheckpointInfo DescribeManifest(const Manifest& manifest, uint64_t manifest_bytes,
+CheckpointInfo DescribeManifest(const ManifestHead& head, uint64_t manifest_bytes,
                                 const std::string& path) {
   CheckpointInfo info;
   info.path = path;
   info.format = kDirectoryFormat;
-  info.create_seconds = manifest.create_seconds;
-  info.module = manifest.module;
-  info.version = manifest.version;
-  info.step = manifest.step;
-  info.tensor_count = manifest.tensors.size();
-  info.has_optimizer = manifest.optimizer.has_value();
-  info.weights_only = manifest.weights_only;
-  for (const Manifest::FileEntry& file : manifest.files) {
-    info.files.push_back({file.name, file.nbytes});
-  }
+  info.create_seconds = head.create_seconds;
+  info.module = head.module;
+  info.version = head.version;
+  info.step = head.step;
+  info.weights_only = head.weights_only;
+  for (const ManifestFile& file : head.files) info.files.push_back({file.name, file.nbytes});
   info.files.push_back({kManifestFile, manifest_bytes});
   for (const CheckpointInfo::FileInfo& file : info.files) info.nbytes += file.nbytes;
   return info;
@@ -91,10 +87,11 @@ std::optional<CheckpointInfo> CheckpointStore::Describe(const std::string& path,
     if (IsTemporaryName(entry.name) || !HasCheckpointFiles(root_, path)) return std::nullopt;
     info.format = kDirectoryFormat;
     problem = WithDirectory(root_, path, [&](const RootDirectory& directory) -> absl::Status {
-      MS_ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(directory, path));
-      MS_ASSIGN_OR_RETURN(const RootDirectory::Entry file, directory.Stat(kManifestFile));
-      info = DescribeManifest(manifest, file.size, path);
-      return verify ? VerifyFiles(directory, manifest, path) : absl::OkStatus();
+      MS_ASSIGN_OR_RETURN(const StoredManifest manifest, ReadManifest(directory, path));
+      info = DescribeManifest(manifest.head(), manifest.nbytes(), path);
+      info.tensor_count = manifest.tensor_count();
+      info.has_optimizer = manifest.has_optimizer();
+      return verify ? VerifyFiles(directory, manifest.head(), path) : absl::OkStatus();
     });
   } else {
     if (!HasCheckpointSuffix(entry.name)) return std::nullopt;

@@ -50,7 +50,8 @@ inline std::string JoinPath(const std::string& directory, absl::string_view name
   return directory == "." ? std::string(name) : absl::StrCat(directory, "/", name);
 }
 
-CheckpointInfo DescribeManifest(const Manifest& manifest, uint64_t manifest_bytes,
+// All but `tensor_count` and `has_optimizer`.
+CheckpointInfo DescribeManifest(const ManifestHead& head, uint64_t manifest_bytes,
                                 const std::string& path);
 
 }  // namespace modelstate

@@ -220,7 +220,10 @@ absl::StatusOr<CheckpointInfo> CheckpointStore::SaveAs(const CapturedState& stat
   std::move(remove).Cancel();
   MS_RETURN_IF_ERROR(root_.SyncDirectory(ParentPath(path)));
   if (exists) root_.RemoveRecursively(temporary).IgnoreError();  // else the next start does
-  return DescribeManifest(manifest, text.size(), path);
+  CheckpointInfo info = DescribeManifest(manifest, text.size(), path);
+  info.tensor_count = manifest.tensors.size();
+  info.has_optimizer = manifest.optimizer.has_value();
+  return info;
 }
 
 }  // namespace modelstate

@@ -182,7 +182,7 @@ struct CheckpointSource::Impl {
   std::string format;
   std::unique_ptr<CheckpointReader> reader;
   std::unique_ptr<CheckpointReader> optimizer_reader;  // null: no optimizer file
-  std::optional<Manifest> manifest;                    // directories only
+  std::optional<StoredManifest> manifest;              // directories only
   std::vector<IncomingTensor> incoming;
   std::vector<uint32_t> source_of;  // by index of `incoming`: the reader's tensor
   std::atomic<uint64_t> read_bytes{0};
@@ -204,7 +204,7 @@ absl::Status CheckpointSource::Impl::OpenDirectory(const RootDirectory& root) {
     MS_ASSIGN_OR_RETURN(manifest, ReadManifest(d, path));
     MS_ASSIGN_OR_RETURN(reader, open(kModelFile));
     optimizer_reader.reset();
-    if (manifest->FindFile(kOptimizerFile) != nullptr) {
+    if (manifest->head().FindFile(kOptimizerFile) != nullptr) {
       MS_ASSIGN_OR_RETURN(optimizer_reader, open(kOptimizerFile));
     }
     return absl::OkStatus();
@@ -230,13 +230,13 @@ absl::Status CheckpointSource::Impl::TakeManifestOrder() {
   for (uint32_t i = 0; i < reader->tensors().size(); ++i) {
     by_name.emplace(reader->tensors()[i].name, i);
   }
-  if (reader->tensors().size() != manifest->tensors.size()) {
+  if (reader->tensors().size() != manifest->tensor_count()) {
     return Corrupt(path,
                    absl::StrCat(kModelFile, " has ", reader->tensors().size(),
-                                " tensors, the manifest ", manifest->tensors.size()),
+                                " tensors, the manifest ", manifest->tensor_count()),
                    "");
   }
-  for (const Manifest::TensorEntry& entry : manifest->tensors) {
+  return manifest->ForEachTensor([&](Manifest::TensorEntry entry) -> absl::Status {
     const TensorSpec& spec = entry.spec;
     const auto it = by_name.find(spec.name);
     if (it == by_name.end()) {
@@ -260,8 +260,8 @@ absl::Status CheckpointSource::Impl::TakeManifestOrder() {
     incoming.push_back({spec.name, spec.dtype, spec.shape, spec.kind, "checkpoint kind",
                         stored.requires_grad, spec.alias_of});
     source_of.push_back(index);
-  }
-  return absl::OkStatus();
+    return absl::OkStatus();
+  });
 }
 
 CheckpointSource::CheckpointSource(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -337,7 +337,7 @@ absl::StatusOr<std::vector<ReadItem>> CheckpointSource::Impl::MatchOptimizer(
   }
   std::vector<ReadItem> items;
   const RuleInfo& rule = GetRule(optimizer.algorithm());
-  for (const Manifest::ParameterEntry& entry : manifest->optimizer_state) {
+  const auto match = [&](Manifest::ParameterEntry entry) -> absl::Status {
     const auto corrupt = [this, &entry](absl::string_view text) {
       return Corrupt(path,
                      absl::StrCat("optimizer state of \"", entry.parameter, "\": ", text,
@@ -378,7 +378,9 @@ absl::StatusOr<std::vector<ReadItem>> CheckpointSource::Impl::MatchOptimizer(
                        static_cast<uint64_t>(elements) * DTypeSize(info.dtype),
                        &parameter.slots[info.place]});
     }
-  }
+    return absl::OkStatus();
+  };
+  MS_RETURN_IF_ERROR(manifest->ForEachParameter(match));
   return items;
 }
 
@@ -387,17 +389,17 @@ absl::StatusOr<std::optional<RestoredState>> CheckpointSource::Restore(const Mod
                                                                        MemoryBudget& budget,
                                                                        const JobControl& control,
                                                                        ComputePool* readers) const {
-  const std::optional<Manifest>& manifest = impl_->manifest;
-  if (!manifest || manifest->weights_only) return std::optional<RestoredState>();
+  const std::optional<StoredManifest>& manifest = impl_->manifest;
+  if (!manifest || manifest->head().weights_only) return std::optional<RestoredState>();
   RestoredState restored;
-  restored.step = manifest->step;
-  restored.metadata = manifest->metadata;
-  restored.workers = manifest->workers;
+  restored.step = manifest->head().step;
+  restored.metadata = manifest->head().metadata;
+  MS_ASSIGN_OR_RETURN(restored.workers, manifest->Workers());
   restored.optimizer_state.parameters.resize(schema.size());
-  if (!manifest->optimizer) return std::optional<RestoredState>(std::move(restored));
+  MS_ASSIGN_OR_RETURN(const std::optional<OptimizerConfig> config, manifest->Optimizer());
+  if (!config) return std::optional<RestoredState>(std::move(restored));
 
-  absl::StatusOr<std::shared_ptr<const Optimizer>> optimizer =
-      Optimizer::Create(*manifest->optimizer, schema);
+  absl::StatusOr<std::shared_ptr<const Optimizer>> optimizer = Optimizer::Create(*config, schema);
   if (!optimizer.ok()) {
     return Corrupt(impl_->path,
                    absl::StrCat("its optimizer does not fit the module (weights_only loads without "

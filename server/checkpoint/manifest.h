@@ -2,6 +2,7 @@
 #define MODELSTATE_SERVER_CHECKPOINT_MANIFEST_H_
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "common/base/file.h"
 #include "common/base/optimizer_config.h"
 #include "common/base/tensor_spec.h"
+#include "common/format/json_view.h"
 #include "common/format/manifest_text.h"
 #include "server/state/module_version.h"
 #include "server/state/optimizer_state.h"
@@ -20,9 +22,22 @@
 namespace modelstate {
 
 // What `manifest.json` of a directory checkpoint says: everything but the elements.
-// docs/checkpoints.md specifies it. Value type.
-struct Manifest {
+// docs/checkpoints.md specifies it. Value types.
+struct ManifestHead {
   using FileEntry = ManifestFile;
+
+  std::string module;
+  Version version;
+  uint64_t step = 0;
+  int64_t create_seconds = 0;  // since the Unix epoch
+  bool weights_only = false;
+  ModuleMetadata metadata;
+  std::vector<FileEntry> files;
+
+  const FileEntry* FindFile(absl::string_view name) const;
+};
+
+struct Manifest : ManifestHead {
   struct TensorEntry {
     TensorSpec spec;    // alias_of only where the owner is in the file
     uint64_t xxh3 = 0;  // of the elements; an alias has its owner's
@@ -34,33 +49,57 @@ struct Manifest {
     std::vector<std::string> slots;  // `slot/parameter` in the optimizer file
   };
 
-  std::string module;
-  Version version;
-  uint64_t step = 0;
-  int64_t create_seconds = 0;  // since the Unix epoch
-  bool weights_only = false;
-  ModuleMetadata metadata;
-  std::vector<FileEntry> files;
   std::vector<TensorEntry> tensors;  // the state_dict, in its order
   std::optional<OptimizerConfig> optimizer;
   std::vector<ParameterEntry> optimizer_state;  // of parameters that have stepped
   WorkerRecords workers;
-
-  const FileEntry* FindFile(absl::string_view name) const;
 };
 
-// INVALID_ARGUMENT NOT_REPRESENTABLE for text that is not UTF-8.
+// INVALID_ARGUMENT NOT_REPRESENTABLE for text that is not UTF-8, and what is too long to be read.
 absl::StatusOr<std::string> ManifestToText(const Manifest& manifest);
 
-// Checks every field and the digest at the text's end; what it allocates is linear in the text.
-// DATA_LOSS CHECKPOINT_CORRUPT, DIGEST_MISMATCH; INVALID_ARGUMENT CHECKPOINT_UNSUPPORTED (written
-// by a newer format).
-absl::StatusOr<Manifest> ParseManifest(absl::string_view text);
+// A manifest as it is stored. Every field has been checked; what grows with the module stays text,
+// and is made from it for who asks, one by one. So to open one takes the memory of its text and
+// less than 16 MiB, whatever it says. Move-only.
+class StoredManifest {
+ public:
+  // Checks every field and the digest at the text's end. DATA_LOSS CHECKPOINT_CORRUPT,
+  // DIGEST_MISMATCH; INVALID_ARGUMENT CHECKPOINT_UNSUPPORTED (written by a newer format).
+  static absl::StatusOr<StoredManifest> Parse(std::string text);
+
+  const ManifestHead& head() const { return head_; }
+  size_t tensor_count() const { return tensor_count_; }
+  bool has_optimizer() const { return !optimizer_.is_null(); }
+  uint64_t nbytes() const { return text_->size(); }
+
+  // In the order of the text; the first error of `take` ends it.
+  absl::Status ForEachTensor(
+      absl::FunctionRef<absl::Status(Manifest::TensorEntry entry)> take) const;
+  absl::Status ForEachParameter(
+      absl::FunctionRef<absl::Status(Manifest::ParameterEntry entry)> take) const;
+  absl::StatusOr<std::optional<OptimizerConfig>> Optimizer() const;
+  absl::StatusOr<WorkerRecords> Workers() const;
+
+ private:
+  StoredManifest() = default;
+  absl::Status ReadHead(JsonView json);
+  absl::Status ForEachWorker(
+      absl::FunctionRef<absl::Status(std::string worker, WorkerRecord record)> take) const;
+
+  std::unique_ptr<const std::string> text_;  // what the views borrow
+  ManifestHead head_;
+  size_t tensor_count_ = 0;
+  JsonView tensors_;
+  JsonView optimizer_;
+  JsonView optimizer_state_;
+  JsonView workers_;
+};
 
 // The manifest in `directory`, whose files it checks to be there in their sizes. `path` is what
 // messages call the directory. CHECKPOINT_NOT_FOUND when there is no manifest: the checkpoint is
 // not complete.
-absl::StatusOr<Manifest> ReadManifest(const RootDirectory& directory, const std::string& path);
+absl::StatusOr<StoredManifest> ReadManifest(const RootDirectory& directory,
+                                            const std::string& path);
 
 // Opens the directory `path` once for `use`, which finds all its files through it, so that they are
 // of one checkpoint even where a save takes its place meanwhile. The replaced one loses its files

@@ -1,123 +1,25 @@
-#include <bit>
 #include <limits>
-#include <nlohmann/json.hpp>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/base/digest.h"
 #include "common/base/status.h"
+#include "common/format/manifest_object.h"
 #include "server/checkpoint/manifest.h"
+#include "server/state/registration.h"
 
 namespace modelstate {
 namespace {
 
-using Json = nlohmann::json;
+constexpr uint64_t kMaxInt64 = std::numeric_limits<int64_t>::max();
+constexpr size_t kMaxGroups = 1000;  // as many as an optimizer may be configured with
 
-absl::Status Corrupt(absl::string_view text) {
-  return MakeError(Reason::kCheckpointCorrupt,
-                   absl::StrCat(kManifestFile, ": ", text, "; use another checkpoint"));
-}
-
-// Reads the members of one JSON object. The first that is missing or of another type makes status()
-// an error that names it; what is read after that is zero.
-class ObjectReader {
- public:
-  // `where` is for messages: "tensors[3]".
-  ObjectReader(const Json& json, std::string where) : json_(json), where_(std::move(where)) {
-    if (!json_.is_object()) Fail("", "an object");
-  }
-
-  const absl::Status& status() const { return status_; }
-
-  const Json* Find(const char* key) {
-    if (!json_.is_object()) return nullptr;
-    const auto it = json_.find(key);
-    return it == json_.end() ? nullptr : &*it;
-  }
-  bool Has(const char* key) { return Find(key) != nullptr; }
-
-  std::string String(const char* key) {
-    const Json* value = Find(key);
-    if (value != nullptr && value->is_string()) return value->get_ref<const std::string&>();
-    Fail(key, "text");
-    return "";
-  }
-  uint64_t Uint(const char* key, uint64_t max = std::numeric_limits<uint64_t>::max()) {
-    const Json* value = Find(key);
-    if (value != nullptr && value->is_number_unsigned() && value->get<uint64_t>() <= max) {
-      return value->get<uint64_t>();
-    }
-    Fail(key, "a whole number in its range");
-    return 0;
-  }
-  bool Bool(const char* key) {
-    const Json* value = Find(key);
-    if (value != nullptr && value->is_boolean()) return value->get<bool>();
-    Fail(key, "true or false");
-    return false;
-  }
-  double Double(const char* key) {
-    const Json* value = Find(key);
-    if (value != nullptr && value->is_number()) return value->get<double>();
-    if (value != nullptr && value->is_string()) {
-      if (const auto bits = DigestFromHex(value->get_ref<const std::string&>())) {
-        return std::bit_cast<double>(*bits);
-      }
-    }
-    Fail(key, "a number, or 16 hex digits of one");
-    return 0;
-  }
-  uint64_t Hex(const char* key) {
-    const Json* value = Find(key);
-    if (value != nullptr && value->is_string()) {
-      if (const auto bits = DigestFromHex(value->get_ref<const std::string&>())) return *bits;
-    }
-    Fail(key, "16 hex digits");
-    return 0;
-  }
-  std::vector<std::string> Strings(const char* key) {
-    std::vector<std::string> strings;
-    for (const Json& item : List(key)) {
-      if (!item.is_string()) {
-        Fail(key, "a list of texts");
-        break;
-      }
-      strings.push_back(item.get_ref<const std::string&>());
-    }
-    return strings;
-  }
-  // An empty list on failure.
-  const Json& List(const char* key) {
-    static const Json* const kEmpty = new Json(Json::array());
-    const Json* value = Find(key);
-    if (value != nullptr && value->is_array()) return *value;
-    Fail(key, "a list");
-    return *kEmpty;
-  }
-  ObjectReader Object(const char* key) {
-    static const Json* const kNull = new Json();
-    const Json* value = Find(key);
-    return ObjectReader(value == nullptr ? *kNull : *value, absl::StrCat(where_, key, "."));
-  }
-
-  void Fail(absl::string_view key, absl::string_view wanted) {
-    if (!status_.ok()) return;
-    status_ = Corrupt(absl::StrCat("\"", where_, key, "\" is not ", wanted));
-  }
-  void Include(const absl::Status& status) { status_.Update(status); }
-
- private:
-  const Json& json_;
-  const std::string where_;
-  absl::Status status_;
-};
-
-Version ToVersion(ObjectReader reader, ObjectReader& parent) {
+Version ToVersion(ManifestObject reader, ManifestObject& parent) {
   Version version{reader.Hex("incarnation"), reader.Uint("number")};
   parent.Include(reader.status());
   return version;
 }
 
-Hyperparameters ToHyperparameters(ObjectReader reader, ObjectReader& parent) {
+Hyperparameters ToHyperparameters(ManifestObject reader, ManifestObject& parent) {
   Hyperparameters h;
   for (const HyperparameterField& field : HyperparameterFields()) {
     if (!reader.Has(field.name)) continue;
@@ -131,8 +33,10 @@ Hyperparameters ToHyperparameters(ObjectReader reader, ObjectReader& parent) {
   return h;
 }
 
-absl::StatusOr<OptimizerConfig> ToOptimizer(const Json& json) {
-  ObjectReader reader(json, "optimizer.");
+// The groups together name at most `max_names` parameters: none is in two. Without `keep_groups`
+// they are checked only.
+absl::StatusOr<OptimizerConfig> ToOptimizer(JsonView json, size_t max_names, bool keep_groups) {
+  ManifestObject reader(json, "optimizer.");
   OptimizerConfig config;
   const std::string algorithm = reader.String("algorithm");
   MS_RETURN_IF_ERROR(reader.status());
@@ -156,22 +60,31 @@ absl::StatusOr<OptimizerConfig> ToOptimizer(const Json& json) {
   if (reader.Has("no_default_group")) config.no_default_group = reader.Bool("no_default_group");
   if (reader.Has("max_grad_norm")) config.max_grad_norm = reader.Double("max_grad_norm");
   if (reader.Has("max_staleness")) config.max_staleness = reader.Uint("max_staleness");
-  for (const Json& item : reader.List("groups")) {
-    ObjectReader group(item, absl::StrCat("optimizer.groups[", config.groups.size(), "]."));
-    ParameterGroup& out = config.groups.emplace_back();
+  size_t index = 0;
+  for (const JsonView::Element item : reader.List("groups")) {
+    if (index == kMaxGroups) {
+      reader.Fail("groups", absl::StrCat("a list of at most ", kMaxGroups));
+      break;
+    }
+    ManifestObject group(item.value, absl::StrCat("optimizer.groups[", index++, "]."));
+    ParameterGroup out;
     out.name = group.String("name");
-    out.selection.names = group.Strings("names");
-    out.selection.prefixes = group.Strings("prefixes");
-    out.selection.globs = group.Strings("globs");
+    group.ForEachText("names", max_names, [&](std::string name) {
+      --max_names;
+      if (keep_groups) out.selection.names.push_back(std::move(name));
+    });
+    out.selection.prefixes = group.Texts("prefixes");
+    out.selection.globs = group.Texts("globs");
     out.hyperparameters = ToHyperparameters(group.Object("hyperparameters"), group);
     MS_RETURN_IF_ERROR(group.status());
+    if (keep_groups) config.groups.push_back(std::move(out));
   }
   MS_RETURN_IF_ERROR(reader.status());
   return config;
 }
 
-absl::StatusOr<Manifest::TensorEntry> ToTensor(const Json& json, size_t index) {
-  ObjectReader reader(json, absl::StrCat("tensors[", index, "]."));
+absl::StatusOr<Manifest::TensorEntry> ToTensor(JsonView json, size_t index) {
+  ManifestObject reader(json, absl::StrCat("tensors[", index, "]."));
   Manifest::TensorEntry entry;
   entry.spec.name = reader.String("name");
   const std::string kind = reader.String("kind");
@@ -188,28 +101,34 @@ absl::StatusOr<Manifest::TensorEntry> ToTensor(const Json& json, size_t index) {
   if (reader.Has("alias_of")) entry.spec.alias_of = reader.String("alias_of");
   entry.xxh3 = reader.Hex("xxh3");
   std::vector<int64_t> dims;
-  for (const Json& dim : reader.List("shape")) {
-    const bool good = dim.is_number_unsigned() && dims.size() < Shape::kMaxRank &&
-                      dim.get<uint64_t>() <= uint64_t{std::numeric_limits<int64_t>::max()};
-    if (!good) {
+  for (const JsonView::Element dim : reader.List("shape")) {
+    const std::optional<uint64_t> size = dim.value.Uint();
+    if (!size || *size > kMaxInt64 || dims.size() == Shape::kMaxRank) {
       reader.Fail("shape", "a list of sizes");
       break;
     }
-    dims.push_back(dim.get<int64_t>());
+    dims.push_back(static_cast<int64_t>(*size));
   }
   MS_RETURN_IF_ERROR(reader.status());
   absl::StatusOr<Shape> shape = Shape::Create(dims);
   if (!shape.ok()) {
-    return Corrupt(absl::StrCat("\"tensors[", index, "].shape\": ", shape.status().message()));
+    return CorruptManifest(
+        absl::StrCat("\"tensors[", index, "].shape\": ", shape.status().message()));
   }
   entry.spec.shape = *std::move(shape);
   return entry;
 }
 
-absl::Status AddWorker(const Json& json, size_t index, WorkerRecords& workers) {
-  ObjectReader reader(json, absl::StrCat("workers[", index, "]."));
-  const std::string worker = reader.String("worker");
+struct NamedWorker {
+  std::string worker;
   WorkerRecord record;
+};
+
+absl::StatusOr<NamedWorker> ToWorker(JsonView json, size_t index) {
+  ManifestObject reader(json, absl::StrCat("workers[", index, "]."));
+  NamedWorker named;
+  named.worker = reader.String("worker");
+  WorkerRecord& record = named.record;
   record.sequence = reader.Uint("sequence");
   record.payload_digest = reader.String("payload_digest");
   StepAnswer& answer = record.answer;
@@ -226,123 +145,160 @@ absl::Status AddWorker(const Json& json, size_t index, WorkerRecords& workers) {
   answer.quorum = static_cast<uint32_t>(reader.Uint("quorum", max_count));
   answer.grad_norm = reader.Double("grad_norm");
   answer.clip_coef = reader.Double("clip_coef");
-  answer.nonfinite = reader.Strings("nonfinite");
+  answer.nonfinite = reader.Texts("nonfinite");
   answer.updated = reader.Uint("updated");
   answer.skipped = reader.Uint("skipped");
   if (reader.Has("ignored")) answer.ignored = reader.Uint("ignored");
   MS_RETURN_IF_ERROR(reader.status());
-  if (worker.empty() || record.sequence == 0 ||
-      !workers.emplace(worker, std::move(record)).second) {
-    return Corrupt(
-        absl::StrCat("\"workers[", index, "]\" has no name, no sequence, or comes twice"));
+  if (named.worker.empty() || record.sequence == 0) {
+    return CorruptManifest(absl::StrCat("\"workers[", index, "]\" has no name or no sequence"));
+  }
+  return named;
+}
+
+absl::StatusOr<Manifest::ParameterEntry> ToParameter(JsonView json, size_t index) {
+  ManifestObject reader(json, absl::StrCat("optimizer_state[", index, "]."));
+  Manifest::ParameterEntry entry;
+  entry.parameter = reader.String("parameter");
+  entry.step = reader.Uint("step");
+  if (reader.Has("product")) entry.product = static_cast<float>(reader.Double("product"));
+  entry.slots = reader.Texts("slots");
+  MS_RETURN_IF_ERROR(reader.status());
+  return entry;
+}
+
+absl::StatusOr<ModuleMetadata> ToMetadata(JsonView json) {
+  ModuleMetadata metadata;
+  if (!json.is_object()) return CorruptManifest("\"metadata\" is not an object");
+  for (const JsonView::Element member : json) {
+    std::optional<std::string> value = member.value.String();
+    if (!value) return CorruptManifest("\"metadata\" has a value that is not text");
+    if (!metadata.emplace(*member.key.String(), *std::move(value)).second) {
+      return CorruptManifest("\"metadata\" has a key twice");
+    }
+    const absl::Status allowed = CheckMetadata(metadata);
+    if (!allowed.ok()) return CorruptManifest(absl::StrCat("\"metadata\": ", allowed.message()));
+  }
+  return metadata;
+}
+
+absl::Status CheckFormat(ManifestObject& reader) {
+  const std::string format = reader.String("format");
+  const uint64_t version = reader.Uint("format_version");
+  MS_RETURN_IF_ERROR(reader.status());
+  if (format != kManifestFormat) return CorruptManifest("\"format\" is not that of a checkpoint");
+  if (version == kManifestFormatVersion) return absl::OkStatus();
+  return MakeError(
+      Reason::kCheckpointUnsupported,
+      absl::StrCat(kManifestFile, " has format_version ", version, "; this server reads ",
+                   kManifestFormatVersion, ": use the server that wrote it, or load ", kModelFile,
+                   " in it as a plain file"));
+}
+
+// Makes each item of a list with `make`, and gives it to `take`.
+template <typename Make, typename Take>
+absl::Status ForEachItem(JsonView list, Make make, Take take) {
+  size_t index = 0;
+  for (const JsonView::Element item : list) {
+    MS_ASSIGN_OR_RETURN(auto made, make(item.value, index++));
+    MS_RETURN_IF_ERROR(take(std::move(made)));
   }
   return absl::OkStatus();
 }
 
-absl::StatusOr<Manifest> FromJson(const Json& json) {
-  ObjectReader reader(json, "");
-  Manifest m;
-  m.module = reader.String("module");
-  m.version = ToVersion(reader.Object("version"), reader);
-  m.step = reader.Uint("step");
-  m.create_seconds = static_cast<int64_t>(
-      reader.Uint("create_seconds", uint64_t{std::numeric_limits<int64_t>::max()}));
-  m.weights_only = reader.Bool("weights_only");
-  if (const Json* metadata = reader.Find("metadata"); metadata && metadata->is_object()) {
-    for (const auto& item : metadata->items()) {
-      if (!item.value().is_string()) return Corrupt("\"metadata\" has a value that is not text");
-      m.metadata.emplace(item.key(), item.value().get_ref<const std::string&>());
-    }
-  } else {
-    reader.Fail("metadata", "an object");
-  }
-  for (const Json& item : reader.List("files")) {
-    ObjectReader file(item, absl::StrCat("files[", m.files.size(), "]."));
-    Manifest::FileEntry entry{file.String("name"), file.Uint("nbytes"), file.Hex("xxh3")};
-    // Only these two names, so that no manifest leads to another file.
-    if (entry.name != kModelFile && entry.name != kOptimizerFile) {
-      file.Fail("name", absl::StrCat(kModelFile, " or ", kOptimizerFile));
-    } else if (m.FindFile(entry.name) != nullptr) {
-      file.Fail("name", "unique");
-    }
-    MS_RETURN_IF_ERROR(file.status());
-    m.files.push_back(std::move(entry));
-  }
-  const Json& tensors = reader.List("tensors");
-  m.tensors.reserve(tensors.size());
-  for (const Json& item : tensors) {
-    MS_ASSIGN_OR_RETURN(Manifest::TensorEntry entry, ToTensor(item, m.tensors.size()));
-    m.tensors.push_back(std::move(entry));
-  }
-  const Json* optimizer = reader.Find("optimizer");
-  if (optimizer == nullptr) {
-    reader.Fail("optimizer", "an object or null");
-  } else if (!optimizer->is_null()) {
-    MS_ASSIGN_OR_RETURN(m.optimizer, ToOptimizer(*optimizer));
-  }
-  for (const Json& item : reader.List("optimizer_state")) {
-    ObjectReader state(item, absl::StrCat("optimizer_state[", m.optimizer_state.size(), "]."));
-    const float product = state.Has("product") ? static_cast<float>(state.Double("product")) : 1.0f;
-    m.optimizer_state.push_back(
-        {state.String("parameter"), state.Uint("step"), product, state.Strings("slots")});
-    MS_RETURN_IF_ERROR(state.status());
-  }
-  size_t worker_index = 0;
-  for (const Json& item : reader.List("workers")) {
-    MS_RETURN_IF_ERROR(AddWorker(item, worker_index++, m.workers));
-  }
-  MS_RETURN_IF_ERROR(reader.status());
-  if (m.FindFile(kModelFile) == nullptr) {
-    return Corrupt(absl::StrCat("\"files\" lacks ", kModelFile));
-  }
-  return m;
-}
-
 }  // namespace
 
-const Manifest::FileEntry* Manifest::FindFile(absl::string_view name) const {
+const ManifestHead::FileEntry* ManifestHead::FindFile(absl::string_view name) const {
   for (const FileEntry& file : files) {
     if (file.name == name) return &file;
   }
   return nullptr;
 }
 
-absl::StatusOr<Manifest> ParseManifest(absl::string_view text) {
+absl::StatusOr<StoredManifest> StoredManifest::Parse(std::string text) {
   MS_RETURN_IF_ERROR(CheckManifestDigest(text));
-  // Every check below is by type before it reads, so only the parser itself can throw: for memory.
-  const Json json = Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded()) return Corrupt("it is not JSON");
-  ObjectReader reader(json, "");
-  const std::string format = reader.String("format");
-  const uint64_t version = reader.Uint("format_version");
-  MS_RETURN_IF_ERROR(reader.status());
-  if (format != kManifestFormat) return Corrupt("\"format\" is not that of a checkpoint");
-  if (version != kManifestFormatVersion) {
-    return MakeError(
-        Reason::kCheckpointUnsupported,
-        absl::StrCat(kManifestFile, " has format_version ", version, "; this server reads ",
-                     kManifestFormatVersion, ": use the server that wrote it, or load ", kModelFile,
-                     " in it as a plain file"));
+  StoredManifest manifest;
+  manifest.text_ = std::make_unique<const std::string>(std::move(text));
+  const absl::StatusOr<JsonView> json = JsonView::Parse(*manifest.text_);
+  if (!json.ok()) return CorruptManifest(json.status().message());
+  MS_RETURN_IF_ERROR(manifest.ReadHead(*json));
+  // Whoever asks for the lists later finds them as they are here.
+  MS_RETURN_IF_ERROR(manifest.ForEachTensor([&manifest](Manifest::TensorEntry) {
+    ++manifest.tensor_count_;
+    return absl::OkStatus();
+  }));
+  if (manifest.has_optimizer()) {
+    MS_RETURN_IF_ERROR(
+        ToOptimizer(manifest.optimizer_, manifest.tensor_count_, /*keep_groups=*/false).status());
   }
-  return FromJson(json);
-}
-
-namespace {
-
-absl::StatusOr<Manifest> ReadManifestFile(const File& file) {
-  MS_ASSIGN_OR_RETURN(const uint64_t size, file.Size());
-  if (size > kMaxManifestBytes) {
-    return Corrupt(absl::StrCat("it has ", size, " bytes, more than ", kMaxManifestBytes));
-  }
-  std::string text(size, '\0');
   MS_RETURN_IF_ERROR(
-      file.ReadAt(0, absl::MakeSpan(reinterpret_cast<uint8_t*>(text.data()), text.size())));
-  return ParseManifest(text);
+      manifest.ForEachParameter([](Manifest::ParameterEntry) { return absl::OkStatus(); }));
+  MS_RETURN_IF_ERROR(
+      manifest.ForEachWorker([](std::string, WorkerRecord) { return absl::OkStatus(); }));
+  return manifest;
 }
 
-}  // namespace
+absl::Status StoredManifest::ReadHead(JsonView json) {
+  ManifestObject reader(json, "");
+  MS_RETURN_IF_ERROR(CheckFormat(reader));
+  head_.module = reader.String("module");
+  head_.version = ToVersion(reader.Object("version"), reader);
+  head_.step = reader.Uint("step");
+  head_.create_seconds = static_cast<int64_t>(reader.Uint("create_seconds", kMaxInt64));
+  head_.weights_only = reader.Bool("weights_only");
+  tensors_ = reader.List("tensors");
+  optimizer_state_ = reader.List("optimizer_state");
+  workers_ = reader.List("workers");
+  const JsonView files = reader.List("files");
+  const JsonView* metadata = reader.Find("metadata");
+  const JsonView* optimizer = reader.Find("optimizer");
+  if (optimizer == nullptr) reader.Fail("optimizer", "an object or null");
+  MS_RETURN_IF_ERROR(reader.status());
+  optimizer_ = *optimizer;
+  MS_ASSIGN_OR_RETURN(head_.metadata, ToMetadata(metadata == nullptr ? JsonView() : *metadata));
+  MS_ASSIGN_OR_RETURN(head_.files, ManifestFiles(files));
+  return absl::OkStatus();
+}
 
-absl::StatusOr<Manifest> ReadManifest(const RootDirectory& directory, const std::string& path) {
+absl::Status StoredManifest::ForEachTensor(
+    absl::FunctionRef<absl::Status(Manifest::TensorEntry entry)> take) const {
+  return ForEachItem(tensors_, ToTensor, take);
+}
+
+absl::Status StoredManifest::ForEachParameter(
+    absl::FunctionRef<absl::Status(Manifest::ParameterEntry entry)> take) const {
+  return ForEachItem(optimizer_state_, ToParameter, take);
+}
+
+absl::Status StoredManifest::ForEachWorker(
+    absl::FunctionRef<absl::Status(std::string worker, WorkerRecord record)> take) const {
+  std::string previous;
+  return ForEachItem(workers_, ToWorker, [&](NamedWorker named) -> absl::Status {
+    // They are written in this order, in which a second one of a name shows at once.
+    if (named.worker <= previous) {
+      return CorruptManifest("\"workers\" has a worker twice, or not in the order of their names");
+    }
+    previous = named.worker;
+    return take(std::move(named.worker), std::move(named.record));
+  });
+}
+
+absl::StatusOr<std::optional<OptimizerConfig>> StoredManifest::Optimizer() const {
+  if (!has_optimizer()) return std::optional<OptimizerConfig>();
+  return ToOptimizer(optimizer_, tensor_count_, /*keep_groups=*/true);
+}
+
+absl::StatusOr<WorkerRecords> StoredManifest::Workers() const {
+  WorkerRecords workers;
+  MS_RETURN_IF_ERROR(ForEachWorker([&workers](std::string worker, WorkerRecord record) {
+    workers.emplace(std::move(worker), std::move(record));
+    return absl::OkStatus();
+  }));
+  return workers;
+}
+
+absl::StatusOr<StoredManifest> ReadManifest(const RootDirectory& directory,
+                                            const std::string& path) {
   absl::StatusOr<File> file = directory.OpenFile(kManifestFile);
   if (!file.ok()) {
     if (GetReason(file.status()) != Reason::kCheckpointNotFound) {
@@ -354,9 +310,13 @@ absl::StatusOr<Manifest> ReadManifest(const RootDirectory& directory, const std:
                                   "another, or a file in it"),
                      {{"path", path}});
   }
-  absl::StatusOr<Manifest> manifest = ReadManifestFile(*file);
+  const auto parse = [&file]() -> absl::StatusOr<StoredManifest> {
+    MS_ASSIGN_OR_RETURN(std::string text, ReadManifestText(*file));
+    return StoredManifest::Parse(std::move(text));
+  };
+  absl::StatusOr<StoredManifest> manifest = parse();
   if (!manifest.ok()) return Annotate(manifest.status(), path);
-  for (const Manifest::FileEntry& entry : manifest->files) {
+  for (const ManifestFile& entry : manifest->head().files) {
     const absl::StatusOr<RootDirectory::Entry> found = directory.Stat(entry.name);
     if (!found.ok() || found->is_directory || found->size != entry.nbytes) {
       return MakeError(

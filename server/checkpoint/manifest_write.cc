@@ -166,6 +166,12 @@ absl::StatusOr<std::string> ManifestToText(const Manifest& manifest) {
                      absl::StrCat("the manifest takes ", text.size(), " bytes; at most ",
                                   kMaxManifestBytes, " are read: use shorter names"));
   }
+  const absl::Status readable = JsonView::Parse(text).status();
+  if (!readable.ok()) {
+    return MakeError(Reason::kNotRepresentable,
+                     absl::StrCat("the manifest could not be read again: ", readable.message(),
+                                  ": use shorter names"));
+  }
   return text;
 }
 

@@ -518,30 +518,5 @@ TEST_F(CheckpointStoreTest, DeleteRemovesCheckpointsOnly) {
   EXPECT_TRUE(fs::exists(root_ / "notes.txt"));
 }
 
-TEST(ManifestTest, DoublesComeBackBitForBit) {
-  Manifest manifest;
-  manifest.module = "m";
-  manifest.files.push_back({kModelFile, 1, 2});
-  const uint64_t patterns[] = {0x0000000000000000, 0x8000000000000000, 0x0000000000000001,
-                               0x3FB999999999999A, 0x7FEFFFFFFFFFFFFF, 0x7FF0000000000000,
-                               0xFFF0000000000000, 0x7FF8000000000001, 0x4340000000000001,
-                               0x3FF0000000000000};
-  for (uint64_t bits : patterns) {
-    WorkerRecord& record = manifest.workers[absl::StrCat("w", bits)];
-    record.sequence = 1;
-    record.answer.grad_norm = std::bit_cast<double>(bits);
-  }
-  const auto text = ManifestToText(manifest);
-  ASSERT_TRUE(text.ok()) << text.status();
-  const auto parsed = ParseManifest(*text);
-  ASSERT_TRUE(parsed.ok()) << parsed.status();
-  for (uint64_t bits : patterns) {
-    const double value = parsed->workers.at(absl::StrCat("w", bits)).answer.grad_norm;
-    EXPECT_EQ(std::bit_cast<uint64_t>(value), bits);
-  }
-  manifest.module = "\xFF";
-  EXPECT_THAT(ReasonOf(ManifestToText(manifest)), Eq(Reason::kNotRepresentable));
-}
-
 }  // namespace
 }  // namespace modelstate
