@@ -4,8 +4,6 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
-#include "absl/container/flat_hash_map.h"
-#include "absl/container/flat_hash_set.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
@@ -13,8 +11,6 @@
 
 namespace modelstate {
 namespace {
-
-using Json = nlohmann::json;
 
 constexpr char kIndexSuffix[] = ".index.json";
 // As transformers prefers them.
@@ -31,113 +27,21 @@ absl::string_view ShardNameProblem(absl::string_view name) {
   return "";
 }
 
-// Receives the text token by token, so that it sees a key that comes twice. Each callback returns
-// false to stop; then status() says why.
-class IndexHandler : public nlohmann::json_sax<Json> {
- public:
-  ShardedIndex& index() { return index_; }
-  absl::Status status() const { return status_; }
-  bool complete() const { return has_weight_map_ && depth_ == 0; }
+// Far more than any index has tied names. Each is a node of a map.
+constexpr size_t kMaxMetadataTexts = size_t{1} << 16;
+constexpr size_t kMaxMetadataBytes = size_t{4} << 20;
 
-  bool null() override { return Other("null"); }
-  bool boolean(bool) override { return Other("a boolean"); }
-  bool number_integer(number_integer_t) override { return Other("a number"); }
-  bool number_unsigned(number_unsigned_t) override { return Other("a number"); }
-  bool number_float(number_float_t, const string_t&) override { return Other("a number"); }
-  bool binary(binary_t&) override { return Other("binary data"); }
+absl::Status Invalid(absl::string_view text) {
+  return Corrupt(absl::StrCat("the index is invalid: ", text));
+}
 
-  bool string(string_t& value) override {
-    if (depth_ != 2 || section_ == Section::kOther) return Other("a string");
-    if (section_ == Section::kMetadata) {
-      index_.metadata[key_] = std::move(value);
-      return true;
-    }
-    const absl::string_view problem = ShardNameProblem(value);
-    if (!problem.empty()) {
-      return Fail(absl::StrCat("the file ", ShowName(value), " of ", ShowName(key_), " ", problem,
-                               "; an index names files that lie beside it"));
-    }
-    const auto [place, is_new] = shards_.emplace(value, index_.shards.size());
-    if (is_new) index_.shards.push_back(std::move(value));
-    if (index_.shards.size() > kMaxShards) {
-      status_ = Unsupported(absl::StrCat("the index names more than ", kMaxShards,
-                                         " files; write the checkpoint in larger shards"));
-      return false;
-    }
-    index_.entries.push_back({key_, place->second});
-    return true;
-  }
-
-  bool start_object(size_t) override { return Open("an object", /*is_object=*/true); }
-  bool start_array(size_t) override { return Open("an array", /*is_object=*/false); }
-  bool end_object() override { return Close(); }
-  bool end_array() override { return Close(); }
-
-  bool key(string_t& value) override {
-    if (depth_ == 1) {
-      section_ = value == "weight_map" ? Section::kWeightMap
-                 : value == "metadata" ? Section::kMetadata
-                                       : Section::kOther;
-      if (!members_.insert(value).second) {
-        return Fail(absl::StrCat("the member ", ShowName(value), " occurs twice"));
-      }
-    } else if (depth_ == 2 && section_ == Section::kWeightMap) {
-      const absl::string_view problem = TensorNameProblem(value);
-      if (!problem.empty()) {
-        return Fail(absl::StrCat("the tensor name ", ShowName(value), " ", problem));
-      }
-      if (!names_.insert(value).second) {
-        return Fail(absl::StrCat("the tensor ", ShowName(value), " occurs twice"));
-      }
-    }
-    key_ = std::move(value);
-    return true;
-  }
-
-  bool parse_error(size_t position, const std::string&, const Json::exception&) override {
-    // The parser's own text quotes the input; the position is enough.
-    return Fail(absl::StrCat("it is not JSON at byte ", position));
-  }
-
- private:
-  enum class Section { kOther, kMetadata, kWeightMap };
-
-  bool Fail(absl::string_view text) {
-    if (status_.ok()) status_ = Corrupt(absl::StrCat("the index is invalid: ", text));
-    return false;
-  }
-
-  // A value that says nothing here: of metadata, or of a member that is not known.
-  bool Other(absl::string_view what) {
-    if (depth_ == 0) return Fail(absl::StrCat("it is ", what, ", not an object"));
-    if (section_ != Section::kWeightMap) return true;
-    if (depth_ == 1) return Fail(absl::StrCat("\"weight_map\" is ", what, ", not an object"));
-    return Fail(absl::StrCat("the file of ", ShowName(key_), " is ", what));
-  }
-
-  bool Open(absl::string_view what, bool is_object) {
-    const bool weight_map = depth_ == 1 && section_ == Section::kWeightMap && is_object;
-    if (weight_map) has_weight_map_ = true;
-    if (!weight_map && !(depth_ == 0 && is_object) && !Other(what)) return false;
-    ++depth_;
-    return true;
-  }
-
-  bool Close() {
-    --depth_;
-    return true;
-  }
-
-  ShardedIndex index_;
-  absl::Status status_;
-  size_t depth_ = 0;  // of what is open at the place at hand
-  Section section_ = Section::kOther;
-  bool has_weight_map_ = false;
-  std::string key_;
-  absl::flat_hash_set<std::string> members_;
-  absl::flat_hash_set<std::string> names_;
-  absl::flat_hash_map<std::string, size_t> shards_;
-};
+absl::string_view KindOf(const JsonView& json) {
+  if (json.is_object()) return "an object";
+  if (json.is_array()) return "an array";
+  if (json.is_string()) return "a string";
+  if (json.is_null()) return "null";
+  return json.Bool() ? "a boolean" : "a number";
+}
 
 }  // namespace
 
@@ -146,20 +50,98 @@ bool LooksLikeShardedIndex(absl::string_view head) {
   return absl::StartsWith(head, "{") && (head.size() < 8 || head[7] != '\0');
 }
 
-absl::StatusOr<ShardedIndex> ParseShardedIndex(absl::string_view json) {
-  IndexHandler handler;
-  // The parser takes a NUL for the end of the text.
-  if (json.find('\0') != absl::string_view::npos) {
-    return Corrupt("the index is invalid: it has a NUL byte");
+absl::StatusOr<StoredShardedIndex> StoredShardedIndex::Parse(std::string text) {
+  StoredShardedIndex index;
+  index.text_ = std::make_unique<const std::string>(std::move(text));
+  const absl::StatusOr<JsonView> json = JsonView::Parse(*index.text_);
+  if (!json.ok()) return Invalid(json.status().message());
+  if (!json->is_object()) return Invalid(absl::StrCat("it is ", KindOf(*json), ", not an object"));
+  std::optional<JsonView> weight_map;
+  std::optional<JsonView> metadata;
+  for (const JsonView::Element member : *json) {
+    const std::string key = *member.key.String();
+    if (key != "weight_map" && key != "metadata") continue;
+    std::optional<JsonView>& place = key == "metadata" ? metadata : weight_map;
+    if (place) return Invalid(absl::StrCat("the member ", ShowName(key), " occurs twice"));
+    place = member.value;
   }
-  const bool parsed = Json::sax_parse(json.data(), json.data() + json.size(), &handler);
-  MS_RETURN_IF_ERROR(handler.status());
-  if (!parsed || !handler.complete()) {
+  if (!weight_map) {
     return Unsupported(
         "the file is JSON without a \"weight_map\", so no index of a sharded checkpoint; give a "
         ".safetensors or PyTorch file, or an index such as model.safetensors.index.json");
   }
-  return std::move(handler.index());
+  index.weight_map_ = *weight_map;
+  MS_RETURN_IF_ERROR(index.TakeMap());
+  if (metadata) MS_RETURN_IF_ERROR(index.TakeMetadata(*metadata));
+  return index;
+}
+
+absl::StatusOr<StoredShardedIndex> StoredShardedIndex::Read(const File& file) {
+  MS_ASSIGN_OR_RETURN(const uint64_t size, file.Size());
+  if (size > kMaxShardedIndexBytes) {
+    return Unsupported(
+        absl::StrCat("the index has ", size, " bytes, over the limit of ", kMaxShardedIndexBytes));
+  }
+  std::string text(size, '\0');
+  MS_RETURN_IF_ERROR(
+      file.ReadAt(0, absl::MakeSpan(reinterpret_cast<uint8_t*>(text.data()), text.size())));
+  return Parse(std::move(text));
+}
+
+absl::Status StoredShardedIndex::TakeMap() {
+  if (!weight_map_.is_object()) {
+    return Invalid(absl::StrCat("\"weight_map\" is ", KindOf(weight_map_), ", not an object"));
+  }
+  for (const JsonView::Element member : weight_map_) {
+    const std::string tensor = *member.key.String();
+    absl::string_view problem = TensorNameProblem(tensor);
+    if (!problem.empty()) {
+      return Invalid(absl::StrCat("the tensor name ", ShowName(tensor), " ", problem));
+    }
+    std::optional<std::string> file = member.value.String();
+    if (!file) {
+      return Invalid(absl::StrCat("the file of ", ShowName(tensor), " is ", KindOf(member.value)));
+    }
+    problem = ShardNameProblem(*file);
+    if (!problem.empty()) {
+      return Invalid(absl::StrCat("the file ", ShowName(*file), " of ", ShowName(tensor), " ",
+                                  problem, "; an index names files that lie beside it"));
+    }
+    if (!places_.emplace(*file, shards_.size()).second) continue;
+    if (shards_.size() == kMaxShards) {
+      return Unsupported(absl::StrCat("the index names more than ", kMaxShards,
+                                      " files; write the checkpoint in larger shards"));
+    }
+    shards_.push_back(*std::move(file));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StoredShardedIndex::TakeMetadata(JsonView json) {
+  if (!json.is_object()) return absl::OkStatus();  // it says nothing
+  size_t bytes = 0;
+  for (const JsonView::Element member : json) {
+    std::optional<std::string> value = member.value.String();
+    if (!value) continue;
+    std::string key = *member.key.String();
+    bytes += key.size() + value->size();
+    if (metadata_.size() == kMaxMetadataTexts || bytes > kMaxMetadataBytes) {
+      return Unsupported(absl::StrCat("the \"metadata\" of the index has more than ",
+                                      kMaxMetadataTexts, " texts or ", kMaxMetadataBytes,
+                                      " bytes of them; take out what names no tied tensor"));
+    }
+    metadata_[std::move(key)] = *std::move(value);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StoredShardedIndex::ForEachEntry(
+    absl::FunctionRef<absl::Status(ShardedIndex::Entry entry)> take) const {
+  for (const JsonView::Element member : weight_map_) {
+    const auto place = places_.find(*member.value.String());
+    MS_RETURN_IF_ERROR(take({*member.key.String(), place->second}));
+  }
+  return absl::OkStatus();
 }
 
 std::string ShardedIndexText(const ShardedIndex& index, uint64_t total_size) {

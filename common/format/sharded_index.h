@@ -3,13 +3,18 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "common/base/file.h"
+#include "common/format/json_view.h"
 
 namespace modelstate {
 
@@ -17,7 +22,7 @@ inline constexpr uint64_t kMaxShardedIndexBytes = 100'000'000;
 // Each is held open. The largest published checkpoints have a few hundred.
 inline constexpr size_t kMaxShards = 1000;
 
-// What the JSON text of a sharded checkpoint says, as the Hugging Face libraries write it:
+// What the JSON text of a sharded checkpoint is to say, as the Hugging Face libraries write it:
 // {"metadata": {"total_size": N, ...}, "weight_map": {tensor: file}}. Value type.
 struct ShardedIndex {
   struct Entry {
@@ -33,12 +38,34 @@ struct ShardedIndex {
 // Whether the first bytes of a file are those of a JSON object, and of no safetensors file.
 bool LooksLikeShardedIndex(absl::string_view head);
 
-// Checks everything that the text alone shows: a name occurs once, shards are plain names of this
-// folder. "total_size" is advisory in the format and not looked at. What it allocates is linear in
-// the text. Errors as those of CheckpointReader.
-absl::StatusOr<ShardedIndex> ParseShardedIndex(absl::string_view json);
+// The index of a sharded checkpoint as it is stored. Its map stays text, so that it takes the
+// memory of its text and less than 16 MiB. Move-only.
+class StoredShardedIndex {
+ public:
+  // Checks all that the text alone shows but whether a tensor is there twice: shards are plain
+  // names of this folder. "total_size" is advisory in the format and not looked at. Errors as those
+  // of CheckpointReader.
+  static absl::StatusOr<StoredShardedIndex> Parse(std::string json);
+  static absl::StatusOr<StoredShardedIndex> Read(const File& file);
 
-// The inverse, with `total_size` in "metadata".
+  // As in ShardedIndex.
+  const std::vector<std::string>& shards() const { return shards_; }
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  absl::Status ForEachEntry(absl::FunctionRef<absl::Status(ShardedIndex::Entry entry)> take) const;
+
+ private:
+  StoredShardedIndex() = default;
+  absl::Status TakeMap();
+  absl::Status TakeMetadata(JsonView json);
+
+  std::unique_ptr<const std::string> text_;  // what the view borrows
+  JsonView weight_map_;
+  std::vector<std::string> shards_;
+  absl::flat_hash_map<std::string, size_t> places_;  // of the shards
+  std::map<std::string, std::string> metadata_;
+};
+
+// The text of an index, with `total_size` in "metadata".
 std::string ShardedIndexText(const ShardedIndex& index, uint64_t total_size);
 
 // Of the names in a folder that which is its index: "model.safetensors.index.json", or that of

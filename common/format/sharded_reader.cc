@@ -1,8 +1,10 @@
 #include "common/format/sharded_reader.h"
 
+#include <optional>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/format/safetensors_header.h"
@@ -17,28 +19,20 @@ absl::StatusOr<std::unique_ptr<ShardedReader>> ShardedReader::Open(const File& f
         "the file is JSON, as the index of a sharded checkpoint, where one file of tensors is due; "
         "give a .safetensors or PyTorch file");
   }
-  MS_ASSIGN_OR_RETURN(const uint64_t size, file.Size());
-  if (size > kMaxShardedIndexBytes) {
-    return Unsupported(
-        absl::StrCat("the index has ", size, " bytes, over the limit of ", kMaxShardedIndexBytes));
-  }
-  std::string json(size, '\0');
-  MS_RETURN_IF_ERROR(
-      file.ReadAt(0, absl::MakeSpan(reinterpret_cast<uint8_t*>(json.data()), json.size())));
-  MS_ASSIGN_OR_RETURN(ShardedIndex index, ParseShardedIndex(json));
+  MS_ASSIGN_OR_RETURN(const StoredShardedIndex index, StoredShardedIndex::Read(file));
   std::unique_ptr<ShardedReader> reader(new ShardedReader());
-  MS_RETURN_IF_ERROR(reader->OpenShards(index, options));
+  reader->names_ = index.shards();
+  reader->metadata_ = index.metadata();
+  MS_RETURN_IF_ERROR(reader->OpenShards(options));
   MS_RETURN_IF_ERROR(reader->TakeTensors(index));
-  reader->metadata_ = std::move(index.metadata);
-  reader->names_ = std::move(index.shards);
   reader->AddAliases();
   return reader;
 }
 
-absl::Status ShardedReader::OpenShards(const ShardedIndex& index, const OpenOptions& options) {
+absl::Status ShardedReader::OpenShards(const OpenOptions& options) {
   OpenOptions of_shards = options;
   of_shards.open_sibling = nullptr;  // an index does not name indexes
-  for (const std::string& name : index.shards) {
+  for (const std::string& name : names_) {
     absl::StatusOr<File> file = options.open_sibling(name);
     if (!file.ok()) return Annotate(file.status(), absl::StrCat("the shard ", ShowName(name)));
     MS_ASSIGN_OR_RETURN(std::unique_ptr<CheckpointReader> shard,
@@ -58,54 +52,77 @@ absl::Status ShardedReader::OpenShards(const ShardedIndex& index, const OpenOpti
   return absl::OkStatus();
 }
 
-absl::Status ShardedReader::TakeTensors(const ShardedIndex& index) {
-  constexpr size_t kMissing = static_cast<size_t>(-1);
-  absl::flat_hash_map<absl::string_view, size_t> entries;
-  for (size_t i = 0; i < index.entries.size(); ++i) entries.emplace(index.entries[i].name, i);
-  std::vector<Place> found(index.entries.size(), Place{0, kMissing});
+absl::Status ShardedReader::TakeTensors(const StoredShardedIndex& index) {
+  struct Tensor {
+    size_t index = 0;
+    bool taken = false;
+  };
+  // What the shards hold, and not what the index says, decides how much memory this takes.
+  std::vector<absl::flat_hash_map<absl::string_view, Tensor>> by_name(shards_.size());
+  for (size_t shard = 0; shard < shards_.size(); ++shard) {
+    const absl::Span<const StoredTensor> tensors = shards_[shard]->tensors();
+    for (size_t i = 0; i < tensors.size(); ++i) by_name[shard].emplace(tensors[i].name, Tensor{i});
+  }
+  std::optional<ShardedIndex::Entry> missing;
+  MS_RETURN_IF_ERROR(index.ForEachEntry([&](ShardedIndex::Entry entry) -> absl::Status {
+    const auto found = by_name[entry.shard].find(entry.name);
+    if (found == by_name[entry.shard].end()) {
+      if (!missing) missing = std::move(entry);
+      return absl::OkStatus();
+    }
+    if (std::exchange(found->second.taken, true)) {
+      return Corrupt(
+          absl::StrCat("the index is invalid: the tensor ", ShowName(entry.name), " occurs twice"));
+    }
+    places_.push_back({entry.shard, found->second.index});
+    return absl::OkStatus();
+  }));
   std::vector<Place> tied;  // names that a shard's own metadata ties, and the index need not have
   for (size_t shard = 0; shard < shards_.size(); ++shard) {
     const absl::Span<const StoredTensor> tensors = shards_[shard]->tensors();
     for (size_t i = 0; i < tensors.size(); ++i) {
-      const auto entry = entries.find(tensors[i].name);
-      if (entry == entries.end() && !tensors[i].alias_of.empty()) {
-        tied.push_back({shard, i});
-        continue;
-      }
-      if (entry == entries.end()) {
-        return Corrupt(absl::StrCat("the shard ", ShowName(index.shards[shard]), " has the tensor ",
-                                    ShowName(tensors[i].name), ", which the index does not have"));
-      }
-      const size_t mapped = index.entries[entry->second].shard;
-      if (mapped != shard) {
-        return Corrupt(absl::StrCat("the shard ", ShowName(index.shards[shard]), " has the tensor ",
-                                    ShowName(tensors[i].name), ", but the index has it in ",
-                                    ShowName(index.shards[mapped])));
-      }
-      found[entry->second] = {shard, i};
+      if (by_name[shard].at(tensors[i].name).taken) continue;
+      if (tensors[i].alias_of.empty()) return NotMapped(index, shard, tensors[i].name);
+      tied.push_back({shard, i});
     }
   }
-  tensors_.reserve(found.size() + tied.size());
-  places_.reserve(found.size() + tied.size());
-  for (size_t i = 0; i < found.size(); ++i) {
-    if (found[i].index == kMissing) {
-      const ShardedIndex::Entry& entry = index.entries[i];
-      return Corrupt(absl::StrCat("the index has the tensor ", ShowName(entry.name),
-                                  " in the shard ", ShowName(index.shards[entry.shard]),
-                                  ", which does not have it"));
+  if (missing) {
+    return Corrupt(absl::StrCat("the index has the tensor ", ShowName(missing->name),
+                                " in the shard ", ShowName(names_[missing->shard]),
+                                ", which does not have it"));
+  }
+  return AddTensors(tied);
+}
+
+absl::Status ShardedReader::NotMapped(const StoredShardedIndex& index, size_t shard,
+                                      const std::string& name) const {
+  std::string elsewhere = "which the index does not have";
+  MS_RETURN_IF_ERROR(index.ForEachEntry([&](ShardedIndex::Entry entry) {
+    if (entry.name == name) {
+      elsewhere = absl::StrCat("but the index has it in ", ShowName(names_[entry.shard]));
     }
-    places_.push_back(found[i]);
+    return absl::OkStatus();
+  }));
+  return Corrupt(absl::StrCat("the shard ", ShowName(names_[shard]), " has the tensor ",
+                              ShowName(name), ", ", elsewhere));
+}
+
+absl::Status ShardedReader::AddTensors(const std::vector<Place>& tied) {
+  const auto tensor = [this](const Place& place) -> const StoredTensor& {
+    return shards_[place.shard]->tensors()[place.index];
+  };
+  absl::flat_hash_set<absl::string_view> names;
+  if (!tied.empty()) {
+    for (const Place& place : places_) names.insert(tensor(place).name);
   }
   for (const Place& place : tied) {
-    const StoredTensor& tensor = shards_[place.shard]->tensors()[place.index];
-    if (!entries.emplace(tensor.name, entries.size()).second) {
-      return Corrupt(absl::StrCat("two shards have the tied name ", ShowName(tensor.name)));
+    if (!names.insert(tensor(place).name).second) {
+      return Corrupt(absl::StrCat("two shards have the tied name ", ShowName(tensor(place).name)));
     }
     places_.push_back(place);
   }
-  for (const Place& place : places_) {
-    tensors_.push_back(shards_[place.shard]->tensors()[place.index]);
-  }
+  tensors_.reserve(places_.size());
+  for (const Place& place : places_) tensors_.push_back(tensor(place));
   return absl::OkStatus();
 }
 

@@ -35,8 +35,12 @@ class ShardedReader : public CheckpointReader {
   };
 
   ShardedReader() = default;
-  absl::Status OpenShards(const ShardedIndex& index, const OpenOptions& options);
-  absl::Status TakeTensors(const ShardedIndex& index);
+  absl::Status OpenShards(const OpenOptions& options);
+  absl::Status TakeTensors(const StoredShardedIndex& index);
+  // The error of a tensor that the index does not have in that shard.
+  absl::Status NotMapped(const StoredShardedIndex& index, size_t shard,
+                         const std::string& name) const;
+  absl::Status AddTensors(const std::vector<Place>& tied);
   void AddAliases();
   absl::Status InShard(const Place& place, absl::Status read) const;
 

@@ -5,6 +5,7 @@
 
 #include "common/base/status.h"
 #include "common/format/sharded_index.h"
+#include "tests/common/allocation_meter.h"
 #include "tests/common/format/test_files.h"
 
 namespace modelstate {
@@ -98,7 +99,7 @@ TEST(ShardedTest, RefusesMalformedIndexes) {
     ExpectError(index, Good(), reason, text);
   };
   expect("{", kCorrupt, "not JSON");
-  expect(std::string("{\0}", 3), kCorrupt, "NUL");
+  expect(std::string("{\0}", 3), kCorrupt, "not JSON at byte 1");
   expect("{} x", kCorrupt, "not JSON");
   expect(R"({"architectures": ["x"], "hidden_size": 3})", kUnsupported, "without a \"weight_map\"");
   expect(Index("[]"), kCorrupt, "\"weight_map\" is an array");
@@ -129,8 +130,8 @@ TEST(ShardedTest, RefusesMalformedIndexes) {
     absl::StrAppend(&many, i == 0 ? "" : ",", "\"", i, "\":\"", i, "\"");
   }
   expect(Index(many + "}"), kUnsupported, "more than 1000 files");
-  expect(Index(std::string(100'000, '[')), kCorrupt, "\"weight_map\" is an array");
-  expect(R"({"x": )" + std::string(100'000, '['), kCorrupt, "not JSON");
+  expect(Index(std::string(100'000, '[')), kCorrupt, "brackets within brackets");
+  expect(R"({"x": )" + std::string(100'000, '['), kCorrupt, "brackets within brackets");
 }
 
 TEST(ShardedTest, RefusesShardsThatAreNotAsTheIndexSays) {
@@ -178,12 +179,48 @@ TEST(ShardedTest, ATextThatIsWrittenIsReadBack) {
   index.shards = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"};
   index.entries = {{"b", 0}, {"a \"quoted\"", 1}};
   index.metadata = {{"head", "b"}};
-  const auto read = ParseShardedIndex(ShardedIndexText(index, 17));
+  const auto read = StoredShardedIndex::Parse(ShardedIndexText(index, 17));
   ASSERT_TRUE(read.ok()) << read.status();
-  EXPECT_EQ(read->shards, index.shards);
-  EXPECT_EQ(read->entries[1].name, "a \"quoted\"");
-  EXPECT_EQ(read->entries[1].shard, 1u);
-  EXPECT_EQ(read->metadata, index.metadata);
+  EXPECT_EQ(read->shards(), index.shards);
+  EXPECT_EQ(read->metadata(), index.metadata);
+  std::vector<std::pair<std::string, size_t>> entries;
+  ASSERT_TRUE(read->ForEachEntry([&entries](ShardedIndex::Entry entry) {
+                    entries.emplace_back(entry.name, entry.shard);
+                    return absl::OkStatus();
+                  })
+                  .ok());
+  EXPECT_THAT(entries, ElementsAre(std::pair("b", 0), std::pair("a \"quoted\"", 1)));
+}
+
+TEST(ShardedTest, NoIndexTakesMoreMemoryThanItselfAnd16MiB) {
+  std::string pairs;
+  std::string texts;
+  for (int i = 0; pairs.size() < 24 << 20; ++i) {
+    absl::StrAppend(&pairs, "\"", i, "\":\"1.safetensors\",");
+    absl::StrAppend(&texts, "\"", i, "\":\"\",");
+  }
+  const std::string zeros = [] {
+    std::string text;
+    while (text.size() < 24 << 20) text += "0,";
+    return text;
+  }();
+  const std::string indexes[] = {
+      Index(absl::StrCat("{", pairs, "\"a\":\"1.safetensors\"}")),
+      Index(kMap, absl::StrCat("{", texts, "\"\":\"\"}")),
+      Index(kMap, absl::StrCat("[", zeros, "0]")),
+      Index(std::string(24 << 20, '[')),
+      Index(kMap, absl::StrCat("\"", std::string(24 << 20, 'x'), "\"")),
+      Index(std::string(24 << 20, ' ') + kMap),
+      absl::StrCat("{", texts, "\"weight_map\":", kMap, "}"),
+  };
+  for (const std::string& index : indexes) {
+    SCOPED_TRACE(index.substr(0, 100));
+    const Folder folder = Good();
+    File file = MemoryFile(index);
+    ResetPeakAllocation();
+    const absl::Status status = OpenCheckpoint(std::move(file), Options(folder)).status();
+    EXPECT_LE(PeakAllocation(), index.size() + (size_t{16} << 20)) << status;
+  }
 }
 
 }  // namespace
