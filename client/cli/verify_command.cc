@@ -61,7 +61,7 @@ absl::Status Verify(const Context& context, const std::string& path,
   const bool has_manifest = fs::exists(fs::path(path) / kManifestFile, error);
   std::vector<ManifestFile> whole;
   if (has_manifest) {
-    absl::StatusOr<std::vector<ManifestFile>> verified = VerifyManifestFiles(path);
+    absl::StatusOr<std::vector<ManifestFile>> verified = VerifyManifest(path);
     if (!verified.ok()) return Annotate(verified.status(), path);
     whole = *std::move(verified);
   }

@@ -17,7 +17,7 @@ namespace {
 
 constexpr uint64_t kPieceBytes = uint64_t{4} << 20;
 
-absl::StatusOr<uint64_t> DigestOf(const File& file, uint64_t size) {
+absl::StatusOr<uint64_t> DigestFile(const File& file, uint64_t size) {
   std::vector<uint8_t> piece(std::min(kPieceBytes, size));
   Xxh3Stream digest;
   for (uint64_t begin = 0; begin < size; begin += kPieceBytes) {
@@ -82,8 +82,32 @@ absl::StatusOr<std::vector<ManifestFile>> ManifestFiles(JsonView list) {
   return files;
 }
 
-absl::StatusOr<std::vector<ManifestFile>> VerifyManifestFiles(const std::string& folder) {
-  MS_ASSIGN_OR_RETURN(const File manifest, OpenForRead(absl::StrCat(folder, "/", kManifestFile)));
+absl::Status VerifyManifestFiles(
+    absl::Span<const ManifestFile> files,
+    absl::FunctionRef<absl::StatusOr<File>(const std::string& name)> open) {
+  for (const ManifestFile& entry : files) {
+    MS_ASSIGN_OR_RETURN(const File file, open(entry.name));
+    MS_ASSIGN_OR_RETURN(const uint64_t nbytes, file.Size());
+    if (nbytes != entry.nbytes) {
+      return Corrupt(absl::StrCat(entry.name, " has ", nbytes, " bytes, and the manifest records ",
+                                  entry.nbytes, "; use another checkpoint"));
+    }
+    MS_ASSIGN_OR_RETURN(const uint64_t digest, DigestFile(file, nbytes));
+    if (digest == entry.xxh3) continue;
+    return MakeError(Reason::kDigestMismatch,
+                     absl::StrCat(entry.name, " has the XXH3 ", DigestToHex(digest),
+                                  ", and the manifest records ", DigestToHex(entry.xxh3),
+                                  ": it changed after it was written; use another checkpoint"),
+                     {{"file", entry.name}});
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<ManifestFile>> VerifyManifest(const std::string& folder) {
+  const auto open = [&folder](const std::string& name) {
+    return OpenForRead(absl::StrCat(folder, "/", name));
+  };
+  MS_ASSIGN_OR_RETURN(const File manifest, open(kManifestFile));
   MS_ASSIGN_OR_RETURN(const std::string text, ReadManifestText(manifest));
   MS_RETURN_IF_ERROR(CheckManifestDigest(text));
   const absl::StatusOr<JsonView> json = JsonView::Parse(text);
@@ -92,21 +116,7 @@ absl::StatusOr<std::vector<ManifestFile>> VerifyManifestFiles(const std::string&
   const JsonView list = object.List("files");
   MS_RETURN_IF_ERROR(object.status());
   MS_ASSIGN_OR_RETURN(std::vector<ManifestFile> files, ManifestFiles(list));
-  for (const ManifestFile& entry : files) {
-    MS_ASSIGN_OR_RETURN(const File file, OpenForRead(absl::StrCat(folder, "/", entry.name)));
-    MS_ASSIGN_OR_RETURN(const uint64_t nbytes, file.Size());
-    if (nbytes != entry.nbytes) {
-      return Corrupt(absl::StrCat(entry.name, " has ", nbytes, " bytes, and the manifest records ",
-                                  entry.nbytes, "; use another checkpoint"));
-    }
-    MS_ASSIGN_OR_RETURN(const uint64_t digest, DigestOf(file, nbytes));
-    if (digest != entry.xxh3) {
-      return MakeError(Reason::kDigestMismatch,
-                       absl::StrCat(entry.name, " has the XXH3 ", DigestToHex(digest),
-                                    ", and the manifest records ", DigestToHex(entry.xxh3),
-                                    ": it changed after it was written; use another checkpoint"));
-    }
-  }
+  MS_RETURN_IF_ERROR(VerifyManifestFiles(files, open));
   return files;
 }
 

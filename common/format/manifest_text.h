@@ -5,9 +5,11 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "common/base/file.h"
 #include "common/format/json_view.h"
 
@@ -43,9 +45,14 @@ absl::StatusOr<std::string> ReadManifestText(const File& file);
 // What the member "files" of a manifest lists: the model file, and maybe the optimizer file.
 absl::StatusOr<std::vector<ManifestFile>> ManifestFiles(JsonView list);
 
-// Reads the folder's manifest and every byte of its files, and compares sizes and digests. Returns
-// the files. DATA_LOSS CHECKPOINT_CORRUPT, DIGEST_MISMATCH.
-absl::StatusOr<std::vector<ManifestFile>> VerifyManifestFiles(const std::string& folder);
+// Reads every byte of the files, which `open` opens by name, and compares sizes and digests.
+// DATA_LOSS CHECKPOINT_CORRUPT, DIGEST_MISMATCH.
+absl::Status VerifyManifestFiles(
+    absl::Span<const ManifestFile> files,
+    absl::FunctionRef<absl::StatusOr<File>(const std::string& name)> open);
+
+// Reads the folder's manifest, and verifies the files that it lists, which it returns.
+absl::StatusOr<std::vector<ManifestFile>> VerifyManifest(const std::string& folder);
 
 }  // namespace modelstate
 

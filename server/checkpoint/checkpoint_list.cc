@@ -11,7 +11,6 @@
 #include "server/checkpoint/checkpoint_path.h"
 #include "server/checkpoint/checkpoint_store.h"
 #include "server/checkpoint/manifest.h"
-#include "server/checkpoint/tensor_file.h"
 
 namespace modelstate {
 namespace {
@@ -27,22 +26,6 @@ bool HasCheckpointSuffix(absl::string_view name) {
 bool HasCheckpointFiles(const RootDirectory& root, const std::string& path) {
   return root.Stat(absl::StrCat(path, "/", kManifestFile)).ok() ||
          root.Stat(absl::StrCat(path, "/", kModelFile)).ok();
-}
-
-absl::Status VerifyFiles(const RootDirectory& directory, const ManifestHead& manifest,
-                         const std::string& path) {
-  for (const Manifest::FileEntry& entry : manifest.files) {
-    const std::string name = absl::StrCat(path, "/", entry.name);
-    MS_ASSIGN_OR_RETURN(const File file, directory.OpenFile(entry.name));
-    MS_ASSIGN_OR_RETURN(const uint64_t digest, DigestFile(file));
-    if (digest == entry.xxh3) continue;
-    return MakeError(Reason::kDigestMismatch,
-                     absl::StrCat(name, " has the XXH3 ", DigestToHex(digest),
-                                  ", but the manifest records ", DigestToHex(entry.xxh3),
-                                  ": it changed after it was written; use another checkpoint"),
-                     {{"file", name}});
-  }
-  return absl::OkStatus();
 }
 
 absl::Status VerifyTensors(const CheckpointReader& reader) {
@@ -91,7 +74,9 @@ std::optional<CheckpointInfo> CheckpointStore::Describe(const std::string& path,
       info = DescribeManifest(manifest.head(), manifest.nbytes(), path);
       info.tensor_count = manifest.tensor_count();
       info.has_optimizer = manifest.has_optimizer();
-      return verify ? VerifyFiles(directory, manifest.head(), path) : absl::OkStatus();
+      if (!verify) return absl::OkStatus();
+      const auto open = [&directory](const std::string& name) { return directory.OpenFile(name); };
+      return Annotate(VerifyManifestFiles(manifest.head().files, open), path);
     });
   } else {
     if (!HasCheckpointSuffix(entry.name)) return std::nullopt;

@@ -1,6 +1,5 @@
 #include "server/checkpoint/tensor_file.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "common/base/bytes.h"
@@ -11,8 +10,6 @@
 
 namespace modelstate {
 namespace {
-
-constexpr uint64_t kPieceBytes = uint64_t{4} << 20;
 
 // Appends to a file and digests what it appends. Thread-compatible.
 class FileAppender {
@@ -88,19 +85,6 @@ absl::StatusOr<Manifest::FileEntry> WriteTensorFile(const RootDirectory& root,
     return absl::InternalError("the storages of a checkpoint do not fit its layout");
   }
   return Manifest::FileEntry{path.substr(path.rfind('/') + 1), appender.size(), appender.digest()};
-}
-
-absl::StatusOr<uint64_t> DigestFile(const File& file) {
-  MS_ASSIGN_OR_RETURN(const uint64_t size, file.Size());
-  std::vector<uint8_t> piece(std::min(kPieceBytes, size));
-  Xxh3Stream digest;
-  for (uint64_t begin = 0; begin < size; begin += kPieceBytes) {
-    const absl::Span<uint8_t> out =
-        absl::MakeSpan(piece).subspan(0, std::min(kPieceBytes, size - begin));
-    MS_RETURN_IF_ERROR(file.ReadAt(begin, out));
-    digest.Update(out);
-  }
-  return digest.Digest();
 }
 
 }  // namespace modelstate

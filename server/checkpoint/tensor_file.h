@@ -36,9 +36,6 @@ absl::StatusOr<Manifest::FileEntry> WriteTensorFile(const RootDirectory& root,
                                                     ProgressMeter& meter,
                                                     const JobControl& control);
 
-// Reads the file from begin to end. STORAGE_ERROR, CHECKPOINT_CORRUPT.
-absl::StatusOr<uint64_t> DigestFile(const File& file);
-
 }  // namespace modelstate
 
 #endif  // MODELSTATE_SERVER_CHECKPOINT_TENSOR_FILE_H_

@@ -1,6 +1,7 @@
 #ifndef MODELSTATE_TESTS_COMMON_FORMAT_TEST_FILES_H_
 #define MODELSTATE_TESTS_COMMON_FORMAT_TEST_FILES_H_
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <libdeflate.h>
 #include <sys/mman.h>
@@ -15,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/bytes.h"
 #include "common/base/file.h"
+#include "common/base/status.h"
 #include "common/format/checkpoint_reader.h"
 
 // Files made by hand, right or wrong, for the tests of this folder.
@@ -43,6 +45,21 @@ inline absl::Status OpenAndReadAll(const std::string& content, const std::string
     if (!status.ok()) return status;
   }
   return absl::OkStatus();
+}
+
+// The file is refused for this reason, with this text in the message.
+inline void ExpectError(const std::string& content, Reason reason, const std::string& text,
+                        const std::string& key = "") {
+  const absl::Status status = OpenAndReadAll(content, key);
+  EXPECT_EQ(GetReason(status), reason) << status;
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr(text));
+}
+
+inline std::vector<float> ReadFloats(const CheckpointReader& reader, size_t index) {
+  std::vector<float> values(static_cast<size_t>(reader.tensors()[index].shape.num_elements()));
+  const absl::Span<uint8_t> out(reinterpret_cast<uint8_t*>(values.data()), values.size() * 4);
+  EXPECT_EQ(reader.Read(index, out), absl::OkStatus());
+  return values;
 }
 
 inline std::string DataPath(const std::string& name) {

@@ -1,4 +1,3 @@
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -10,24 +9,8 @@
 namespace modelstate {
 namespace {
 
-using testing::HasSubstr;
-
 constexpr Reason kCorrupt = Reason::kCheckpointCorrupt;
 constexpr Reason kUnsupported = Reason::kCheckpointUnsupported;
-
-void ExpectError(const std::string& file, Reason reason, const std::string& text) {
-  const absl::Status status = OpenAndReadAll(file);
-  EXPECT_EQ(GetReason(status), reason) << status;
-  EXPECT_THAT(std::string(status.message()), HasSubstr(text));
-}
-
-std::vector<float> ReadFloats(const CheckpointReader& reader, size_t index) {
-  std::vector<float> values(static_cast<size_t>(reader.tensors()[index].shape.num_elements()));
-  EXPECT_EQ(reader.Read(index, absl::MakeSpan(reinterpret_cast<uint8_t*>(values.data()),
-                                              values.size() * 4)),
-            absl::OkStatus());
-  return values;
-}
 
 std::string Counting(int count) {
   std::string text = LittleEndian(static_cast<uint64_t>(count), 8);

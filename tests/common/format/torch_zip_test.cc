@@ -15,25 +15,10 @@ using testing::HasSubstr;
 constexpr Reason kCorrupt = Reason::kCheckpointCorrupt;
 constexpr Reason kUnsupported = Reason::kCheckpointUnsupported;
 
-void ExpectError(const std::string& file, Reason reason, const std::string& text,
-                 const std::string& key = "") {
-  const absl::Status status = OpenAndReadAll(file, key);
-  EXPECT_EQ(GetReason(status), reason) << status;
-  EXPECT_THAT(std::string(status.message()), HasSubstr(text));
-}
-
 std::string Floats(const std::vector<float>& values) {
   std::string text(values.size() * 4, '\0');
   std::memcpy(text.data(), values.data(), text.size());
   return text;
-}
-
-std::vector<float> ReadFloats(const CheckpointReader& reader, size_t index) {
-  std::vector<float> values(static_cast<size_t>(reader.tensors()[index].shape.num_elements()));
-  EXPECT_EQ(reader.Read(index, absl::MakeSpan(reinterpret_cast<uint8_t*>(values.data()),
-                                              values.size() * 4)),
-            absl::OkStatus());
-  return values;
 }
 
 TEST(TorchZipTest, RefusesMalformedArchives) {

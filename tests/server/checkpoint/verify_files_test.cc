@@ -23,7 +23,7 @@ class VerifyFilesTest : public CheckpointFixture {
   }
 
   void Expect(Reason reason, const std::string& text) {
-    const absl::Status status = VerifyManifestFiles((root_ / "c").string()).status();
+    const absl::Status status = VerifyManifest((root_ / "c").string()).status();
     EXPECT_EQ(GetReason(status), reason) << status;
     EXPECT_THAT(std::string(status.message()), HasSubstr(text));
   }
@@ -32,7 +32,7 @@ class VerifyFilesTest : public CheckpointFixture {
 };
 
 TEST_F(VerifyFilesTest, ASaveIsWhole) {
-  const auto files = VerifyManifestFiles((root_ / "c").string());
+  const auto files = VerifyManifest((root_ / "c").string());
   ASSERT_TRUE(files.ok()) << files.status();
   ASSERT_EQ(files->size(), 1u);
   EXPECT_EQ((*files)[0].name, kModelFile);
@@ -45,7 +45,7 @@ TEST_F(VerifyFilesTest, AnyChangedByteIsFound) {
       std::string bad = good;
       bad[at] ^= 1;
       WriteWhole(root_ / "c" / name, bad);
-      ASSERT_FALSE(VerifyManifestFiles((root_ / "c").string()).ok()) << name << " at " << at;
+      ASSERT_FALSE(VerifyManifest((root_ / "c").string()).ok()) << name << " at " << at;
     }
     WriteWhole(root_ / "c" / name, good.substr(0, good.size() - 1));
     Expect(Reason::kCheckpointCorrupt, name);
