@@ -81,6 +81,9 @@ class CheckpointReader {
 
   virtual CheckpointFormat format() const = 0;
 
+  // Of an index: the names of the files beside it that hold the tensors.
+  virtual absl::Span<const std::string> shards() const { return {}; }
+
   // In the order of the file: state_dict order for PyTorch; for safetensors the order of the
   // header.
   absl::Span<const StoredTensor> tensors() const { return tensors_; }

@@ -24,6 +24,7 @@ class ShardedReader : public CheckpointReader {
                                                              const OpenOptions& options);
 
   CheckpointFormat format() const override { return format_; }
+  absl::Span<const std::string> shards() const override { return names_; }
   absl::Status ReadGated(size_t index, absl::Span<uint8_t> out, Gate gate) const override;
   absl::Status ReadInto(size_t index, PlaceBytes place, Gate gate) const override;
 

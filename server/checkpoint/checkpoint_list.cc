@@ -8,9 +8,11 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/format/checkpoint_reader.h"
+#include "common/format/sharded_index.h"
 #include "server/checkpoint/checkpoint_path.h"
 #include "server/checkpoint/checkpoint_store.h"
 #include "server/checkpoint/manifest.h"
+#include "server/checkpoint/open_reader.h"
 
 namespace modelstate {
 namespace {
@@ -22,19 +24,58 @@ bool HasCheckpointSuffix(absl::string_view name) {
   return false;
 }
 
-// Of a checkpoint, if maybe not of a whole one.
+// Of a checkpoint of ours, if maybe not of a whole one.
 bool HasCheckpointFiles(const RootDirectory& root, const std::string& path) {
-  return root.Stat(absl::StrCat(path, "/", kManifestFile)).ok() ||
-         root.Stat(absl::StrCat(path, "/", kModelFile)).ok();
+  return root.Stat(JoinPath(path, kManifestFile)).ok() ||
+         root.Stat(JoinPath(path, kModelFile)).ok();
 }
 
-absl::Status VerifyTensors(const CheckpointReader& reader) {
+void AddFile(const RootDirectory& directory, const std::string& name, CheckpointInfo* info) {
+  const absl::StatusOr<RootDirectory::Entry> file = directory.Stat(name);
+  if (!file.ok()) return;
+  info->files.push_back({name, file->size});
+  info->nbytes += file->size;
+}
+
+// What is known of a file, or of an index and its shards; the error is what is wrong with it.
+absl::Status DescribeReader(const RootDirectory& directory, const std::string& path,
+                            const std::string& name, bool verify, CheckpointInfo* info) {
+  AddFile(directory, name, info);
+  MS_ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointReader> reader,
+                      OpenReader(directory, path, name));
+  info->format = CheckpointFormatName(reader->format());
+  for (const std::string& shard : reader->shards()) AddFile(directory, shard, info);
+  if (!verify) return absl::OkStatus();
   std::vector<uint8_t> bytes;
-  for (size_t i = 0; i < reader.tensors().size(); ++i) {
-    bytes.resize(reader.tensors()[i].nbytes());
-    MS_RETURN_IF_ERROR(reader.Read(i, absl::MakeSpan(bytes)));
+  for (size_t i = 0; i < reader->tensors().size(); ++i) {
+    bytes.resize(reader->tensors()[i].nbytes());
+    MS_RETURN_IF_ERROR(reader->Read(i, absl::MakeSpan(bytes)));
   }
   return absl::OkStatus();
+}
+
+absl::Status DescribeSaved(const RootDirectory& directory, const std::string& path, bool verify,
+                           CheckpointInfo* info) {
+  MS_ASSIGN_OR_RETURN(const StoredManifest manifest, ReadManifest(directory, path));
+  *info = DescribeManifest(manifest.head(), manifest.nbytes(), path);
+  info->tensor_count = manifest.tensor_count();
+  info->has_optimizer = manifest.has_optimizer();
+  if (!verify) return absl::OkStatus();
+  const auto open = [&directory](const std::string& name) { return directory.OpenFile(name); };
+  return Annotate(VerifyManifestFiles(manifest.head().files, open), path);
+}
+
+// The shards of the index that is among the `entries` of `directory`, if there is one that says.
+std::vector<std::string> FindShards(const RootDirectory& root, const std::string& directory,
+                                    absl::Span<const RootDirectory::Entry> entries) {
+  std::vector<std::string> names;
+  for (const RootDirectory::Entry& entry : entries) names.push_back(entry.name);
+  const std::optional<std::string> name = FindShardedIndex(names);
+  if (!name) return {};
+  const absl::StatusOr<File> file = root.OpenFile(JoinPath(directory, *name));
+  if (!file.ok()) return {};
+  const absl::StatusOr<StoredShardedIndex> index = StoredShardedIndex::Read(*file);
+  return index.ok() ? index->shards() : std::vector<std::string>();
 }
 
 }  // namespace
@@ -62,37 +103,31 @@ CheckpointInfo DescribeManifest(const ManifestHead& head, uint64_t manifest_byte
 std::optional<CheckpointInfo> CheckpointStore::Describe(const std::string& path,
                                                         const RootDirectory::Entry& entry,
                                                         bool verify) const {
+  if (entry.is_directory ? IsTemporaryName(entry.name) : !HasCheckpointSuffix(entry.name)) {
+    return std::nullopt;
+  }
+  const bool ours = entry.is_directory && HasCheckpointFiles(root_, path);
+  bool is_checkpoint = ours || !entry.is_directory;
   CheckpointInfo info;
   info.path = path;
   info.create_seconds = entry.modified_seconds;
-  absl::Status problem;
-  if (entry.is_directory) {
-    if (IsTemporaryName(entry.name) || !HasCheckpointFiles(root_, path)) return std::nullopt;
-    info.format = kDirectoryFormat;
-    problem = WithDirectory(root_, path, [&](const RootDirectory& directory) -> absl::Status {
-      MS_ASSIGN_OR_RETURN(const StoredManifest manifest, ReadManifest(directory, path));
-      info = DescribeManifest(manifest.head(), manifest.nbytes(), path);
-      info.tensor_count = manifest.tensor_count();
-      info.has_optimizer = manifest.has_optimizer();
-      if (!verify) return absl::OkStatus();
-      const auto open = [&directory](const std::string& name) { return directory.OpenFile(name); };
-      return Annotate(VerifyManifestFiles(manifest.head().files, open), path);
-    });
-  } else {
-    if (!HasCheckpointSuffix(entry.name)) return std::nullopt;
-    info.nbytes = entry.size;
-    info.files.push_back({entry.name, entry.size});
-    absl::StatusOr<std::unique_ptr<CheckpointReader>> reader = [&] {
-      absl::StatusOr<File> file = root_.OpenFile(path);
-      return file.ok() ? OpenCheckpoint(*std::move(file))
-                       : absl::StatusOr<std::unique_ptr<CheckpointReader>>(file.status());
-    }();
-    problem = reader.status();
-    if (reader.ok()) {
-      info.format = CheckpointFormatName((*reader)->format());
-      if (verify) problem = VerifyTensors(**reader);
+  if (ours) info.format = kDirectoryFormat;
+  const CheckpointInfo blank = info;
+  const std::string place = entry.is_directory ? path : ParentPath(path);  // of its files
+  const auto describe = [&](const RootDirectory& directory) -> absl::Status {
+    info = blank;
+    if (!entry.is_directory) return DescribeReader(directory, place, entry.name, verify, &info);
+    // Where it is an error the directory is of a format that is not read.
+    const absl::StatusOr<std::optional<std::string>> index = FindIndex(directory, path);
+    if (!index.ok() || !index->has_value()) {
+      return ours ? DescribeSaved(directory, path, verify, &info) : absl::OkStatus();
     }
-  }
+    is_checkpoint = true;
+    info.format.clear();
+    return DescribeReader(directory, path, **index, verify, &info);
+  };
+  const absl::Status problem = WithDirectory(root_, place, describe);
+  if (!is_checkpoint) return std::nullopt;
   if (!problem.ok() && !root_.Stat(path).ok()) return std::nullopt;  // deleted meanwhile
   if (verify) info.verified = problem.ok();
   info.problem = std::string(problem.message());
@@ -109,11 +144,17 @@ absl::Status CheckpointStore::ListBelow(const std::string& directory, const List
     bool descend = false;
   };
   std::vector<Item> items;
+  // A sharded checkpoint is one item, of the directory above.
+  std::vector<std::string> shards;
+  if (depth > 0) shards = FindShards(root_, directory, entries);
+  std::sort(shards.begin(), shards.end());
   for (const RootDirectory::Entry& entry : entries) {
+    if (std::binary_search(shards.begin(), shards.end(), entry.name)) continue;
     const std::string path = JoinPath(directory, entry.name);
+    items.push_back({path, &entry, /*descend=*/false});
     const bool descend = options.recursive && entry.is_directory && !IsTemporaryName(entry.name) &&
                          !HasCheckpointFiles(root_, path);
-    items.push_back({descend ? path + "/" : path, &entry, descend});
+    if (descend) items.push_back({path + "/", &entry, /*descend=*/true});
   }
   std::sort(items.begin(), items.end(), [](const Item& a, const Item& b) { return a.key < b.key; });
   for (const Item& item : items) {

@@ -11,12 +11,11 @@
 #include "absl/synchronization/mutex.h"
 #include "common/base/status.h"
 #include "common/base/tensor_cast.h"
-#include "common/format/known_formats.h"
-#include "common/format/sharded_index.h"
 #include "server/checkpoint/checkpoint_info.h"
 #include "server/checkpoint/checkpoint_path.h"
 #include "server/checkpoint/job_progress.h"
 #include "server/checkpoint/manifest.h"
+#include "server/checkpoint/open_reader.h"
 #include "server/rules/rule_info.h"
 
 namespace modelstate {
@@ -26,41 +25,6 @@ absl::Status Corrupt(absl::string_view path, absl::string_view text, absl::strin
   return MakeError(Reason::kCheckpointCorrupt,
                    absl::StrCat("checkpoint \"", path, "\": ", text, "; use another checkpoint"),
                    {{"path", std::string(path)}, {"tensor", std::string(tensor)}});
-}
-
-// `name` in `root`; messages call it `path`.
-absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenReader(const RootDirectory& root,
-                                                             const std::string& name,
-                                                             const std::string& path,
-                                                             const std::string& state_dict_key) {
-  absl::StatusOr<File> file = root.OpenFile(name);
-  if (!file.ok()) return name == path ? file.status() : Annotate(file.status(), path);
-  OpenOptions options;
-  options.state_dict_key = state_dict_key;
-  // Below the same root, which no shard leads out of.
-  options.open_sibling = [&root, folder = ParentPath(name)](const std::string& shard) {
-    return root.OpenFile(JoinPath(folder, shard));
-  };
-  absl::StatusOr<std::unique_ptr<CheckpointReader>> reader =
-      OpenCheckpoint(*std::move(file), options);
-  // The reader names the file as it was opened.
-  if (!reader.ok() && name != path) return Annotate(reader.status(), path);
-  return reader;
-}
-
-// The path of the index that the directory `path` holds; nullopt: it is one of ours, or nothing
-// that is known.
-absl::StatusOr<std::optional<std::string>> FindIndex(const RootDirectory& root,
-                                                     const std::string& path) {
-  if (root.Stat(JoinPath(path, kManifestFile)).ok()) return std::nullopt;
-  MS_ASSIGN_OR_RETURN(const std::vector<RootDirectory::Entry> entries, root.List(path));
-  std::vector<std::string> names;
-  for (const RootDirectory::Entry& entry : entries) names.push_back(entry.name);
-  absl::Status known = RefuseKnownFolder(names);
-  if (!known.ok()) return Annotate(known, path);
-  const std::optional<std::string> index = FindShardedIndex(names);
-  if (!index) return std::nullopt;
-  return JoinPath(path, *index);
 }
 
 // One tensor of a file and the fresh storage that it goes to.
@@ -187,7 +151,9 @@ struct CheckpointSource::Impl {
   std::vector<uint32_t> source_of;  // by index of `incoming`: the reader's tensor
   std::atomic<uint64_t> read_bytes{0};
 
-  absl::Status OpenDirectory(const RootDirectory& root);
+  absl::Status OpenDirectory(const RootDirectory& root, const std::string& state_dict_key);
+  absl::Status OpenSaved(const RootDirectory& directory);
+  absl::Status OpenFile(const RootDirectory& root, const std::string& state_dict_key);
   void TakeFileOrder();
   absl::Status TakeManifestOrder();
   absl::StatusOr<std::vector<ReadItem>> MatchOptimizer(const ModuleSchema& schema,
@@ -195,21 +161,50 @@ struct CheckpointSource::Impl {
                                                        OptimizerState& state) const;
 };
 
-absl::Status CheckpointSource::Impl::OpenDirectory(const RootDirectory& root) {
-  format = kDirectoryFormat;
-  MS_RETURN_IF_ERROR(WithDirectory(root, path, [this](const RootDirectory& d) -> absl::Status {
-    const auto open = [&](const char* name) {
-      return OpenReader(d, name, absl::StrCat(path, "/", name), "");
-    };
-    MS_ASSIGN_OR_RETURN(manifest, ReadManifest(d, path));
-    MS_ASSIGN_OR_RETURN(reader, open(kModelFile));
+absl::Status CheckpointSource::Impl::OpenDirectory(const RootDirectory& root,
+                                                   const std::string& state_dict_key) {
+  MS_RETURN_IF_ERROR(WithDirectory(root, path, [&](const RootDirectory& d) -> absl::Status {
+    manifest.reset();
     optimizer_reader.reset();
-    if (manifest->head().FindFile(kOptimizerFile) != nullptr) {
-      MS_ASSIGN_OR_RETURN(optimizer_reader, open(kOptimizerFile));
+    MS_ASSIGN_OR_RETURN(const std::optional<std::string> index, FindIndex(d, path));
+    if (index) {
+      MS_ASSIGN_OR_RETURN(reader, OpenReader(d, path, *index, state_dict_key));
+      return absl::OkStatus();
     }
-    return absl::OkStatus();
+    if (!state_dict_key.empty()) {
+      return MakeError(Reason::kInvalidField,
+                       absl::StrCat("state_dict_key is for PyTorch files; \"", path,
+                                    "\" is a directory: leave the key out"),
+                       {{"field", "state_dict_key"}});
+    }
+    return OpenSaved(d);
   }));
-  return TakeManifestOrder();
+  if (manifest) return TakeManifestOrder();
+  TakeFileOrder();
+  return absl::OkStatus();
+}
+
+absl::Status CheckpointSource::Impl::OpenSaved(const RootDirectory& directory) {
+  MS_ASSIGN_OR_RETURN(manifest, ReadManifest(directory, path));
+  MS_ASSIGN_OR_RETURN(reader, OpenReader(directory, path, kModelFile));
+  if (manifest->head().FindFile(kOptimizerFile) != nullptr) {
+    MS_ASSIGN_OR_RETURN(optimizer_reader, OpenReader(directory, path, kOptimizerFile));
+  }
+  return absl::OkStatus();
+}
+
+// By way of its directory: what is an index has its shards there.
+absl::Status CheckpointSource::Impl::OpenFile(const RootDirectory& root,
+                                              const std::string& state_dict_key) {
+  const std::string directory = ParentPath(path);
+  const std::string name(LastPart(path));
+  const auto open = [&](const RootDirectory& d) -> absl::Status {
+    MS_ASSIGN_OR_RETURN(reader, OpenReader(d, directory, name, state_dict_key));
+    return absl::OkStatus();
+  };
+  MS_RETURN_IF_ERROR(WithDirectory(root, directory, open));
+  TakeFileOrder();
+  return absl::OkStatus();
 }
 
 void CheckpointSource::Impl::TakeFileOrder() {
@@ -226,6 +221,7 @@ void CheckpointSource::Impl::TakeFileOrder() {
 // The manifest has the state_dict order, which a safetensors file does not keep for tied names. The
 // two must agree in everything else: the file's header has no digest of its own that a load checks.
 absl::Status CheckpointSource::Impl::TakeManifestOrder() {
+  format = kDirectoryFormat;
   absl::flat_hash_map<absl::string_view, uint32_t> by_name;
   for (uint32_t i = 0; i < reader->tensors().size(); ++i) {
     by_name.emplace(reader->tensors()[i].name, i);
@@ -280,22 +276,8 @@ absl::StatusOr<std::unique_ptr<CheckpointSource>> CheckpointSource::Open(
   MS_ASSIGN_OR_RETURN(const RootDirectory::Entry entry, root.Stat(path));
   auto impl = std::make_unique<Impl>();
   impl->path = path;
-  std::optional<std::string> file = path;
-  if (entry.is_directory) {
-    MS_ASSIGN_OR_RETURN(file, FindIndex(root, path));
-  }
-  if (file) {
-    MS_ASSIGN_OR_RETURN(impl->reader, OpenReader(root, *file, *file, state_dict_key));
-    impl->TakeFileOrder();
-  } else {
-    if (!state_dict_key.empty()) {
-      return MakeError(Reason::kInvalidField,
-                       absl::StrCat("state_dict_key is for PyTorch files; \"", path,
-                                    "\" is a directory: leave the key out"),
-                       {{"field", "state_dict_key"}});
-    }
-    MS_RETURN_IF_ERROR(impl->OpenDirectory(root));
-  }
+  MS_RETURN_IF_ERROR(entry.is_directory ? impl->OpenDirectory(root, state_dict_key)
+                                        : impl->OpenFile(root, state_dict_key));
   return std::unique_ptr<CheckpointSource>(new CheckpointSource(std::move(impl)));
 }
 

@@ -52,11 +52,15 @@ absl::StatusOr<bool> CheckpointStore::HasManifest(const std::string& path) const
 
 absl::Status CheckpointStore::Delete(const std::string& path) const {
   MS_ASSIGN_OR_RETURN(const RootDirectory::Entry entry, root_.Stat(path));
-  if (path == "." || !Describe(path, entry, /*verify=*/false)) {
-    return MakeError(
-        Reason::kCheckpointUnsupported,
-        absl::StrCat("\"", path, "\" is no checkpoint, so it is left alone: remove it by hand"),
-        {{"path", path}});
+  const std::optional<CheckpointInfo> info = Describe(path, entry, /*verify=*/false);
+  // A directory that others made may hold more than the checkpoint.
+  const bool foreign = info && entry.is_directory && info->format != kDirectoryFormat;
+  if (path == "." || !info || foreign) {
+    return MakeError(Reason::kCheckpointUnsupported,
+                     absl::StrCat("\"", path, "\" is ",
+                                  foreign ? "a directory that no save made" : "no checkpoint",
+                                  ", so it is left alone: remove it by hand"),
+                     {{"path", path}});
   }
   {
     absl::MutexLock lock(&mutex_);

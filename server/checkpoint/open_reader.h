@@ -1,0 +1,27 @@
+#ifndef MODELSTATE_SERVER_CHECKPOINT_OPEN_READER_H_
+#define MODELSTATE_SERVER_CHECKPOINT_OPEN_READER_H_
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "common/base/file.h"
+#include "common/format/checkpoint_reader.h"
+
+namespace modelstate {
+
+// The file `name` in `directory`, which messages call `path`, and where it is an index its shards
+// beside it, which nothing leads out of the directory.
+absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenReader(
+    const RootDirectory& directory, const std::string& path, const std::string& name,
+    const std::string& state_dict_key = "");
+
+// The name of the index in `directory`, which messages call `path`; nullopt: it is one of ours, or
+// nothing that is known. CHECKPOINT_UNSUPPORTED for one that is known and not read.
+absl::StatusOr<std::optional<std::string>> FindIndex(const RootDirectory& directory,
+                                                     const std::string& path);
+
+}  // namespace modelstate
+
+#endif  // MODELSTATE_SERVER_CHECKPOINT_OPEN_READER_H_
