@@ -53,6 +53,13 @@ case_TrainingMovesFromTorchToTheServerAndBack() {
   done
 }
 
+# With torch itself, which takes what the server wrote and goes on: tests/data/check_optimizer_file.py.
+case_TorchGoesOnWithEachRuleFromWhatTheServerExports() {
+  needs_python torch
+  "$PYTHON" "$MODELSTATE_SOURCE/tests/data/check_optimizer_file.py" --mid-run "$MODELSTATE_BIN" ||
+    fail "torch went on otherwise than it does uninterrupted: exit code $?"
+}
+
 case_WhatDoesNotFitIsRefusedWithTheWayOut() {
   load_before adamw net
   cli 4 optim import net "$GOLDENS/adamw.pt" >/dev/null

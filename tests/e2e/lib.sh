@@ -1,6 +1,7 @@
 # Sourced by the end-to-end tests: a real server on a free loopback port, grpcurl, and checks.
 # Needs from the environment: MODELSTATE_BIN (folder of the executables), MODELSTATE_GRPCURL and
-# MODELSTATE_SOURCE. A test that finds no grpcurl is skipped (exit 77).
+# MODELSTATE_SOURCE. A test that finds no grpcurl is skipped (exit 77). Cases that hold us against torch
+# take a Python that has it from MODELSTATE_PYTHON (else python3), or are skipped.
 
 set -uo pipefail
 GRPCURL=${MODELSTATE_GRPCURL:-grpcurl}
@@ -151,6 +152,17 @@ configure_sgd() {
 # step_json HEADER TABLE: the three messages of a push with inline values.
 step_json() {
   printf '{"header": %s} {"tensors": {"tensors": [%s]}} {"trailer": {}}' "$1" "$2"
+}
+
+# needs_python MODULE...: sets PYTHON, or skips the case where it has not all of these modules.
+needs_python() {
+  local module
+  PYTHON=${MODELSTATE_PYTHON:-python3}
+  export PYTHONDONTWRITEBYTECODE=1 # the scripts lie in the source tree
+  for module in "$@"; do
+    "$PYTHON" -c "import $module" 2>"$WORK/python.err" ||
+      { echo "skipped: no $module in $PYTHON (MODELSTATE_PYTHON): $(tail -n 1 "$WORK/python.err")"; exit 77; }
+  done
 }
 
 CLI=$MODELSTATE_BIN/modelstate
