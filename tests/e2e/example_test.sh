@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The C++ example as processes of their own: a coordinator and three workers.
+# The examples as processes of their own: a coordinator and workers.
 # Usage: example_test.sh CASE
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
 
@@ -71,6 +71,15 @@ case_LinearRegressionProgramsCheckTheirArguments() {
   code=0
   "$MODELSTATE_BIN/linear_regression_coordinator" "$ADDRESS" "$DATA" none 1 2>/dev/null || code=$?
   expect 2 "$code" 'a coordinator of "none" workers'
+}
+
+# The smallest run of it: its Python makes the stubs from proto/, so this shows that they still fit. The
+# script compares with local torch itself.
+case_TrainDigitsLearnsAsLocalTorchDoes() {
+  needs_python torch sklearn grpc_tools
+  "$PYTHON" "$MODELSTATE_SOURCE/client/examples/train_digits/train.py" --server "$ADDRESS" --workers 2 --epochs 1 ||
+    fail "train.py: exit code $?"
+  check GetModule '{"module": "digits"}' .step '"22"'
 }
 
 run_case "$1"
