@@ -1,5 +1,6 @@
 #include <limits>
 #include <random>
+#include <tuple>
 
 #include "absl/strings/str_cat.h"
 #include "server/rules/rule_info.h"
@@ -27,6 +28,7 @@ class SaveLoadTest : public CheckpointFixture {
             scratch,
             Parameter("bn.weight", {7}, dtype),
             Parameter("empty", {0, 3}, dtype),
+            Parameter("scale", {}, dtype),
             tied};
   }
 
@@ -41,8 +43,30 @@ class SaveLoadTest : public CheckpointFixture {
     return Push(module,
                 {{"embed.weight", value()},
                  {"bn.weight", value()},
+                 {"empty", value()},
+                 {"scale", value()},
                  {"bn.running_mean", value(), TensorKind::kBuffer}},
                 std::move(request));
+  }
+
+  // Of each parameter of `resumed`, by its name.
+  void ExpectSameOptimizerState(ModuleInstance& module, ModuleInstance& resumed) {
+    const CapturedState a = *Capture(module);
+    const CapturedState b = *Capture(resumed);
+    for (uint32_t i = 0; i < b.snapshot->schema->size(); ++i) {
+      const std::string& name = b.snapshot->schema->spec(i).name;
+      SCOPED_TRACE(name);
+      const ParameterState& x = a.optimizer_state.parameters[*a.snapshot->schema->Find(name)];
+      const ParameterState& y = b.optimizer_state.parameters[i];
+      EXPECT_EQ(x.step, y.step);
+      EXPECT_EQ(x.product, y.product);
+      for (size_t slot = 0; slot < kMaxSlots; ++slot) {
+        ASSERT_EQ(static_cast<bool>(x.slots[slot]), static_cast<bool>(y.slots[slot]));
+        if (x.slots[slot]) {
+          EXPECT_EQ(Bytes(x.slots[slot]), Bytes(y.slots[slot]));
+        }
+      }
+    }
   }
 
   void ExpectSameTraining(DType dtype, OptimizerConfig config) {
@@ -63,25 +87,12 @@ class SaveLoadTest : public CheckpointFixture {
       const auto answer = Train(*resumed, step);
       ASSERT_TRUE(answer.ok()) << answer.status();
       EXPECT_EQ(answer->step, step);
+      EXPECT_EQ(answer->updated, 4u);
     }
     auto expected = Contents(*module->Current());
     expected.erase("scratch");  // not persistent: a state_dict does not hold it
     EXPECT_EQ(Contents(*resumed->Current()), expected);
-    const CapturedState a = *Capture(*module);
-    const CapturedState b = *Capture(*resumed);
-    for (uint32_t i = 0; i < b.snapshot->schema->size(); ++i) {
-      const uint32_t of_a = *a.snapshot->schema->Find(b.snapshot->schema->spec(i).name);
-      const ParameterState& x = a.optimizer_state.parameters[of_a];
-      const ParameterState& y = b.optimizer_state.parameters[i];
-      EXPECT_EQ(x.step, y.step);
-      EXPECT_EQ(x.product, y.product);
-      for (size_t slot = 0; slot < kMaxSlots; ++slot) {
-        ASSERT_EQ(static_cast<bool>(x.slots[slot]), static_cast<bool>(y.slots[slot]));
-        if (x.slots[slot]) {
-          EXPECT_EQ(Bytes(x.slots[slot]), Bytes(y.slots[slot]));
-        }
-      }
-    }
+    ExpectSameOptimizerState(*module, *resumed);
     // Again over itself, so that the next case may use the path.
     ASSERT_TRUE(store_->Delete("step5").ok());
   }
@@ -99,32 +110,41 @@ TEST_F(SaveLoadTest, TrainingGoesOnBitEqualAfterSaveAndLoad) {
   ExpectSameTraining(DType::kF32, Sgd(0.1));
 }
 
-TEST_F(SaveLoadTest, EveryAlgorithmGoesOnBitEqualAfterSaveAndLoad) {
-  for (Algorithm algorithm : AllAlgorithms()) {
-    SCOPED_TRACE(AlgorithmName(algorithm));
-    OptimizerConfig config;
-    config.algorithm = algorithm;
-    ExpectSameTraining(DType::kF32, config);
-    ExpectSameTraining(DType::kBF16, config);
-    config.master_weights = false;
-    config.no_default_group = true;
-    config.groups.push_back({"all", {}, {}});
-    config.groups[0].selection.globs = {"*"};
-    const RuleInfo& rule = GetRule(algorithm);
-    Hyperparameters& h = config.groups[0].hyperparameters;
-    // Every slot that the rule may keep.
-    if (rule.has(*FindHyperparameter("momentum"))) h.momentum = 0.8;
-    if (rule.has(*FindHyperparameter("amsgrad"))) h.amsgrad = true;
-    if (rule.has(*FindHyperparameter("centered"))) h.centered = true;
-    if (rule.has(*FindHyperparameter("initial_accumulator_value"))) {
-      h.initial_accumulator_value = 0.3;
-    }
-    if (rule.has(*FindHyperparameter("weight_decay"))) h.weight_decay = 0.1;
-    config.max_grad_value = 0.7;
-    ExpectSameTraining(DType::kBF16, config);
-    ExpectSameTraining(DType::kF32, config);
+class EveryAlgorithmAndDType : public SaveLoadTest,
+                               public ::testing::WithParamInterface<std::tuple<Algorithm, DType>> {
+};
+
+TEST_P(EveryAlgorithmAndDType, GoesOnBitEqualAfterSaveAndLoad) {
+  const auto [algorithm, dtype] = GetParam();
+  OptimizerConfig config;
+  config.algorithm = algorithm;
+  ExpectSameTraining(dtype, config);
+  config.master_weights = false;
+  config.no_default_group = true;
+  config.groups.push_back({"all", {}, {}});
+  config.groups[0].selection.globs = {"*"};
+  const RuleInfo& rule = GetRule(algorithm);
+  Hyperparameters& h = config.groups[0].hyperparameters;
+  // Every slot that the rule may keep.
+  if (rule.has(*FindHyperparameter("momentum"))) h.momentum = 0.8;
+  if (rule.has(*FindHyperparameter("amsgrad"))) h.amsgrad = true;
+  if (rule.has(*FindHyperparameter("centered"))) h.centered = true;
+  if (rule.has(*FindHyperparameter("initial_accumulator_value"))) {
+    h.initial_accumulator_value = 0.3;
   }
+  if (rule.has(*FindHyperparameter("weight_decay"))) h.weight_decay = 0.1;
+  config.max_grad_value = 0.7;
+  ExpectSameTraining(dtype, config);
 }
+
+INSTANTIATE_TEST_SUITE_P(
+    SaveLoadTest, EveryAlgorithmAndDType,
+    ::testing::Combine(::testing::ValuesIn(AllAlgorithms().begin(), AllAlgorithms().end()),
+                       ::testing::Values(DType::kF32, DType::kBF16, DType::kF16, DType::kF64)),
+    [](const auto& info) {
+      return absl::StrCat(AlgorithmName(std::get<0>(info.param)), "_",
+                          DTypeName(std::get<1>(info.param)));
+    });
 
 // Saved between a configuration that keeps more and the step that begins it.
 TEST_F(SaveLoadTest, StateThatTheNextStepBeginsIsNotMissing) {

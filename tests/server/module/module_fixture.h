@@ -14,6 +14,7 @@
 
 #include "absl/synchronization/notification.h"
 #include "common/base/status.h"
+#include "common/base/tensor_cast.h"
 #include "server/device/cpu/cpu_device.h"
 #include "server/module/module_instance.h"
 #include "tests/server/test_storage.h"
@@ -64,7 +65,15 @@ inline std::map<std::string, std::string> Contents(const ModuleVersion& version)
   return contents;
 }
 
-// An F32 tensor of a push or a version, every element the same.
+// `values` as elements of `dtype`.
+inline std::vector<uint8_t> Encode(const std::vector<float>& values, DType dtype) {
+  std::vector<uint8_t> bytes(values.size() * DTypeSize(dtype));
+  CastElements(DType::kF32, reinterpret_cast<const uint8_t*>(values.data()), dtype, bytes.data(),
+               static_cast<int64_t>(values.size()));
+  return bytes;
+}
+
+// A tensor of a push, in the dtype of the module's, every element the same.
 struct PushTensor {
   std::string name;
   float value = 0;
@@ -90,8 +99,8 @@ class ModuleFixture : public ::testing::Test {
             }};
   }
 
-  // Element i of a tensor is its index in the module plus i / 8, in its dtype where that is F32;
-  // other dtypes are filled with bytes.
+  // Element k of a tensor is its index in the module plus k / 8, in its dtype where that is a
+  // floating-point one; other dtypes are filled with bytes.
   std::shared_ptr<ModuleInstance> MakeModule(std::vector<TensorSpec> specs,
                                              std::optional<float> fill = std::nullopt) {
     auto schema = ModuleSchema::Create(std::move(specs), 1);
@@ -105,12 +114,12 @@ class ModuleFixture : public ::testing::Test {
       }
       RefPtr<TensorStorage> storage = *TensorStorage::Allocate(device_, spec.nbytes());
       std::vector<uint8_t> bytes(storage->size());
-      if (spec.dtype == DType::kF32) {
-        for (size_t k = 0; k * 4 < bytes.size(); ++k) {
-          const float value =
-              fill.value_or(static_cast<float>(i) + 0.125F * static_cast<float>(k % 64));
-          std::memcpy(bytes.data() + 4 * k, &value, 4);
+      if (IsFloatingPoint(spec.dtype)) {
+        std::vector<float> values(static_cast<size_t>(spec.shape.num_elements()));
+        for (size_t k = 0; k < values.size(); ++k) {
+          values[k] = fill.value_or(static_cast<float>(i) + 0.125F * static_cast<float>(k % 64));
         }
+        bytes = Encode(values, spec.dtype);
       } else {
         for (size_t k = 0; k < bytes.size(); ++k) bytes[k] = static_cast<uint8_t>(k * 7 + i);
       }
@@ -143,18 +152,10 @@ class ModuleFixture : public ::testing::Test {
                        /*outputs=*/&budget == push_budget_.get());
     if (!gradients.ok()) return gradients;
     for (size_t i = 0; i < push.size(); ++i) {
-      std::vector<uint8_t> bytes(gradients->entries[i].storage->size());
-      if (gradients->tensors[i].dtype == DType::kBF16) {
-        uint32_t bits = 0;
-        std::memcpy(&bits, &push[i].value, 4);
-        const uint16_t half = static_cast<uint16_t>(bits >> 16);
-        for (size_t k = 0; k + 1 < bytes.size(); k += 2) std::memcpy(bytes.data() + k, &half, 2);
-      } else {
-        for (size_t k = 0; k + 3 < bytes.size(); k += 4) {
-          std::memcpy(bytes.data() + k, &push[i].value, 4);
-        }
-      }
-      SetBytes(bytes, *gradients->entries[i].storage);
+      const PushedTensor& tensor = gradients->tensors[i];
+      const std::vector<float> values(static_cast<size_t>(tensor.shape.num_elements()),
+                                      push[i].value);
+      SetBytes(Encode(values, tensor.dtype), *gradients->entries[i].storage);
     }
     return gradients;
   }
