@@ -394,6 +394,39 @@ TEST_F(SaveLoadTest, CancelledJobsLeaveNothingBehind) {
   EXPECT_EQ(push_budget_->used(), 0u);
 }
 
+// Three parameters that nothing but their names tells apart.
+TEST_F(SaveLoadTest, OptimizerStateIsLoadedByParameterName) {
+  const auto make = [this](const std::vector<std::string>& names) {
+    std::vector<TensorSpec> specs;
+    for (const std::string& name : names) specs.push_back(Parameter(name, {5}));
+    return MakeModule(std::move(specs));
+  };
+  // "a" in every step, "b" in every second, "c" in every third; each its own gradient.
+  const auto train = [this](ModuleInstance& module, uint64_t from) {
+    for (uint64_t step = from; step < from + 5; ++step) {
+      const float x = static_cast<float>(step);
+      std::vector<PushTensor> push = {{"a", x}};
+      if (step % 2 == 0) push.push_back({"b", -3 * x});
+      if (step % 3 == 0) push.push_back({"c", 0.125F * x});
+      ASSERT_TRUE(Push(module, push).ok());
+    }
+  };
+  OptimizerConfig config;
+  config.algorithm = Algorithm::kNAdam;  // it has a product beside the step count
+  auto module = make({"a", "b", "c"});
+  ASSERT_TRUE(Configure(*module, config).ok());
+  train(*module, 1);
+  ASSERT_TRUE(Save(*module, "c").ok());
+  auto resumed = make({"c", "b", "a"});
+  const auto loaded = Load(*resumed, "c");
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  ASSERT_EQ((*loaded)->schema->spec(0).name, "c") << "the module's own order stays";
+  train(*module, 6);
+  train(*resumed, 6);
+  EXPECT_EQ(Contents(*resumed->Current()), Contents(*module->Current()));
+  ExpectSameOptimizerState(*module, *resumed);
+}
+
 TEST_F(SaveLoadTest, OptimizerStateOfAnUnknownParameterIsNamed) {
   auto module = MakeModule({Parameter("p", {4}), Parameter("q", {4})});
   ASSERT_TRUE(Configure(*module, AdamW()).ok());
