@@ -4,12 +4,14 @@
 #include <cfenv>
 #include <cmath>
 #include <random>
+#include <tuple>
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "common/base/tensor_cast.h"
 #include "server/optim/block_kernels.h"
 #include "server/rules/rule_info.h"
@@ -101,30 +103,59 @@ AllBytes StepThrice(const OptimizerConfig& config, const Conditions& given, doub
   return BytesOf(module);
 }
 
-class StepDeterminism : public ::testing::TestWithParam<Algorithm> {};
+constexpr InstructionSet kInstructionSets[] = {
+    InstructionSet::kBaseline, InstructionSet::kX86_64_V3, InstructionSet::kX86_64_V4};
 
-TEST_P(StepDeterminism, SameBitsForAnyThreadsAndInstructionSet) {
+std::string TestName(InstructionSet set) {
+  return absl::StrReplaceAll(InstructionSetName(set), {{"-", "_"}});
+}
+
+// One test for each set, so that a run on a machine that lacks one says what it did not compare.
+void SkipUnlessSupported(InstructionSet set) {
+  const std::vector<InstructionSet>& supported = SupportedInstructionSets();
+  if (std::find(supported.begin(), supported.end(), set) == supported.end()) {
+    GTEST_SKIP() << "this CPU lacks " << InstructionSetName(set);
+  }
+}
+
+class EachRuleAndInstructionSet
+    : public ::testing::TestWithParam<std::tuple<Algorithm, InstructionSet>> {
+ protected:
+  void SetUp() override { SkipUnlessSupported(std::get<1>(GetParam())); }
+};
+
+TEST_P(EachRuleAndInstructionSet, StepsHaveTheSameBitsForAnyThreads) {
+  const auto [algorithm, set] = GetParam();
   for (bool everything : {false, true}) {
     OptimizerConfig config;
-    config.algorithm = GetParam();
+    config.algorithm = algorithm;
     config.max_grad_norm = 2;
     config.master_weights = everything;
-    if (everything) config.hyperparameters = Everything(GetParam());
+    if (everything) config.hyperparameters = Everything(algorithm);
     double norm = 0;
     const AllBytes reference = StepThrice(config, Conditions(), &norm);
-    for (InstructionSet set : SupportedInstructionSets()) {
-      for (size_t threads : {1, 2, 5}) {
-        double other_norm = 0;
-        EXPECT_TRUE(StepThrice(config, {threads, set, threads == 2}, &other_norm) == reference)
-            << InstructionSetName(set) << ", " << threads << " threads";
-        EXPECT_EQ(other_norm, norm);
-      }
+    for (size_t threads : {1, 2, 5}) {
+      double other_norm = 0;
+      EXPECT_TRUE(StepThrice(config, {threads, set, threads == 2}, &other_norm) == reference)
+          << threads << " threads";
+      EXPECT_EQ(other_norm, norm);
     }
   }
 }
 
+INSTANTIATE_TEST_SUITE_P(StepDeterminism, EachRuleAndInstructionSet,
+                         ::testing::Combine(::testing::ValuesIn(AllAlgorithms().begin(),
+                                                                AllAlgorithms().end()),
+                                            ::testing::ValuesIn(kInstructionSets)),
+                         [](const auto& info) {
+                           return absl::StrCat(AlgorithmName(std::get<0>(info.param)), "_",
+                                               TestName(std::get<1>(info.param)));
+                         });
+
 #if defined(__x86_64__)
-TEST_P(StepDeterminism, AThreadsOwnRoundingDoesNotShow) {
+class EachRule : public ::testing::TestWithParam<Algorithm> {};
+
+TEST_P(EachRule, AThreadsOwnRoundingDoesNotShow) {
   OptimizerConfig config;
   config.algorithm = GetParam();
   double norm = 0;
@@ -140,6 +171,10 @@ TEST_P(StepDeterminism, AThreadsOwnRoundingDoesNotShow) {
     EXPECT_TRUE(bytes == reference) << mode;
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(StepDeterminism, EachRule,
+                         ::testing::ValuesIn(AllAlgorithms().begin(), AllAlgorithms().end()),
+                         [](const auto& info) { return AlgorithmName(info.param); });
 #endif
 
 // Three workers, each with an accumulated part, at magnitudes where every other order or rounding
@@ -181,21 +216,24 @@ AllBytes StepRound(const Conditions& given, double* norm) {
   return BytesOf(module);
 }
 
-TEST(StepDeterminism, ARoundHasTheSameBitsForAnyThreadsAndInstructionSet) {
+class EachInstructionSet : public ::testing::TestWithParam<InstructionSet> {
+ protected:
+  void SetUp() override { SkipUnlessSupported(GetParam()); }
+};
+
+TEST_P(EachInstructionSet, ARoundHasTheSameBitsForAnyThreads) {
   double norm = 0;
   const AllBytes reference = StepRound(Conditions(), &norm);
   EXPECT_GT(norm, 0);
-  for (InstructionSet set : SupportedInstructionSets()) {
-    for (size_t threads : {1, 2, 5}) {
-      double other_norm = 0;
-      EXPECT_TRUE(StepRound({threads, set}, &other_norm) == reference)
-          << InstructionSetName(set) << ", " << threads << " threads";
-      EXPECT_EQ(other_norm, norm);
-    }
+  for (size_t threads : {1, 2, 5}) {
+    double other_norm = 0;
+    EXPECT_TRUE(StepRound({threads, GetParam()}, &other_norm) == reference)
+        << threads << " threads";
+    EXPECT_EQ(other_norm, norm);
   }
 }
 
-TEST(StepDeterminism, WhatIsAccumulatedHasTheSameBitsForAnyInstructionSet) {
+TEST_P(EachInstructionSet, WhatIsAccumulatedHasTheSameBits) {
   constexpr size_t kCount = 5001;  // chunks, and a rest
   const std::vector<DType> dtypes = {DType::kF32, DType::kBF16, DType::kF16, DType::kF32};
   std::vector<std::vector<uint8_t>> parts;
@@ -212,25 +250,19 @@ TEST(StepDeterminism, WhatIsAccumulatedHasTheSameBitsForAnyInstructionSet) {
   };
   for (bool wide : {false, true}) {
     const std::vector<uint8_t> reference = accumulate(InstructionSet::kBaseline, wide);
-    for (InstructionSet set : SupportedInstructionSets()) {
-      EXPECT_TRUE(accumulate(set, wide) == reference) << InstructionSetName(set);
+    EXPECT_TRUE(accumulate(GetParam(), wide) == reference);
 #if defined(__x86_64__)
-      const unsigned before = _mm_getcsr();
-      _mm_setcsr(0x7F80u);  // toward zero
-      const std::vector<uint8_t> bytes = accumulate(set, wide);
-      _mm_setcsr(before);
-      EXPECT_TRUE(bytes == reference) << InstructionSetName(set) << ", rounding toward zero";
+    const unsigned before = _mm_getcsr();
+    _mm_setcsr(0x7F80u);  // toward zero
+    const std::vector<uint8_t> bytes = accumulate(GetParam(), wide);
+    _mm_setcsr(before);
+    EXPECT_TRUE(bytes == reference) << "rounding toward zero";
 #endif
-    }
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Rules, StepDeterminism,
-                         ::testing::ValuesIn(AllAlgorithms().begin(), AllAlgorithms().end()),
-                         [](const auto& info) { return AlgorithmName(info.param); });
-
 // Subnormal gradients count: nothing flushes them on the way.
-TEST(StepArithmetic, SubnormalsAreKept) {
+TEST_P(EachInstructionSet, SubnormalsAreKept) {
   CpuDevice device(uint64_t{1} << 30);
   SteppedModule module(device);
   OptimizerConfig config;
@@ -238,13 +270,14 @@ TEST(StepArithmetic, SubnormalsAreKept) {
   config.hyperparameters.lr = 1;
   module.Create({SteppedModule::Parameter("w", {3})}, config);
   const float tiny = std::ldexp(1.0F, -149);
-  for (InstructionSet set : SupportedInstructionSets()) {
-    module.instruction_set = set;
-    module.Set<float>("w", {0, 0, 0});
-    ASSERT_TRUE(module.Step({{"w", SteppedModule::Bytes<float>({tiny, -tiny, 0})}}).ok());
-    EXPECT_EQ(module.Get<float>("w"), (std::vector<float>{-tiny, tiny, 0}));
-  }
+  module.instruction_set = GetParam();
+  module.Set<float>("w", {0, 0, 0});
+  ASSERT_TRUE(module.Step({{"w", SteppedModule::Bytes<float>({tiny, -tiny, 0})}}).ok());
+  EXPECT_EQ(module.Get<float>("w"), (std::vector<float>{-tiny, tiny, 0}));
 }
+
+INSTANTIATE_TEST_SUITE_P(StepDeterminism, EachInstructionSet, ::testing::ValuesIn(kInstructionSets),
+                         [](const auto& info) { return TestName(info.param); });
 
 // So many that the threads share the planning too; tensors that have stepped more often than
 // others, in two groups.
