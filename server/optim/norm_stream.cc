@@ -33,6 +33,7 @@ NormStream::NormStream(InstructionSet set) : impl_(std::make_unique<Impl>(set)) 
 NormStream::~NormStream() = default;
 
 void NormStream::Begin(DType dtype, DType parameter_dtype, double grad_scale) {
+  const DefaultArithmetic arithmetic;  // of the division
   impl_->part.dtype = dtype;
   impl_->part.inverse_scale = 1 / grad_scale;
   impl_->wide = parameter_dtype == DType::kF64;

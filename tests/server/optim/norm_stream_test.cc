@@ -4,8 +4,13 @@
 #include <limits>
 #include <random>
 
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
 #include "absl/strings/str_cat.h"
 #include "common/base/tensor_cast.h"
+#include "server/optim/step_plan.h"
 #include "tests/server/optim/step_fixture.h"
 
 namespace modelstate {
@@ -13,9 +18,9 @@ namespace {
 
 using testing::Draw;
 
-std::vector<uint8_t> Gradient(DType dtype, size_t elements) {
+std::vector<uint8_t> Gradient(DType dtype, size_t elements, double factor = 1) {
   std::vector<double> values(elements);
-  for (size_t i = 0; i < elements; ++i) values[i] = Draw(elements, i);
+  for (size_t i = 0; i < elements; ++i) values[i] = Draw(elements, i) * factor;
   std::vector<uint8_t> bytes(elements * DTypeSize(dtype));
   CastElements(DType::kF64, reinterpret_cast<const uint8_t*>(values.data()), dtype, bytes.data(),
                static_cast<int64_t>(elements));
@@ -95,6 +100,43 @@ TEST(NormStreamTest, HasTheBitsOfTheStepsOwnPassHoweverBytesAreCut) {
     }
   }
 }
+
+#if defined(__x86_64__)
+TEST(NormStreamTest, ACallersOwnRoundingDoesNotShow) {
+  const auto norm_of = [](absl::Span<const uint8_t> bytes, DType dtype, DType parameter) {
+    NormStream stream;
+    stream.Begin(dtype, parameter, 10);  // 1 / 10 is inexact, and nearest above
+    // Blocks that come whole, one in two pieces, and a rest.
+    stream.Update(bytes.subspan(0, bytes.size() / 2));
+    stream.Update(bytes.subspan(bytes.size() / 2));
+    return stream.Finish().sum_of_squares;
+  };
+  // Ordinary ones; and such that they, or their squares in double, are subnormal.
+  const auto factors = [](DType dtype) {
+    return std::vector<double>{1, dtype == DType::kF64 ? 1e-160 : 1e-40};
+  };
+  const unsigned before = _mm_getcsr();
+  for (DType parameter : {DType::kF32, DType::kF64}) {
+    for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16, DType::kF64}) {
+      if (dtype == DType::kF64 && parameter != DType::kF64) continue;
+      for (double factor : factors(dtype)) {
+        const std::vector<uint8_t> bytes = Gradient(dtype, 3 * kBlockElements + 5, factor);
+        const double reference = norm_of(bytes, dtype, parameter);
+        // Flush to zero, subnormals are zero; then toward zero.
+        for (unsigned mode : {0x9FC0u, 0x7F80u}) {
+          _mm_setcsr(mode);
+          const double norm = norm_of(bytes, dtype, parameter);
+          const unsigned after = _mm_getcsr();
+          _mm_setcsr(before);
+          EXPECT_EQ(after & ~0x3Fu, mode & ~0x3Fu) << "and is as it was, but for sticky flags";
+          EXPECT_EQ(norm, reference) << DTypeName(dtype) << " for " << DTypeName(parameter)
+                                     << ", factor " << factor << ", mode " << mode;
+        }
+      }
+    }
+  }
+}
+#endif
 
 TEST(NormStreamTest, SeesTheOneElementThatIsNotFinite) {
   NormStream stream;
