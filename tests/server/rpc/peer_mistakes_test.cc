@@ -2,6 +2,7 @@
 // list.
 #include <atomic>
 #include <cmath>
+#include <functional>
 #include <thread>
 
 #include "common/base/digest.h"
@@ -36,7 +37,8 @@ class PeerMistakes : public CheckpointCalls {
   }
   std::string Bytes(const std::string& name) { return FetchAll("m").Bytes()[name]; }
 
-  absl::Status Save(const std::string& path) {
+  // `begun` is called with the first news of the save.
+  absl::Status Save(const std::string& path, const std::function<void()>& begun = {}) {
     grpc::ClientContext context;
     v1::SaveCheckpointRequest request;
     request.set_module("m");
@@ -44,7 +46,8 @@ class PeerMistakes : public CheckpointCalls {
     request.set_overwrite(true);
     auto reader = stub_->SaveCheckpoint(&context, request);
     v1::SaveCheckpointResponse event;
-    while (reader->Read(&event)) {
+    for (bool first = true; reader->Read(&event); first = false) {
+      if (first && begun) begun();
     }
     return FromGrpcStatus(reader->Finish());
   }
@@ -234,21 +237,25 @@ TEST_F(PeerMistakes, ASaveHoldsWhatWasCurrentWhenItWasAskedFor) {
   config.mutable_hyperparameters()->set_momentum(0.5);
   ASSERT_TRUE(ConfigureWith(config).ok());
   std::atomic<bool> stop{false};
+  std::atomic<uint64_t> sent{0};
   std::atomic<uint64_t> acknowledged{0};
   std::thread trainer([&] {
     while (!stop) {
+      ++sent;
       const auto answer = Step(kElements, 1);
       if (answer.ok()) acknowledged = answer->step();
     }
   });
   for (int i = 0; i < 5; ++i) {
     const uint64_t before = acknowledged;
-    ASSERT_TRUE(Save(absl::StrCat("saved", i)).ok());
+    uint64_t by_then = 0;
+    ASSERT_TRUE(Save(absl::StrCat("saved", i), [&] { by_then = sent; }).ok());
     EXPECT_GE(acknowledged, before);
     const auto loaded = LoadFile(absl::StrCat("copy", i), absl::StrCat("saved", i), {}, true);
     ASSERT_TRUE(loaded.ok()) << loaded.status();
     const uint64_t step = loaded->load().module().step();
     EXPECT_GE(step, before);
+    EXPECT_LE(step, by_then) << "nothing that was sent after the save had begun";
     // Parameter and momentum both of that step: p_n = p_{n-1} - b_n with b_n = b_{n-1} / 2 + 1.
     float parameter = 0;
     float buffer = 0;
