@@ -62,12 +62,9 @@ TEST_F(OptimizerTest, RefusesValuesInTorchsWords) {
     std::function<void(H&)> set;
     std::string text;
   };
-  const Case cases[] = {
-      {Algorithm::kSgd, [](H& h) { h.lr = -1; }, "Invalid learning rate: -1.0"},
+  std::vector<Case> cases = {
       {Algorithm::kSgd, [](H& h) { h.lr = std::nan(""); }, "Invalid learning rate: nan"},
       {Algorithm::kSgd, [](H& h) { h.lr = INFINITY; }, "Invalid learning rate: inf"},
-      {Algorithm::kSgd, [](H& h) { h.momentum = -1e-5; }, "Invalid momentum value: -1e-05"},
-      {Algorithm::kSgd, [](H& h) { h.weight_decay = -3; }, "Invalid weight_decay value: -3.0"},
       {Algorithm::kSgd, [](H& h) { h.nesterov = true; },
        "Nesterov momentum requires a momentum and zero dampening"},
       {Algorithm::kSgd,
@@ -77,19 +74,53 @@ TEST_F(OptimizerTest, RefusesValuesInTorchsWords) {
          h.dampening = 0.1;
        },
        "Nesterov momentum requires a momentum and zero dampening"},
-      {Algorithm::kAdamW, [](H& h) { h.lr = -1; }, "Invalid learning rate: -1.0"},
-      {Algorithm::kAdamW, [](H& h) { h.eps = -1e-8; }, "Invalid epsilon value: -1e-08"},
-      {Algorithm::kAdamW, [](H& h) { h.beta1 = 1; }, "Invalid beta parameter at index 0: 1.0"},
-      {Algorithm::kAdamW, [](H& h) { h.beta2 = -0.25; },
-       "Invalid beta parameter at index 1: -0.25"},
-      {Algorithm::kAdamW, [](H& h) { h.weight_decay = -0.1; }, "Invalid weight_decay value: -0.1"},
+      // Of two mistakes the one that torch looks for first.
+      {Algorithm::kRmsprop, [](H& h) { h.alpha = h.momentum = -1; },
+       "Invalid momentum value: -1.0"},
       {Algorithm::kSgd, [](H& h) { h.beta1 = 0.9; }, "sgd has no beta1"},
       {Algorithm::kAdamW, [](H& h) { h.nesterov = true; }, "adamw has no nesterov"},
   };
+  const std::vector<Algorithm> all(AllAlgorithms().begin(), AllAlgorithms().end());
+  // Lion is not one of torch.optim's: the same words.
+  const std::vector<Algorithm> with_betas = {Algorithm::kAdam,   Algorithm::kAdamW,
+                                             Algorithm::kNAdam,  Algorithm::kRAdam,
+                                             Algorithm::kAdamax, Algorithm::kLion};
+  const std::vector<Algorithm> with_eps = {
+      Algorithm::kAdam,   Algorithm::kAdamW,   Algorithm::kNAdam,   Algorithm::kRAdam,
+      Algorithm::kAdamax, Algorithm::kAdagrad, Algorithm::kRmsprop, Algorithm::kAdadelta};
+  struct OutOfRange {
+    std::optional<double> H::*field;
+    double value;
+    std::string text;
+    std::vector<Algorithm> algorithms;
+  };
+  const OutOfRange values[] = {
+      {&H::lr, -1, "Invalid learning rate: -1.0", all},
+      {&H::weight_decay, -0.1, "Invalid weight_decay value: -0.1", all},
+      {&H::eps, -1e-8, "Invalid epsilon value: -1e-08", with_eps},
+      {&H::beta1, 1, "Invalid beta parameter at index 0: 1.0", with_betas},
+      {&H::beta2, -0.25, "Invalid beta parameter at index 1: -0.25", with_betas},
+      {&H::momentum,
+       -1e-5,
+       "Invalid momentum value: -1e-05",
+       {Algorithm::kSgd, Algorithm::kRmsprop}},
+      {&H::alpha, -3, "Invalid alpha value: -3.0", {Algorithm::kRmsprop}},
+      {&H::rho, 1.5, "Invalid rho value: 1.5", {Algorithm::kAdadelta}},
+      {&H::lr_decay, -0.5, "Invalid lr_decay value: -0.5", {Algorithm::kAdagrad}},
+      {&H::initial_accumulator_value,
+       -2,
+       "Invalid initial_accumulator_value value: -2.0",
+       {Algorithm::kAdagrad}},
+      {&H::momentum_decay, -4e-3, "Invalid momentum_decay value: -0.004", {Algorithm::kNAdam}},
+  };
+  for (const OutOfRange& v : values) {
+    for (Algorithm algorithm : v.algorithms) {
+      cases.push_back({algorithm, [&v](H& h) { h.*v.field = v.value; }, v.text});
+    }
+  }
   for (const Case& c : cases) {
-    SCOPED_TRACE(c.text);
+    SCOPED_TRACE(absl::StrCat(AlgorithmName(c.algorithm), ": ", c.text));
     OptimizerConfig config;
-    config.algorithm = Algorithm::kSgd;
     config.algorithm = c.algorithm;
     c.set(config.hyperparameters);
     const absl::Status error = Error(config);
