@@ -215,11 +215,12 @@ typename Rule::template Scalars<T> RoundScalars(const RuleScalars& values) {
   return scalars;
 }
 
-// The gradient is g * factor; `g` becomes the new parameter.
+// The gradient is g * factor; `g` becomes the new parameter. Not inlined, so that KernelObjects.*
+// can look at each rule's loop by itself.
 template <typename Rule, typename T, int kVariant>
-[[gnu::flatten]] void RuleLoop(const typename Rule::template Scalars<T>& scalars, T factor,
-                               const T* __restrict__ p, T* __restrict__ g, T* const* slots,
-                               size_t n) {
+[[gnu::flatten, gnu::noinline]] void RuleLoop(const typename Rule::template Scalars<T>& scalars,
+                                              T factor, const T* __restrict__ p, T* __restrict__ g,
+                                              T* const* slots, size_t n) {
   const typename Rule::template Scalars<T> s = scalars;
   T* __restrict__ slot0 = slots[0];
   T* __restrict__ slot1 = slots[1];

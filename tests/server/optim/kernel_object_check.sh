@@ -1,9 +1,16 @@
 #!/usr/bin/env bash
-# kernel_object_check.sh OBJECT: what block_kernels.cc promises of each of its objects. No fused
-# multiply-add, so that every instruction set rounds alike; and no function that the linker could
-# share with other code, which would then run instructions that the machine may lack.
+# kernel_object_check.sh OBJECT SET: what block_kernels.cc promises of each of its objects. No fused
+# multiply-add, so that every instruction set rounds alike; no function that the linker could share
+# with other code, which would then run instructions that the machine may lack; and vectors of the
+# set's width in every loop of every rule.
 set -uo pipefail
 object=$1
+# Wider than the pairs that a compiler makes of two operations of a loop that is otherwise scalar,
+# where the set has wider ones.
+case $2 in
+  baseline) vector='%xmm' ;;
+  *) vector='%[yz]mm' ;;
+esac
 failures=0
 
 fused=$(objdump -d --no-show-raw-insn "$object" | grep -cE '\bvfn?m(add|sub)')
@@ -18,7 +25,19 @@ if [ -n "$shared" ]; then
   echo "$shared"
   failures=1
 fi
-# Names of functions that are local are not shown by every objdump: what it does show is code.
-vectors=$(objdump -d --no-show-raw-insn "$object" | grep -cE '\b(v?sqrtps|v?divps|vdivpd|divpd)\b')
-[ "$vectors" -gt 0 ] || { echo "$object: has no vector loops: look at this check"; failures=1; }
+# A rule's loop is missing where it is the same code as another's.
+objdump -dC --no-show-raw-insn "$object" | awk -v object="$object" -v vector="$vector" '
+  /^[0-9a-f]+ </ {
+    loop = match($0, /RuleLoop<[^>]*>/) ? substr($0, RSTART, RLENGTH) : ""
+    if (loop != "") operations[loop] += 0
+  }
+  loop != "" && /\tv?(add|sub|mul|div|sqrt)p[sd]/ && $0 ~ vector { ++operations[loop] }
+  END {
+    for (loop in operations) {
+      ++loops
+      if (operations[loop] == 0) { print object ": no vectors in " loop; failed = 1 }
+    }
+    if (!loops) { print object ": has no RuleLoop: look at this check"; failed = 1 }
+    exit failed
+  }' || failures=1
 exit "$failures"
