@@ -151,6 +151,14 @@ absl::Status NotInAGroup(const TensorSpec& spec) {
                    {{"tensor", spec.name}});
 }
 
+// The product of the tensor before, which most tensors have too.
+struct ProductMemo {
+  uint32_t group = Optimizer::kNoGroup;
+  uint64_t step = 0;
+  float before = 0;
+  float after = 0;
+};
+
 }  // namespace
 
 absl::StatusOr<StepPlan> MakeStepPlan(const ModuleVersion& current, const Optimizer& optimizer,
@@ -192,7 +200,7 @@ absl::StatusOr<StepPlan> MakeStepPlan(const ModuleVersion& current, const Optimi
   std::atomic<bool> norms_known = true;
   absl::Mutex mutex;  // of what all pieces add to
 
-  const auto plan_tensor = [&](size_t t) -> absl::Status {
+  const auto plan_tensor = [&](size_t t, ProductMemo& memo) -> absl::Status {
     const absl::Span<const Found> parts =
         absl::MakeConstSpan(found).subspan(first_parts[t], first_parts[t + 1] - first_parts[t]);
     const uint32_t index = parts.front().index;
@@ -241,8 +249,12 @@ absl::StatusOr<StepPlan> MakeStepPlan(const ModuleVersion& current, const Optimi
       tensor.norm = &*entry.norm;
     }
     tensor.step = before.step + 1;
-    tensor.product =
-        rule.next_product(options.hyperparameters[tensor.group], tensor.step, before.product);
+    if (memo.group != tensor.group || memo.step != tensor.step || memo.before != before.product) {
+      memo = {
+          tensor.group, tensor.step, before.product,
+          rule.next_product(options.hyperparameters[tensor.group], tensor.step, before.product)};
+    }
+    tensor.product = memo.after;
     return absl::OkStatus();
   };
   // In place where nobody else holds it.
@@ -269,9 +281,10 @@ absl::StatusOr<StepPlan> MakeStepPlan(const ModuleVersion& current, const Optimi
       TryEachPiece(plan.tensors.size(), compute, [&](size_t begin, size_t end) -> absl::Status {
         const DefaultArithmetic arithmetic;
         SlotList kept;
+        ProductMemo memo;
         bool known = true;
         for (size_t t = begin; t < end; ++t) {
-          MS_RETURN_IF_ERROR(plan_tensor(t));
+          MS_RETURN_IF_ERROR(plan_tensor(t, memo));
           TensorStep& tensor = plan.tensors[t];
           known = known && tensor.norm != nullptr;
           const TensorStep* last = t == begin ? nullptr : &plan.tensors[t - 1];

@@ -21,7 +21,7 @@ struct NAdam {
   static constexpr SlotRule kSlots[] = {{"exp_avg"}, {"exp_avg_sq"}};
 
   static double Momentum(const Hyperparameters& h, double step) {
-    return *h.beta1 * (1 - 0.5 * std::pow(0.96, step * *h.momentum_decay));
+    return *h.beta1 * (1 - 0.5 * PowerOf096(step * *h.momentum_decay));
   }
   // torch keeps it as a float: so the product is one of floats.
   static constexpr const char* kProduct = "mu_product";

@@ -30,7 +30,7 @@ struct RAdam {
     const double t = static_cast<double>(step);
     const double bias2 = BiasCorrection(*h.beta2, step);
     const double limit = 2 / (1 - *h.beta2) - 1;
-    const double rho = limit - 2 * t * std::pow(*h.beta2, t) / bias2;
+    const double rho = limit - 2 * t * IntegerPower(*h.beta2, step) / bias2;
     const bool rectified = rho > 5;
     const bool decoupled = *h.decoupled_weight_decay;
     return {decoupled ? 1 - *h.lr * *h.weight_decay : 1,

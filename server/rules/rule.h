@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "common/base/hyperparameters.h"
+#include "server/rules/power.h"
 
 #if defined(__CUDACC__)
 #define MODELSTATE_HOST_DEVICE __host__ __device__
@@ -103,7 +104,7 @@ MODELSTATE_HOST_DEVICE inline T Lerp(T start, T end, T weight) {
 
 // 1 - beta^step.
 inline double BiasCorrection(double beta, uint64_t step) {
-  return 1 - std::pow(beta, static_cast<double>(step));
+  return 1 - IntegerPower(beta, step);
 }
 
 }  // namespace modelstate
