@@ -22,7 +22,7 @@ class ChaosProxy::Connection {
   }
 
   void Run() {
-    while (!proxy_.stopping_ && absl::Now() < end_) {
+    while (!proxy_.stopping_.HasBeenNotified() && absl::Now() < end_) {
       std::array<pollfd, 2> ready = {{{client_.fd(), POLLIN, 0}, {server_.fd(), POLLIN, 0}}};
       poll(ready.data(), ready.size(), 10);
       if (ready[0].revents != 0 && !Upstream(client_.Receive())) return;
@@ -40,7 +40,8 @@ class ChaosProxy::Connection {
     until_fault_ = 1 + Uniform(2 * proxy_.mean_bytes_);
   }
   void Wait(uint64_t max_milliseconds) {
-    absl::SleepFor(absl::Milliseconds(Uniform(max_milliseconds + 1)));
+    proxy_.stopping_.WaitForNotificationWithTimeout(
+        absl::Milliseconds(Uniform(max_milliseconds + 1)));
   }
 
   bool Upstream(absl::string_view bytes) {
@@ -101,7 +102,7 @@ ChaosProxy::ChaosProxy(uint64_t seed, int listeners, uint64_t mean_bytes)
 
 ChaosProxy::~ChaosProxy() {
   listeners_.clear();
-  stopping_ = true;
+  stopping_.Notify();
   std::vector<std::thread> running;
   {
     absl::MutexLock lock(&mutex_);

@@ -12,6 +12,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
 #include "tests/fault/net/socket.h"
 
 namespace modelstate {
@@ -56,7 +57,7 @@ class ChaosProxy {
   const uint64_t seed_;
   const uint64_t mean_bytes_;
   std::atomic<int> target_{0};
-  std::atomic<bool> stopping_{false};
+  absl::Notification stopping_;
   std::atomic<uint64_t> connections_{0};
   std::array<std::atomic<uint64_t>, kFaultKinds> faults_{};
   std::vector<uint64_t> accepted_;  // per listener, by its thread

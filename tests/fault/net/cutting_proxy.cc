@@ -22,7 +22,7 @@ CuttingProxy::CuttingProxy(int target_port, double bytes_per_second)
 
 CuttingProxy::~CuttingProxy() {
   listener_.reset();
-  stopping_ = true;
+  stopping_.Notify();
   std::vector<std::thread> carriers;
   {
     absl::MutexLock lock(&mutex_);
@@ -50,7 +50,7 @@ void CuttingProxy::Accept(Socket client) {
 }
 
 void CuttingProxy::Carry(Socket client, Socket server) {
-  while (!stopping_) {
+  while (!stopping_.HasBeenNotified()) {
     std::array<pollfd, 2> ready = {{{client.fd(), POLLIN, 0}, {server.fd(), POLLIN, 0}}};
     poll(ready.data(), ready.size(), kPollMilliseconds);
     if (ready[0].revents != 0) {
@@ -74,7 +74,7 @@ void CuttingProxy::Pace(size_t size) {
     until = std::max(free_at_, absl::Now());
     free_at_ = until + absl::Seconds(static_cast<double>(size) / bytes_per_second_);
   }
-  absl::SleepFor(until - absl::Now());
+  stopping_.WaitForNotificationWithTimeout(until - absl::Now());
 }
 
 void CuttingProxy::SetStill(bool still) {

@@ -12,6 +12,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "tests/fault/net/socket.h"
 
@@ -54,7 +55,7 @@ class CuttingProxy {
 
   const int target_port_;
   const double bytes_per_second_;
-  std::atomic<bool> stopping_{false};
+  absl::Notification stopping_;
   std::atomic<bool> refusing_{false};
   std::atomic<uint64_t> bytes_to_clients_{0};
   std::atomic<uint64_t> connections_{0};
