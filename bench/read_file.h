@@ -20,7 +20,9 @@ inline void ReadWith(unsigned threads, int fd, uint8_t* to, size_t size) {
     running.emplace_back([=] {
       for (size_t begin = t * kPiece; begin < size; begin += threads * kPiece) {
         const size_t piece = std::min(kPiece, size - begin);
-        if (pread(fd, to + begin, piece, static_cast<off_t>(begin)) !=
+        // O_DIRECT wants whole sectors; the file ends before the last of them.
+        const size_t asked = (piece + 4095) / 4096 * 4096;
+        if (pread(fd, to + begin, asked, static_cast<off_t>(begin)) !=
             static_cast<ssize_t>(piece)) {
           std::abort();
         }

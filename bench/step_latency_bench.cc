@@ -1,12 +1,16 @@
-// How long a step takes while readers stream, apart from the network: gradients are staged, then
-// ApplyStep is timed; readers make all messages of StreamStateDict and drop them.
+// How long a step takes while readers stream, or while saves follow one another, apart from the
+// network: gradients are staged, then ApplyStep is timed; readers make all messages of
+// StreamStateDict and drop them; saves go to a folder of their own in DIR.
 //
 //   build/release/bin/step_latency_bench [--device=cuda:0] [--bytes=268435456] [--readers=32]
+//   build/release/bin/step_latency_bench --save_to=DIR
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <thread>
@@ -14,15 +18,20 @@
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "bench/payload.h"
 #include "bench/support.h"
+#include "common/base/status.h"
+#include "server/checkpoint/checkpoint_store.h"
 #include "server/module/module_instance.h"
 #include "server/rpc/state_stream.h"
 
 ABSL_FLAG(std::string, device, "cpu", "where the module is");
 ABSL_FLAG(uint64_t, bytes, uint64_t{256} << 20, "of parameters, in mixed tensors, under AdamW");
 ABSL_FLAG(int, readers, 32, "that stream in every other turn");
+ABSL_FLAG(std::string, save_to, "",
+          "a directory on the disk that saves go to, in place of readers");
 ABSL_FLAG(int, steps, 100, "in a turn");
 ABSL_FLAG(int, rounds, 5, "turns of each kind");
 
@@ -102,6 +111,28 @@ class Bench {
     }
   }
 
+  // Saves the module, its optimizer state too, one save after the other.
+  void Save(const std::atomic<bool>& stop, std::atomic<uint64_t>& bytes) {
+    std::string root = absl::StrCat(absl::GetFlag(FLAGS_save_to), "/modelstate-bench-XXXXXX");
+    if (mkdtemp(root.data()) == nullptr) OrDie(ErrnoError(errno, root));
+    const auto store = OrDie(CheckpointStore::Open(root));
+    SaveOptions options;
+    options.overwrite = true;
+    while (!stop) {
+      absl::Notification captured;
+      absl::StatusOr<CapturedState> state;
+      module_->Capture(true, [&](absl::StatusOr<CapturedState> result) {
+        state = std::move(result);
+        captured.Notify();
+      });
+      captured.WaitForNotification();
+      OrDie(state.status());
+      const auto ignore = [](const JobProgress&) {};
+      bytes += OrDie(store->Save(*state, "bench", options, JobControl(ignore))).nbytes;
+    }
+    std::filesystem::remove_all(root);
+  }
+
  private:
   const std::unique_ptr<Device> device_;
   ComputePool compute_{0};
@@ -118,6 +149,8 @@ double At(std::vector<double>& values, double part) {
 void Run() {
   Bench bench;
   for (int i = 0; i < 20; ++i) bench.Step();
+  const bool saves = !absl::GetFlag(FLAGS_save_to).empty();
+  const int others = saves ? 1 : absl::GetFlag(FLAGS_readers);
   std::vector<double> alone, loaded;
   std::atomic<uint64_t> bytes{0};
   double reading = 0;
@@ -126,8 +159,8 @@ void Run() {
     std::atomic<bool> stop{false};
     std::vector<std::thread> readers;
     const double begin = Now();
-    for (int r = 0; r < absl::GetFlag(FLAGS_readers); ++r) {
-      readers.emplace_back([&] { bench.Read(stop, bytes); });
+    for (int r = 0; r < others; ++r) {
+      readers.emplace_back([&] { saves ? bench.Save(stop, bytes) : bench.Read(stop, bytes); });
     }
     for (int i = 0; i < 10; ++i) bench.Step();  // while they begin
     for (int i = 0; i < absl::GetFlag(FLAGS_steps); ++i) loaded.push_back(bench.Step());
@@ -142,11 +175,11 @@ void Run() {
     std::printf("%-34s %8.2f %8.2f %8.2f\n", name, 1e3 * At(values, 0.5), 1e3 * At(values, 0.99),
                 1e3 * At(values, 1));
   };
-  print("no readers", alone);
-  print("readers stream all the time", loaded);
-  std::printf("%-34s %8.2f %8.2f\n%d readers took %.1f GB/s together\n", "ratio",
-              At(loaded, 0.5) / At(alone, 0.5), At(loaded, 0.99) / At(alone, 0.99),
-              absl::GetFlag(FLAGS_readers), static_cast<double>(bytes) / reading / 1e9);
+  print("alone", alone);
+  print(saves ? "beside saves" : "beside readers", loaded);
+  std::printf("%-34s %8.2f %8.2f\n%d %s took %.1f GB/s together\n", "ratio",
+              At(loaded, 0.5) / At(alone, 0.5), At(loaded, 0.99) / At(alone, 0.99), others,
+              saves ? "saver" : "readers", static_cast<double>(bytes) / reading / 1e9);
 }
 
 }  // namespace

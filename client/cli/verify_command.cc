@@ -34,13 +34,13 @@ absl::StatusOr<Verified> VerifyFile(const Context& context, const std::string& p
   Verified verified;
   verified.path = path;
   verified.format = CheckpointFormatName(reader->format());
+  ReadPass pass([&context] { return context.CheckNotInterrupted(); });
   std::vector<uint8_t> bytes;
   for (size_t i = 0; i < reader->tensors().size(); ++i) {
     const StoredTensor& tensor = reader->tensors()[i];
     if (!tensor.alias_of.empty()) continue;
     bytes.resize(tensor.nbytes());
-    absl::Status read = reader->ReadGated(i, absl::MakeSpan(bytes),
-                                          [&context] { return context.CheckNotInterrupted(); });
+    absl::Status read = reader->ReadWith(i, absl::MakeSpan(bytes), pass);
     if (!read.ok()) return Annotate(read, path);
     ++verified.tensors;
     ++(tensor.xxh3 ? verified.by_digest : tensor.has_crc ? verified.by_crc : verified.unverifiable);
@@ -57,13 +57,13 @@ absl::Status Verify(const Context& context, const std::string& path,
   if (fs::is_directory(path, error) && fs::exists(moments, error)) {
     paths.push_back(moments.string());
   }
-  // What a server saved has digests of whole files too.
+  // What a server saved has a digest of each header too.
   const bool has_manifest = fs::exists(fs::path(path) / kManifestFile, error);
-  std::vector<ManifestFile> whole;
+  std::vector<ManifestFile> listed;
   if (has_manifest) {
-    absl::StatusOr<std::vector<ManifestFile>> verified = VerifyManifest(path);
+    absl::StatusOr<std::vector<ManifestFile>> verified = CheckManifestFiles(path);
     if (!verified.ok()) return Annotate(verified.status(), path);
-    whole = *std::move(verified);
+    listed = *std::move(verified);
   }
   std::vector<Verified> files;
   for (const std::string& file : paths) {
@@ -93,7 +93,7 @@ absl::Status Verify(const Context& context, const std::string& path,
     std::cout << "\n";
   }
   if (has_manifest) {
-    std::cout << kManifestFile << " and " << Counted(whole.size(), "whole file")
+    std::cout << kManifestFile << " and " << Counted(listed.size(), "header")
               << " held against their digests\n";
   }
   return absl::OkStatus();

@@ -157,6 +157,12 @@ absl::Status RemoveBelow(int directory, const std::string& name, const std::stri
   return absl::OkStatus();
 }
 
+// Whether the descriptor had O_DIRECT, which it then has no more.
+bool LeaveDirect(int fd) {
+  const int flags = fcntl(fd, F_GETFL);
+  return flags >= 0 && (flags & O_DIRECT) != 0 && fcntl(fd, F_SETFL, flags & ~O_DIRECT) == 0;
+}
+
 RootDirectory::Entry MakeEntry(std::string name, const struct stat& info) {
   RootDirectory::Entry entry;
   entry.name = std::move(name);
@@ -218,7 +224,7 @@ absl::Status File::WriteAt(uint64_t offset, absl::Span<const uint8_t> data) cons
     const ssize_t n = pwrite(fd_, data.data() + done, std::min(data.size() - done, kMaxTransfer),
                              static_cast<off_t>(offset + done));
     if (n < 0) {
-      if (errno == EINTR) continue;
+      if (errno == EINTR || (errno == EINVAL && LeaveDirect(fd_))) continue;
       return ErrnoError(errno, absl::StrCat("write ", name_));
     }
     if (n == 0) return ErrnoError(ENOSPC, absl::StrCat("write ", name_));
@@ -239,6 +245,22 @@ absl::Status File::Truncate(uint64_t size) const {
     if (errno != EINTR) return ErrnoError(errno, absl::StrCat("resize ", name_));
   }
   return absl::OkStatus();
+}
+
+absl::Status File::Allocate(uint64_t size) const {
+  if (size == 0) return absl::OkStatus();
+  if (size > kMaxOffset) return ErrnoError(EFBIG, absl::StrCat("allocate ", name_));
+  while (fallocate(fd_, 0, 0, static_cast<off_t>(size)) != 0) {
+    if (errno == EOPNOTSUPP || errno == ENOSYS) break;
+    if (errno != EINTR) return ErrnoError(errno, absl::StrCat("allocate ", name_));
+  }
+  return absl::OkStatus();
+}
+
+void File::TryDirect() const {
+  // Opening with the flag would leave an empty file where there is no O_DIRECT.
+  const int flags = fcntl(fd_, F_GETFL);
+  if (flags >= 0) fcntl(fd_, F_SETFL, flags | O_DIRECT);
 }
 
 absl::StatusOr<File> OpenForRead(const std::string& path) {

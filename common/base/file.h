@@ -32,11 +32,17 @@ class File {
 
   // Fills all of `out` from `offset`. DATA_LOSS CHECKPOINT_CORRUPT when the file ends before.
   absl::Status ReadAt(uint64_t offset, absl::Span<uint8_t> out) const;
-  // Writes all of `data` at `offset`; goes on after short writes and EINTR.
+  // Writes all of `data` at `offset`; goes on after short writes and EINTR, and through the page
+  // cache where O_DIRECT does not take it.
   absl::Status WriteAt(uint64_t offset, absl::Span<const uint8_t> data) const;
   // fdatasync. An error means that the data may be lost: it is never to be retried on this file.
   absl::Status SyncData() const;
   absl::Status Truncate(uint64_t size) const;
+  // Makes the file `size` bytes long with room for all of them, where the file system can tell
+  // beforehand; else does nothing. STORAGE_FULL.
+  absl::Status Allocate(uint64_t size) const;
+  // Writes go past the page cache from here on (O_DIRECT), where the file system has that.
+  void TryDirect() const;
 
  private:
   int fd_ = -1;

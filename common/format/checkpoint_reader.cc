@@ -54,24 +54,24 @@ absl::Status CheckpointReader::CheckReadArguments(size_t index, absl::Span<uint8
 }
 
 absl::Status CheckpointReader::ReadPieces(const File& file, uint64_t offset, uint64_t bytes,
-                                          PlaceBytes place, Gate gate,
+                                          PlaceBytes place, ReadPass& pass,
                                           absl::FunctionRef<void(absl::Span<const uint8_t>)> take) {
   uint64_t done = 0;
   do {
-    MS_RETURN_IF_ERROR(gate());
+    MS_RETURN_IF_ERROR(pass.GoOn());
     absl::Span<uint8_t> piece;
     if (bytes > 0) piece = place(done, std::min(kPieceBytes, bytes - done));
-    MS_RETURN_IF_ERROR(file.ReadAt(offset + done, piece));
+    MS_RETURN_IF_ERROR(pass.ReadAt(file, offset + done, piece, offset + bytes));
     take(piece);
     done += piece.size();
   } while (done < bytes);
   return absl::OkStatus();
 }
 
-absl::Status CheckpointReader::ReadInto(size_t index, PlaceBytes place, Gate gate) const {
+absl::Status CheckpointReader::ReadInto(size_t index, PlaceBytes place, ReadPass& pass) const {
   if (index >= tensors_.size()) return CheckReadArguments(index, {});
   std::vector<uint8_t> bytes(tensors_[index].nbytes());
-  MS_RETURN_IF_ERROR(ReadGated(index, absl::MakeSpan(bytes), gate));
+  MS_RETURN_IF_ERROR(ReadWith(index, absl::MakeSpan(bytes), pass));
   absl::Span<const uint8_t> rest = bytes;
   while (!rest.empty()) {
     const absl::Span<uint8_t> to = place(bytes.size() - rest.size(), rest.size());

@@ -16,6 +16,7 @@
 #include "absl/types/span.h"
 #include "common/base/file.h"
 #include "common/base/tensor_spec.h"
+#include "common/format/read_pass.h"
 
 namespace modelstate {
 
@@ -96,24 +97,31 @@ class CheckpointReader {
   // safetensors, and for files from before PyTorch 0.4.1.
   const std::map<std::string, int64_t>& module_versions() const { return module_versions_; }
 
-  // Asked before each piece of at most kPieceBytes is read; what it returns ends the read unless
-  // OK.
-  using Gate = absl::FunctionRef<absl::Status()>;
   static constexpr uint64_t kPieceBytes = uint64_t{1} << 20;
 
   // Writes the elements of tensors()[index], contiguous, row-major and little-endian, to `out`,
   // whose size is that tensor's nbytes(). Also for an alias.
   absl::Status Read(size_t index, absl::Span<uint8_t> out) const {
-    return ReadGated(index, out, [] { return absl::OkStatus(); });
+    ReadPass pass;
+    return ReadWith(index, out, pass);
   }
-  virtual absl::Status ReadGated(size_t index, absl::Span<uint8_t> out, Gate gate) const = 0;
+  virtual absl::Status ReadWith(size_t index, absl::Span<uint8_t> out, ReadPass& pass) const = 0;
 
   // Where the elements' bytes from `offset` on go: 1 to `max` of them. What it gave before is
   // filled when it is asked again.
   using PlaceBytes = absl::FunctionRef<absl::Span<uint8_t>(uint64_t offset, uint64_t max)>;
   // The same, to memory that comes piece by piece, without another copy where the file holds the
   // elements as they are to be.
-  virtual absl::Status ReadInto(size_t index, PlaceBytes place, Gate gate) const;
+  virtual absl::Status ReadInto(size_t index, PlaceBytes place, ReadPass& pass) const;
+
+  // Where a file holds the elements as they are to be; nullopt where they are made of what it
+  // holds.
+  struct Extent {
+    const File* file = nullptr;  // borrowed from the reader
+    uint64_t begin = 0;
+    uint64_t end = 0;
+  };
+  virtual std::optional<Extent> StoredAt(size_t index) const = 0;
 
  protected:
   // INVALID_ARGUMENT INVALID_FIELD where `index` or the size of `out` is not as Read wants it.
@@ -121,7 +129,7 @@ class CheckpointReader {
   // Reads `bytes` of the file from `offset` on. Each piece is given to `take` as well, while it is
   // in the cache.
   static absl::Status ReadPieces(
-      const File& file, uint64_t offset, uint64_t bytes, PlaceBytes place, Gate gate,
+      const File& file, uint64_t offset, uint64_t bytes, PlaceBytes place, ReadPass& pass,
       absl::FunctionRef<void(absl::Span<const uint8_t>)> take = [](absl::Span<const uint8_t>) {});
 
   std::vector<StoredTensor> tensors_;

@@ -54,7 +54,7 @@ TensorSpec ToSpec(const StoredTensor& stored) {
 class Converter {
  public:
   Converter(const CheckpointReader& reader, const ConvertOptions& options)
-      : reader_(reader), options_(options) {
+      : reader_(reader), options_(options), pass_(options.gate) {
     absl::flat_hash_set<absl::string_view> names;
     for (const StoredTensor& stored : reader.tensors()) {
       specs_.push_back(ToSpec(stored));
@@ -134,7 +134,7 @@ class Converter {
  private:
   absl::StatusOr<absl::Span<const uint8_t>> Read(size_t index) {
     buffer_.resize(specs_[index].nbytes());
-    MS_RETURN_IF_ERROR(reader_.ReadGated(index, absl::MakeSpan(buffer_), options_.gate));
+    MS_RETURN_IF_ERROR(reader_.ReadWith(index, absl::MakeSpan(buffer_), pass_));
     return absl::MakeConstSpan(buffer_);
   }
 
@@ -191,6 +191,7 @@ class Converter {
 
   const CheckpointReader& reader_;
   const ConvertOptions& options_;
+  ReadPass pass_;
   std::vector<TensorSpec> specs_;
   bool knows_kinds_ = true;
   Metadata metadata_;

@@ -20,9 +20,9 @@ struct ConvertOptions {
   uint64_t max_shard_bytes = 0;
   // Replace what is at `out`; a folder only where it holds nothing but safetensors and indexes.
   bool force = false;
-  // Asked before each piece that is read (CheckpointReader::Gate); what it returns ends the
+  // Asked before each piece that is read (ReadPass::Gate); what it returns ends the
   // conversion unless OK.
-  std::function<absl::Status()> gate = [] { return absl::OkStatus(); };
+  ReadPass::Gate gate = [] { return absl::OkStatus(); };
 };
 
 struct ConvertResult {

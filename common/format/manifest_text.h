@@ -2,14 +2,13 @@
 #define MODELSTATE_COMMON_FORMAT_MANIFEST_TEXT_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "absl/types/span.h"
 #include "common/base/file.h"
 #include "common/format/json_view.h"
 
@@ -23,7 +22,9 @@ inline constexpr char kOptimizerFile[] = "optimizer.safetensors";
 inline constexpr uint64_t kMaxManifestBytes = uint64_t{1} << 28;
 
 inline constexpr char kManifestFormat[] = "modelstate checkpoint";
-inline constexpr uint64_t kManifestFormatVersion = 1;
+inline constexpr uint64_t kManifestFormatVersion = 2;
+// The oldest that is read. It has no digests of headers.
+inline constexpr uint64_t kOldestManifestFormatVersion = 1;
 
 // The text ends with the XXH3 of all bytes before this member, so that a changed manifest is told
 // from a sound one.
@@ -36,7 +37,9 @@ absl::Status CheckManifestDigest(absl::string_view text);
 struct ManifestFile {
   std::string name;
   uint64_t nbytes = 0;
-  uint64_t xxh3 = 0;  // of all its bytes
+  // Of the bytes before the elements. They hold the digests of those, so that this is a digest of
+  // all; nullopt where the manifest is of format 1.
+  std::optional<uint64_t> header_xxh3;
 };
 
 // All of the file. DATA_LOSS CHECKPOINT_CORRUPT where it is larger than a manifest may be.
@@ -45,14 +48,13 @@ absl::StatusOr<std::string> ReadManifestText(const File& file);
 // What the member "files" of a manifest lists: the model file, and maybe the optimizer file.
 absl::StatusOr<std::vector<ManifestFile>> ManifestFiles(JsonView list);
 
-// Reads every byte of the files, which `open` opens by name, and compares sizes and digests.
-// DATA_LOSS CHECKPOINT_CORRUPT, DIGEST_MISMATCH.
-absl::Status VerifyManifestFiles(
-    absl::Span<const ManifestFile> files,
-    absl::FunctionRef<absl::StatusOr<File>(const std::string& name)> open);
+// Whether `file` has the size and the header that the manifest records. DATA_LOSS
+// CHECKPOINT_CORRUPT, DIGEST_MISMATCH.
+absl::Status CheckManifestFile(const File& file, const ManifestFile& entry);
 
-// Reads the folder's manifest, and verifies the files that it lists, which it returns.
-absl::StatusOr<std::vector<ManifestFile>> VerifyManifest(const std::string& folder);
+// Reads the folder's manifest and the headers of its files, and compares sizes and digests. Returns
+// the files. DATA_LOSS CHECKPOINT_CORRUPT, DIGEST_MISMATCH.
+absl::StatusOr<std::vector<ManifestFile>> CheckManifestFiles(const std::string& folder);
 
 }  // namespace modelstate
 

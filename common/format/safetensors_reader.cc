@@ -134,16 +134,21 @@ absl::Status SafetensorsReader::ApplyDigests() {
   return absl::OkStatus();
 }
 
-absl::Status SafetensorsReader::ReadGated(size_t index, absl::Span<uint8_t> out, Gate gate) const {
+absl::Status SafetensorsReader::ReadWith(size_t index, absl::Span<uint8_t> out,
+                                         ReadPass& pass) const {
   MS_RETURN_IF_ERROR(CheckReadArguments(index, out));
   return ReadInto(
-      index, [out](uint64_t offset, uint64_t max) { return out.subspan(offset, max); }, gate);
+      index, [out](uint64_t offset, uint64_t max) { return out.subspan(offset, max); }, pass);
 }
 
-absl::Status SafetensorsReader::ReadInto(size_t index, PlaceBytes place, Gate gate) const {
+std::optional<CheckpointReader::Extent> SafetensorsReader::StoredAt(size_t index) const {
+  return Extent{&file_, offsets_[index], offsets_[index] + tensors_[index].nbytes()};
+}
+
+absl::Status SafetensorsReader::ReadInto(size_t index, PlaceBytes place, ReadPass& pass) const {
   const StoredTensor& tensor = tensors_[index];
   Xxh3Stream hash;
-  const absl::Status read = ReadPieces(file_, offsets_[index], tensor.nbytes(), place, gate,
+  const absl::Status read = ReadPieces(file_, offsets_[index], tensor.nbytes(), place, pass,
                                        [&](absl::Span<const uint8_t> piece) {
                                          if (tensor.xxh3) hash.Update(piece);
                                        });

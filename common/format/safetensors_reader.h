@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -21,8 +22,9 @@ class SafetensorsReader : public CheckpointReader {
                                                                  bool allow_opaque = false);
 
   CheckpointFormat format() const override { return CheckpointFormat::kSafetensors; }
-  absl::Status ReadGated(size_t index, absl::Span<uint8_t> out, Gate gate) const override;
-  absl::Status ReadInto(size_t index, PlaceBytes place, Gate gate) const override;
+  absl::Status ReadWith(size_t index, absl::Span<uint8_t> out, ReadPass& pass) const override;
+  absl::Status ReadInto(size_t index, PlaceBytes place, ReadPass& pass) const override;
+  std::optional<Extent> StoredAt(size_t index) const override;
 
  private:
   explicit SafetensorsReader(File file) : file_(std::move(file)) {}

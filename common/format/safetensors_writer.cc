@@ -38,7 +38,7 @@ std::string NameArray(const std::vector<const std::string*>& names) {
 absl::StatusOr<std::string> SafetensorsHeader(absl::Span<const TensorSpec> specs,
                                               const StateLayout& layout,
                                               const std::map<std::string, std::string>& metadata,
-                                              const OpaqueEntries& opaque) {
+                                              const OpaqueEntries& opaque, uint64_t alignment) {
   if (layout.size() != specs.size()) {
     return absl::InternalError("SafetensorsHeader: the layout is of another list");
   }
@@ -110,7 +110,7 @@ absl::StatusOr<std::string> SafetensorsHeader(absl::Span<const TensorSpec> specs
     absl::StrAppend(&json, range.begin, ",", range.end, "]}");
   }
   json += "}";
-  json.resize((json.size() + 7) / 8 * 8, ' ');
+  json.resize((8 + json.size() + alignment - 1) / alignment * alignment - 8, ' ');
   if (json.size() > kMaxSafetensorsHeaderBytes) {
     return NotRepresentable(
         absl::StrCat("the safetensors header takes ", json.size(), " bytes, and the format allows ",

@@ -22,16 +22,18 @@ struct OpaqueEntry {
 using OpaqueEntries = std::map<size_t, OpaqueEntry>;  // by place in the list
 
 // The bytes of a safetensors file before its data region: u64 length and JSON, padded with spaces
-// so that the data region begins at a multiple of 8. Entries are in the order of `specs`
-// (state_dict order), their offsets are the layout's, so the rest of the file is the layout's data
-// region as it is streamed. An alias is left out as an entry, as the format wants, and recorded in
+// so that the data region begins at a multiple of `alignment` bytes, itself one of 8. Entries are
+// in the order of `specs` (state_dict order), their offsets are the layout's, so the rest of the
+// file is the layout's data region as it is streamed. An alias is left out as an entry, as the
+// format wants, and recorded in
 // `__metadata__` as {alias: owner}, as the reference implementation does. `metadata` is free text.
 // Keys of ours begin with "modelstate."; see kKindsMetadataKey. INVALID_ARGUMENT NOT_REPRESENTABLE
 // when a name is not valid UTF-8 or the header exceeds 100,000,000 bytes.
 absl::StatusOr<std::string> SafetensorsHeader(absl::Span<const TensorSpec> specs,
                                               const StateLayout& layout,
                                               const std::map<std::string, std::string>& metadata,
-                                              const OpaqueEntries& opaque = {});
+                                              const OpaqueEntries& opaque = {},
+                                              uint64_t alignment = 8);
 
 // `__metadata__` keys that carry what the format itself has no place for, each a compact JSON text
 // that CheckpointReader understands: the kinds ({"buffers": [names], "frozen": [names]}), and the

@@ -140,15 +140,19 @@ void ShardedReader::AddAliases() {
   }
 }
 
-absl::Status ShardedReader::ReadGated(size_t index, absl::Span<uint8_t> out, Gate gate) const {
+absl::Status ShardedReader::ReadWith(size_t index, absl::Span<uint8_t> out, ReadPass& pass) const {
   MS_RETURN_IF_ERROR(CheckReadArguments(index, out));
   const Place& place = places_[index];
-  return InShard(place, shards_[place.shard]->ReadGated(place.index, out, gate));
+  return InShard(place, shards_[place.shard]->ReadWith(place.index, out, pass));
 }
 
-absl::Status ShardedReader::ReadInto(size_t index, PlaceBytes to, Gate gate) const {
+absl::Status ShardedReader::ReadInto(size_t index, PlaceBytes to, ReadPass& pass) const {
   const Place& place = places_[index];
-  return InShard(place, shards_[place.shard]->ReadInto(place.index, to, gate));
+  return InShard(place, shards_[place.shard]->ReadInto(place.index, to, pass));
+}
+
+std::optional<CheckpointReader::Extent> ShardedReader::StoredAt(size_t index) const {
+  return shards_[places_[index].shard]->StoredAt(places_[index].index);
 }
 
 absl::Status ShardedReader::InShard(const Place& place, absl::Status read) const {

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,8 +26,9 @@ class ShardedReader : public CheckpointReader {
 
   CheckpointFormat format() const override { return format_; }
   absl::Span<const std::string> shards() const override { return names_; }
-  absl::Status ReadGated(size_t index, absl::Span<uint8_t> out, Gate gate) const override;
-  absl::Status ReadInto(size_t index, PlaceBytes place, Gate gate) const override;
+  absl::Status ReadWith(size_t index, absl::Span<uint8_t> out, ReadPass& pass) const override;
+  absl::Status ReadInto(size_t index, PlaceBytes place, ReadPass& pass) const override;
+  std::optional<Extent> StoredAt(size_t index) const override;
 
  private:
   // Where a tensor lies: the shard, and its place there.

@@ -83,7 +83,8 @@ absl::Status TorchTensorReader::SetStateDict(TorchStateDict state_dict, FindStor
   return absl::OkStatus();
 }
 
-absl::Status TorchTensorReader::ReadGated(size_t index, absl::Span<uint8_t> out, Gate gate) const {
+absl::Status TorchTensorReader::ReadWith(size_t index, absl::Span<uint8_t> out,
+                                         ReadPass& pass) const {
   MS_RETURN_IF_ERROR(CheckReadArguments(index, out));
   if (out.empty()) return absl::OkStatus();
   const StoredTensor& tensor = tensors_[index];
@@ -92,13 +93,13 @@ absl::Status TorchTensorReader::ReadGated(size_t index, absl::Span<uint8_t> out,
   absl::Status read;
   if (IsContiguous(tensor.shape, view)) {
     read = ReadContiguous(*storages_[storage_of_[index]], view.offset * width, out.size(),
-                          PlaceIn(out), gate);
+                          PlaceIn(out), pass);
   } else {
     uint64_t span = 1;
     for (size_t i = 0; i < tensor.shape.rank(); ++i) {
       span += static_cast<uint64_t>(tensor.shape.dims()[i] - 1) * view.strides[i];
     }
-    read = ReadStrided(index, span, out, gate);
+    read = ReadStrided(index, span, out, pass);
   }
   if (!read.ok()) return Annotate(read, absl::StrCat("tensor ", ShowName(tensor.name)));
 
@@ -110,37 +111,46 @@ absl::Status TorchTensorReader::ReadGated(size_t index, absl::Span<uint8_t> out,
   return absl::OkStatus();
 }
 
-absl::Status TorchTensorReader::ReadInto(size_t index, PlaceBytes place, Gate gate) const {
+std::optional<CheckpointReader::Extent> TorchTensorReader::StoredAt(size_t index) const {
   const StoredTensor& tensor = tensors_[index];
   const TensorView& view = views_[index];
-  const uint64_t bytes = tensor.nbytes();
-  if (bytes == 0 || big_endian_ || view.conjugate || view.negate ||
+  if (tensor.nbytes() == 0 || big_endian_ || view.conjugate || view.negate ||
       !IsContiguous(tensor.shape, view)) {
-    return CheckpointReader::ReadInto(index, place, gate);
+    return std::nullopt;
   }
-  const absl::Status read = ReadContiguous(
-      *storages_[storage_of_[index]], view.offset * DTypeSize(tensor.dtype), bytes, place, gate);
+  const uint64_t begin =
+      storages_[storage_of_[index]]->place.offset + view.offset * DTypeSize(tensor.dtype);
+  return Extent{&file_, begin, begin + tensor.nbytes()};
+}
+
+absl::Status TorchTensorReader::ReadInto(size_t index, PlaceBytes place, ReadPass& pass) const {
+  if (!StoredAt(index)) return CheckpointReader::ReadInto(index, place, pass);
+  const StoredTensor& tensor = tensors_[index];
+  const absl::Status read =
+      ReadContiguous(*storages_[storage_of_[index]], views_[index].offset * DTypeSize(tensor.dtype),
+                     tensor.nbytes(), place, pass);
   if (!read.ok()) return Annotate(read, absl::StrCat("tensor ", ShowName(tensor.name)));
   return absl::OkStatus();
 }
 
 absl::Status TorchTensorReader::ReadContiguous(const Storage& storage, uint64_t offset,
-                                               uint64_t bytes, PlaceBytes place, Gate gate) const {
+                                               uint64_t bytes, PlaceBytes place,
+                                               ReadPass& pass) const {
   if (bytes == storage.place.size) {
     const bool check = storage.place.crc32.has_value();
     uint32_t crc = 0;
-    MS_RETURN_IF_ERROR(ReadPieces(file_, storage.place.offset, bytes, place, gate,
+    MS_RETURN_IF_ERROR(ReadPieces(file_, storage.place.offset, bytes, place, pass,
                                   [&](absl::Span<const uint8_t> piece) {
                                     if (check) crc = UpdateCrc32(crc, piece);
                                   }));
     return check ? CompareCrc(storage.place, crc) : absl::OkStatus();
   }
-  MS_RETURN_IF_ERROR(CheckStorage(storage, gate));
-  return ReadPieces(file_, storage.place.offset + offset, bytes, place, gate);
+  MS_RETURN_IF_ERROR(CheckStorage(storage, pass));
+  return ReadPieces(file_, storage.place.offset + offset, bytes, place, pass);
 }
 
 absl::Status TorchTensorReader::ReadStrided(size_t index, uint64_t span_elements,
-                                            absl::Span<uint8_t> out, Gate gate) const {
+                                            absl::Span<uint8_t> out, ReadPass& pass) const {
   const StoredTensor& tensor = tensors_[index];
   const TensorView& view = views_[index];
   const size_t width = DTypeSize(tensor.dtype);
@@ -149,16 +159,16 @@ absl::Status TorchTensorReader::ReadStrided(size_t index, uint64_t span_elements
   if (span_bytes / kSpanFactor <= out.size()) {
     std::vector<uint8_t> source(span_bytes);
     MS_RETURN_IF_ERROR(ReadContiguous(storage, view.offset * width, span_bytes,
-                                      PlaceIn(absl::MakeSpan(source)), gate));
+                                      PlaceIn(absl::MakeSpan(source)), pass));
     StridedCopy(tensor.shape, view.strides, width, source.data(), out.data());
     return absl::OkStatus();
   }
-  MS_ASSIGN_OR_RETURN(const Bytes bytes, WholeStorage(storage_of_[index], gate));
+  MS_ASSIGN_OR_RETURN(const Bytes bytes, WholeStorage(storage_of_[index], pass));
   StridedCopy(tensor.shape, view.strides, width, bytes->data() + view.offset * width, out.data());
   return absl::OkStatus();
 }
 
-absl::Status TorchTensorReader::CheckStorage(const Storage& storage, Gate gate) const {
+absl::Status TorchTensorReader::CheckStorage(const Storage& storage, ReadPass& pass) const {
   const StoragePlace& place = storage.place;
   if (!place.crc32) return absl::OkStatus();
   absl::MutexLock lock(&storage.mutex);
@@ -169,8 +179,8 @@ absl::Status TorchTensorReader::CheckStorage(const Storage& storage, Gate gate) 
     const absl::Span<uint8_t> part =
         absl::MakeSpan(chunk).first(std::min<uint64_t>(chunk.size(), place.size - at));
     // A failed read is not remembered: the next one may succeed.
-    if (at % kPieceBytes == 0) MS_RETURN_IF_ERROR(gate());
-    MS_RETURN_IF_ERROR(file_.ReadAt(place.offset + at, part));
+    if (at % kPieceBytes == 0) MS_RETURN_IF_ERROR(pass.GoOn());
+    MS_RETURN_IF_ERROR(pass.ReadAt(file_, place.offset + at, part, place.offset + place.size));
     crc = UpdateCrc32(crc, part);
   }
   storage.result = CompareCrc(place, crc);
@@ -186,14 +196,14 @@ absl::Status TorchTensorReader::CompareCrc(const StoragePlace& place, uint32_t c
 }
 
 absl::StatusOr<TorchTensorReader::Bytes> TorchTensorReader::WholeStorage(size_t index,
-                                                                         Gate gate) const {
+                                                                         ReadPass& pass) const {
   absl::MutexLock lock(&cache_mutex_);
   if (cached_bytes_ != nullptr && cached_storage_ == index) return cached_bytes_;
   cached_bytes_ = nullptr;
   const Storage& storage = *storages_[index];
   auto bytes = std::make_shared<std::vector<uint8_t>>(storage.place.size);
   MS_RETURN_IF_ERROR(
-      ReadContiguous(storage, 0, bytes->size(), PlaceIn(absl::MakeSpan(*bytes)), gate));
+      ReadContiguous(storage, 0, bytes->size(), PlaceIn(absl::MakeSpan(*bytes)), pass));
   cached_storage_ = index;
   cached_bytes_ = std::move(bytes);
   return cached_bytes_;

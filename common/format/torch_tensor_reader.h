@@ -36,8 +36,9 @@ class TorchTensorReader : public CheckpointReader {
   static absl::StatusOr<std::unique_ptr<TorchTensorReader>> Open(File file, Extract extract);
 
   CheckpointFormat format() const override { return format_; }
-  absl::Status ReadGated(size_t index, absl::Span<uint8_t> out, Gate gate) const override;
-  absl::Status ReadInto(size_t index, PlaceBytes place, Gate gate) const override;
+  absl::Status ReadWith(size_t index, absl::Span<uint8_t> out, ReadPass& pass) const override;
+  absl::Status ReadInto(size_t index, PlaceBytes place, ReadPass& pass) const override;
+  std::optional<Extent> StoredAt(size_t index) const override;
 
  protected:
   struct StoragePlace {
@@ -67,12 +68,12 @@ class TorchTensorReader : public CheckpointReader {
   };
 
   absl::Status ReadContiguous(const Storage& storage, uint64_t offset, uint64_t bytes,
-                              PlaceBytes place, Gate gate) const;
+                              PlaceBytes place, ReadPass& pass) const;
   absl::Status ReadStrided(size_t index, uint64_t span_elements, absl::Span<uint8_t> out,
-                           Gate gate) const;
-  absl::Status CheckStorage(const Storage& storage, Gate gate) const;
+                           ReadPass& pass) const;
+  absl::Status CheckStorage(const Storage& storage, ReadPass& pass) const;
   static absl::Status CompareCrc(const StoragePlace& place, uint32_t crc);
-  absl::StatusOr<Bytes> WholeStorage(size_t storage, Gate gate) const;
+  absl::StatusOr<Bytes> WholeStorage(size_t storage, ReadPass& pass) const;
 
   const File file_;
   const CheckpointFormat format_;

@@ -37,6 +37,16 @@ void AddFile(const RootDirectory& directory, const std::string& name, Checkpoint
   info->nbytes += file->size;
 }
 
+absl::Status VerifyTensors(const CheckpointReader& reader) {
+  ReadPass pass;
+  std::vector<uint8_t> bytes;
+  for (size_t i = 0; i < reader.tensors().size(); ++i) {
+    bytes.resize(reader.tensors()[i].nbytes());
+    MS_RETURN_IF_ERROR(reader.ReadWith(i, absl::MakeSpan(bytes), pass));
+  }
+  return absl::OkStatus();
+}
+
 // What is known of a file, or of an index and its shards; the error is what is wrong with it.
 absl::Status DescribeReader(const RootDirectory& directory, const std::string& path,
                             const std::string& name, bool verify, CheckpointInfo* info) {
@@ -46,12 +56,7 @@ absl::Status DescribeReader(const RootDirectory& directory, const std::string& p
   info->format = CheckpointFormatName(reader->format());
   for (const std::string& shard : reader->shards()) AddFile(directory, shard, info);
   if (!verify) return absl::OkStatus();
-  std::vector<uint8_t> bytes;
-  for (size_t i = 0; i < reader->tensors().size(); ++i) {
-    bytes.resize(reader->tensors()[i].nbytes());
-    MS_RETURN_IF_ERROR(reader->Read(i, absl::MakeSpan(bytes)));
-  }
-  return absl::OkStatus();
+  return VerifyTensors(*reader);
 }
 
 absl::Status DescribeSaved(const RootDirectory& directory, const std::string& path, bool verify,
@@ -61,8 +66,11 @@ absl::Status DescribeSaved(const RootDirectory& directory, const std::string& pa
   info->tensor_count = manifest.tensor_count();
   info->has_optimizer = manifest.has_optimizer();
   if (!verify) return absl::OkStatus();
-  const auto open = [&directory](const std::string& name) { return directory.OpenFile(name); };
-  return Annotate(VerifyManifestFiles(manifest.head().files, open), path);
+  for (const ManifestFile& entry : manifest.head().files) {
+    MS_ASSIGN_OR_RETURN(const auto reader, OpenListed(directory, path, entry));
+    MS_RETURN_IF_ERROR(Annotate(VerifyTensors(*reader), JoinPath(path, entry.name)));
+  }
+  return absl::OkStatus();
 }
 
 // The shards of the index that is among the `entries` of `directory`, if there is one that says.

@@ -176,14 +176,6 @@ absl::StatusOr<CheckpointInfo> CheckpointStore::SaveAs(const CapturedState& stat
   const StateLayout optimizer_layout(optimizer.specs);
 
   ProgressMeter meter(control, "write", view.layout.total_bytes() + optimizer_layout.total_bytes());
-  MS_ASSIGN_OR_RETURN(const std::vector<uint64_t> digests, DigestTensors(storages, control));
-  for (size_t i = 0; i < view.specs.size(); ++i) {
-    Manifest::TensorEntry& entry = manifest.tensors.emplace_back();
-    entry.spec = view.specs[i];
-    entry.xxh3 = digests[i];
-    if (view.layout.owns_bytes(i)) entry.spec.alias_of.clear();
-  }
-
   MS_RETURN_IF_ERROR(MakeParents(root_, path));
   const std::string temporary = TemporaryPath(path, RandomUint64());
   MS_RETURN_IF_ERROR(root_.MakeDirectory(temporary));
@@ -196,16 +188,20 @@ absl::StatusOr<CheckpointInfo> CheckpointStore::SaveAs(const CapturedState& stat
                        &view.layout,
                        storages,
                        {{"format", "pt"}, {kKindsMetadataKey, KindsMetadata(view.specs)}}},
-                      digests, meter, control));
+                      meter, control));
   manifest.files.push_back(std::move(model_file));
+  for (size_t i = 0; i < view.specs.size(); ++i) {
+    Manifest::TensorEntry& entry = manifest.tensors.emplace_back();
+    entry.spec = view.specs[i];
+    entry.xxh3 = *storages[i]->CachedDigest();  // the write has seen to it
+    if (view.layout.owns_bytes(i)) entry.spec.alias_of.clear();
+  }
   if (!optimizer.specs.empty()) {
-    MS_ASSIGN_OR_RETURN(const std::vector<uint64_t> slot_digests,
-                        DigestTensors(optimizer.storages, control));
     MS_ASSIGN_OR_RETURN(
         Manifest::FileEntry optimizer_file,
         WriteTensorFile(root_, absl::StrCat(temporary, "/", kOptimizerFile),
-                        {optimizer.specs, &optimizer_layout, optimizer.storages, {}}, slot_digests,
-                        meter, control));
+                        {optimizer.specs, &optimizer_layout, optimizer.storages, {}}, meter,
+                        control));
     manifest.files.push_back(std::move(optimizer_file));
   }
   MS_ASSIGN_OR_RETURN(const std::string text, ManifestToText(manifest));

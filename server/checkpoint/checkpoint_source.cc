@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <functional>
+#include <tuple>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
@@ -36,106 +37,169 @@ struct ReadItem {
   RefPtr<TensorStorage>* out = nullptr;
 };
 
+// What a thread that reads has for itself.
+struct Lane {
+  std::unique_ptr<HostWriter> writer;
+  std::unique_ptr<ReadPass> pass;
+};
+
 absl::Status ReadOne(const CheckpointReader& reader, const ReadItem& item, Device& device,
-                     HostWriter& writer, const JobControl& control) {
-  const auto gate = [&control] { return control.CheckNotCancelled(); };
+                     Lane& lane) {
   const StoredTensor& stored = reader.tensors()[item.source];
   MS_ASSIGN_OR_RETURN(*item.out, TensorStorage::Allocate(device, item.target_bytes));
   DeviceBuffer& buffer = (*item.out)->MutableBuffer();
   if (stored.dtype != item.dtype) {
     std::vector<uint8_t> bytes(stored.nbytes());
-    MS_RETURN_IF_ERROR(reader.ReadGated(item.source, absl::MakeSpan(bytes), gate));
+    MS_RETURN_IF_ERROR(reader.ReadWith(item.source, absl::MakeSpan(bytes), *lane.pass));
     std::vector<uint8_t> target(item.target_bytes);
     CastElements(stored.dtype, bytes.data(), item.dtype, target.data(), item.elements);
-    writer.Write(target, buffer, 0);
+    lane.writer->Write(target, buffer, 0);
     return absl::OkStatus();
   }
   const auto place = [&](uint64_t offset, uint64_t max) {
-    return writer.Reserve(buffer, offset, max);
+    return lane.writer->Reserve(buffer, offset, max);
   };
-  MS_RETURN_IF_ERROR(reader.ReadInto(item.source, place, gate));
+  MS_RETURN_IF_ERROR(reader.ReadInto(item.source, place, *lane.pass));
   if (stored.xxh3) (*item.out)->CacheDigest(*stored.xxh3);  // it has been compared
   return absl::OkStatus();
 }
 
-// A writer for each thread that reads.
-class Writers {
- public:
-  Writers(Device& device, uint64_t bytes) : device_(device), bytes_(bytes) {}
+class Lanes {
+  static constexpr uint64_t kHugePage = uint64_t{2} << 20;
 
-  absl::StatusOr<std::unique_ptr<HostWriter>> Take() {
+ public:
+  Lanes(Device& device, uint64_t bytes, size_t threads, const JobControl& control)
+      : device_(device),
+        bytes_(bytes),
+        // Whole huge pages, and few for many threads together.
+        window_bytes_(std::clamp((uint64_t{16} << 20) / threads / kHugePage * kHugePage, kHugePage,
+                                 FileWindow::kMaxBytes)),
+        control_(control) {}
+
+  absl::StatusOr<Lane> Take() {
     {
       absl::MutexLock lock(&mutex_);
       if (!idle_.empty()) {
-        std::unique_ptr<HostWriter> writer = std::move(idle_.back());
+        Lane lane = std::move(idle_.back());
         idle_.pop_back();
-        return writer;
+        return lane;
       }
     }
-    return device_.NewWriter(bytes_);
+    MS_ASSIGN_OR_RETURN(std::unique_ptr<HostWriter> writer, device_.NewWriter(bytes_));
+    const auto gate = [this] { return control_.CheckNotCancelled(); };
+    return Lane{std::move(writer), std::make_unique<ReadPass>(gate, window_bytes_)};
   }
-  void GiveBack(std::unique_ptr<HostWriter> writer) {
+  void GiveBack(Lane lane) {
     absl::MutexLock lock(&mutex_);
-    idle_.push_back(std::move(writer));
+    idle_.push_back(std::move(lane));
   }
   absl::Status Finish() {
     absl::MutexLock lock(&mutex_);
     absl::Status status;
-    for (const std::unique_ptr<HostWriter>& writer : idle_) status.Update(writer->Finish());
+    for (const Lane& lane : idle_) status.Update(lane.writer->Finish());
     return status;
   }
 
  private:
   Device& device_;
   const uint64_t bytes_;
+  const uint64_t window_bytes_;
+  const JobControl& control_;
   absl::Mutex mutex_;
-  std::vector<std::unique_ptr<HostWriter>> idle_ ABSL_GUARDED_BY(mutex_);
+  std::vector<Lane> idle_ ABSL_GUARDED_BY(mutex_);
 };
 
-// Reads all items, several at a time, large ones first so that none is left over at the end. The
-// first failure in the order of `items` is what is returned.
+// Items that one thread reads one after the other: a large one, or neighbours in a file that fit
+// one window.
+struct Run {
+  size_t begin = 0;  // in the plan's order
+  size_t end = 0;
+  uint64_t bytes = 0;
+  uint64_t file_end = 0;
+};
+
+struct ReadPlan {
+  std::vector<uint32_t> order;  // of the items
+  std::vector<Run> runs;        // large ones first, so that none is left over at the end
+};
+
+ReadPlan PlanReads(const CheckpointReader& reader, const std::vector<ReadItem>& items) {
+  // What lies between tensors of a torch zip, and more.
+  constexpr uint64_t kMaxGap = uint64_t{16} << 10;
+  std::vector<CheckpointReader::Extent> extents;
+  extents.reserve(items.size());
+  for (const ReadItem& item : items) {
+    extents.push_back(reader.StoredAt(item.source).value_or(CheckpointReader::Extent()));
+  }
+  ReadPlan plan;
+  plan.order.resize(items.size());
+  for (uint32_t i = 0; i < plan.order.size(); ++i) plan.order[i] = i;
+  std::stable_sort(plan.order.begin(), plan.order.end(), [&extents](uint32_t a, uint32_t b) {
+    return std::tie(extents[a].file, extents[a].begin) <
+           std::tie(extents[b].file, extents[b].begin);
+  });
+  const CheckpointReader::Extent* last = nullptr;
+  for (size_t i = 0; i < plan.order.size(); ++i) {
+    const CheckpointReader::Extent& next = extents[plan.order[i]];
+    const uint64_t bytes = items[plan.order[i]].target_bytes;
+    const bool joins = last != nullptr && next.file != nullptr && next.file == last->file &&
+                       next.begin >= last->end && next.begin - last->end <= kMaxGap &&
+                       plan.runs.back().bytes + bytes <= FileWindow::kMaxBytes;
+    if (!joins) plan.runs.push_back({i, i, 0, 0});
+    Run& run = plan.runs.back();
+    run.end = i + 1;
+    run.bytes += bytes;
+    run.file_end = next.end;
+    last = &next;
+  }
+  std::stable_sort(plan.runs.begin(), plan.runs.end(),
+                   [](const Run& a, const Run& b) { return a.bytes > b.bytes; });
+  return plan;
+}
+
+// Reads all items, several at a time. The first failure in the order of `items` is what is
+// returned.
 absl::Status ReadAll(const CheckpointReader& reader, const std::vector<ReadItem>& items,
                      Device& device, ComputePool* readers, ProgressMeter& meter,
                      const JobControl& control) {
-  std::vector<uint32_t> order(items.size());
-  for (uint32_t i = 0; i < order.size(); ++i) order[i] = i;
-  std::stable_sort(order.begin(), order.end(), [&items](uint32_t a, uint32_t b) {
-    return items[a].target_bytes > items[b].target_bytes;
-  });
+  const ReadPlan plan = PlanReads(reader, items);
   uint64_t bytes = 0;
   for (const ReadItem& item : items) bytes += item.target_bytes;
-  Writers writers(device, bytes);
-  const auto read_one = [&](const ReadItem& item) -> absl::Status {
-    MS_ASSIGN_OR_RETURN(std::unique_ptr<HostWriter> writer, writers.Take());
-    absl::Status read = ReadOne(reader, item, device, *writer, control);
-    writers.GiveBack(std::move(writer));
-    return read;
-  };
+  Lanes lanes(device, bytes, readers != nullptr ? readers->threads() : 1, control);
   std::atomic<bool> failed{false};
   absl::Mutex mutex;
   size_t first = items.size();
   absl::Status status;
-  const auto task = [&](size_t position) {
-    if (failed.load(std::memory_order_relaxed)) return;
-    const size_t i = order[position];
-    absl::Status read = read_one(items[i]);
-    if (read.ok()) {
-      meter.Add(items[i].target_bytes);
-      return;
-    }
+  const auto fail = [&](size_t item, absl::Status why) {
     failed.store(true, std::memory_order_relaxed);
     absl::MutexLock lock(&mutex);
-    if (i < first) {
-      first = i;
-      status = std::move(read);
+    if (item >= first) return;
+    first = item;
+    status = std::move(why);
+  };
+  const auto task = [&](size_t position) {
+    if (failed.load(std::memory_order_relaxed)) return;
+    const Run& run = plan.runs[position];
+    absl::StatusOr<Lane> lane = lanes.Take();
+    if (!lane.ok()) return fail(plan.order[run.begin], lane.status());
+    lane->pass->Expect(run.file_end);
+    for (size_t i = run.begin; i < run.end; ++i) {
+      const size_t item = plan.order[i];
+      absl::Status read = ReadOne(reader, items[item], device, *lane);
+      if (!read.ok()) {
+        fail(item, std::move(read));
+        break;
+      }
+      meter.Add(items[item].target_bytes);
     }
+    lanes.GiveBack(*std::move(lane));
   };
   if (readers != nullptr) {
-    readers->ParallelFor(items.size(), task);
+    readers->ParallelFor(plan.runs.size(), task);
   } else {
-    for (size_t i = 0; i < items.size(); ++i) task(i);
+    for (size_t i = 0; i < plan.runs.size(); ++i) task(i);
   }
-  status.Update(writers.Finish());
+  status.Update(lanes.Finish());
   return status;
 }
 
@@ -186,9 +250,9 @@ absl::Status CheckpointSource::Impl::OpenDirectory(const RootDirectory& root,
 
 absl::Status CheckpointSource::Impl::OpenSaved(const RootDirectory& directory) {
   MS_ASSIGN_OR_RETURN(manifest, ReadManifest(directory, path));
-  MS_ASSIGN_OR_RETURN(reader, OpenReader(directory, path, kModelFile));
-  if (manifest->head().FindFile(kOptimizerFile) != nullptr) {
-    MS_ASSIGN_OR_RETURN(optimizer_reader, OpenReader(directory, path, kOptimizerFile));
+  for (const ManifestFile& entry : manifest->head().files) {
+    MS_ASSIGN_OR_RETURN((entry.name == kModelFile ? reader : optimizer_reader),
+                        OpenListed(directory, path, entry));
   }
   return absl::OkStatus();
 }
@@ -219,7 +283,7 @@ void CheckpointSource::Impl::TakeFileOrder() {
 }
 
 // The manifest has the state_dict order, which a safetensors file does not keep for tied names. The
-// two must agree in everything else: the file's header has no digest of its own that a load checks.
+// two must agree in everything else.
 absl::Status CheckpointSource::Impl::TakeManifestOrder() {
   format = kDirectoryFormat;
   absl::flat_hash_map<absl::string_view, uint32_t> by_name;

@@ -187,12 +187,14 @@ absl::Status CheckFormat(ManifestObject& reader) {
   const uint64_t version = reader.Uint("format_version");
   MS_RETURN_IF_ERROR(reader.status());
   if (format != kManifestFormat) return CorruptManifest("\"format\" is not that of a checkpoint");
-  if (version == kManifestFormatVersion) return absl::OkStatus();
-  return MakeError(
-      Reason::kCheckpointUnsupported,
-      absl::StrCat(kManifestFile, " has format_version ", version, "; this server reads ",
-                   kManifestFormatVersion, ": use the server that wrote it, or load ", kModelFile,
-                   " in it as a plain file"));
+  if (version >= kOldestManifestFormatVersion && version <= kManifestFormatVersion) {
+    return absl::OkStatus();
+  }
+  return MakeError(Reason::kCheckpointUnsupported,
+                   absl::StrCat(kManifestFile, " has format_version ", version,
+                                "; this server reads ", kOldestManifestFormatVersion, " to ",
+                                kManifestFormatVersion, ": use the server that wrote it, or load ",
+                                kModelFile, " in it as a plain file"));
 }
 
 // Makes each item of a list with `make`, and gives it to `take`.

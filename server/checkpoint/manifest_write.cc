@@ -133,7 +133,9 @@ std::string ToText(const Manifest& m) {
   AppendMember(&text, "weights_only", m.weights_only);
   AppendMember(&text, "metadata", Json(m.metadata));
   AppendList(&text, "files", m.files, [](const Manifest::FileEntry& file) {
-    return Json{{"name", file.name}, {"nbytes", file.nbytes}, {"xxh3", DigestToHex(file.xxh3)}};
+    Json json{{"name", file.name}, {"nbytes", file.nbytes}};
+    if (file.header_xxh3) json["header_xxh3"] = DigestToHex(*file.header_xxh3);
+    return json;
   });
   AppendList(&text, "tensors", m.tensors, FromTensor);
   AppendMember(&text, "optimizer", m.optimizer ? FromOptimizer(*m.optimizer) : Json());

@@ -5,7 +5,6 @@
 
 #include "common/base/status.h"
 #include "common/format/known_formats.h"
-#include "common/format/manifest_text.h"
 #include "common/format/sharded_index.h"
 
 namespace modelstate {
@@ -25,6 +24,19 @@ absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenReader(const RootDirectory
   };
   absl::StatusOr<std::unique_ptr<CheckpointReader>> reader = open();
   if (!reader.ok() && path != ".") return Annotate(reader.status(), path);
+  return reader;
+}
+
+absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenListed(const RootDirectory& directory,
+                                                             const std::string& path,
+                                                             const ManifestFile& entry) {
+  const auto open = [&]() -> absl::StatusOr<std::unique_ptr<CheckpointReader>> {
+    MS_ASSIGN_OR_RETURN(File file, directory.OpenFile(entry.name));
+    MS_RETURN_IF_ERROR(CheckManifestFile(file, entry));
+    return OpenCheckpoint(std::move(file));
+  };
+  absl::StatusOr<std::unique_ptr<CheckpointReader>> reader = open();
+  if (!reader.ok()) return Annotate(reader.status(), path);
   return reader;
 }
 

@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "common/base/file.h"
 #include "common/format/checkpoint_reader.h"
+#include "common/format/manifest_text.h"
 
 namespace modelstate {
 
@@ -16,6 +17,12 @@ namespace modelstate {
 absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenReader(
     const RootDirectory& directory, const std::string& path, const std::string& name,
     const std::string& state_dict_key = "");
+
+// A file of `directory`, which messages call `path`, with the size and the header that its manifest
+// records. Also CHECKPOINT_CORRUPT, DIGEST_MISMATCH.
+absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenListed(const RootDirectory& directory,
+                                                             const std::string& path,
+                                                             const ManifestFile& entry);
 
 // The name of the index in `directory`, which messages call `path`; nullopt: it is one of ours, or
 // nothing that is known. CHECKPOINT_UNSUPPORTED for one that is known and not read.

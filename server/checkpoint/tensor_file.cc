@@ -1,9 +1,12 @@
 #include "server/checkpoint/tensor_file.h"
 
+#include <algorithm>
+#include <memory>
 #include <utility>
 
 #include "common/base/bytes.h"
 #include "common/base/digest.h"
+#include "common/base/direct_writer.h"
 #include "common/base/status.h"
 #include "common/format/safetensors_writer.h"
 #include "server/state/storage_blocks.h"
@@ -11,80 +14,69 @@
 namespace modelstate {
 namespace {
 
-// Appends to a file and digests what it appends. Thread-compatible.
-class FileAppender {
- public:
-  FileAppender(File file, const JobControl& control, ProgressMeter& meter)
-      : file_(std::move(file)), control_(control), meter_(meter) {}
+// What is digested and then copied while it is in the cache.
+constexpr uint64_t kPieceBytes = uint64_t{256} << 10;
 
-  absl::Status Append(absl::Span<const TensorStorage* const> storages) {
-    return ReadBlocks(
-        storages,
-        [this](absl::Span<const BlockPart>, absl::Span<const uint8_t> bytes) -> absl::Status {
-          MS_RETURN_IF_ERROR(Write(bytes));
-          meter_.Add(bytes.size());
-          return absl::OkStatus();
-        });
+// The header with the digests that the storages have; with any in the place of those that they do
+// not have yet, which is as long.
+absl::StatusOr<std::string> Header(const TensorFile& content) {
+  std::vector<uint64_t> digests;
+  digests.reserve(content.storages.size());
+  for (const StorageRef& storage : content.storages) {
+    digests.push_back(storage->CachedDigest().value_or(0));
   }
-
-  absl::Status Write(absl::Span<const uint8_t> bytes) {
-    MS_RETURN_IF_ERROR(control_.CheckNotCancelled());
-    MS_RETURN_IF_ERROR(file_.WriteAt(size_, bytes));
-    digest_.Update(bytes);
-    size_ += bytes.size();
-    return absl::OkStatus();
-  }
-
-  absl::Status Finish() { return file_.SyncData(); }
-
-  uint64_t size() const { return size_; }
-  uint64_t digest() const { return digest_.Digest(); }
-
- private:
-  const File file_;
-  const JobControl& control_;
-  ProgressMeter& meter_;
-  uint64_t size_ = 0;
-  Xxh3Stream digest_;
-};
+  std::map<std::string, std::string> metadata = content.metadata;
+  metadata[kDigestsMetadataKey] = DigestsMetadata(content.specs, digests);
+  return SafetensorsHeader(content.specs, *content.layout, metadata, {}, DirectWriter::kAlignment);
+}
 
 }  // namespace
 
-absl::StatusOr<std::vector<uint64_t>> DigestTensors(absl::Span<const StorageRef> storages,
-                                                    const JobControl& control) {
-  std::vector<const TensorStorage*> list;
-  list.reserve(storages.size());
-  for (const StorageRef& storage : storages) list.push_back(storage.get());
-  MS_RETURN_IF_ERROR(DigestStorages(list, [&control] { return control.CheckNotCancelled(); }));
-  std::vector<uint64_t> digests;
-  digests.reserve(storages.size());
-  for (const TensorStorage* storage : list) digests.push_back(*storage->CachedDigest());
-  return digests;
-}
-
 absl::StatusOr<Manifest::FileEntry> WriteTensorFile(const RootDirectory& root,
                                                     const std::string& path, TensorFile content,
-                                                    absl::Span<const uint64_t> digests,
                                                     ProgressMeter& meter,
                                                     const JobControl& control) {
-  content.metadata[kDigestsMetadataKey] = DigestsMetadata(content.specs, digests);
-  MS_ASSIGN_OR_RETURN(const std::string header,
-                      SafetensorsHeader(content.specs, *content.layout, content.metadata));
-  MS_ASSIGN_OR_RETURN(File file, root.CreateFile(path));
-  FileAppender appender(std::move(file), control, meter);
-  MS_RETURN_IF_ERROR(appender.Write(AsBytes(header)));
+  MS_ASSIGN_OR_RETURN(const std::string draft, Header(content));
+  const uint64_t size = draft.size() + content.layout->total_bytes();
   // Offset order has no gaps, so appending in it makes the layout's data region.
   std::vector<const TensorStorage*> storages;
-  storages.reserve(content.storages.size());
+  std::vector<bool> known;
   for (const uint32_t index : content.layout->by_offset()) {
     storages.push_back(content.storages[index].get());
+    known.push_back(storages.back()->CachedDigest().has_value());
   }
-  MS_RETURN_IF_ERROR(appender.Append(storages));
-  MS_RETURN_IF_ERROR(appender.Finish());
-  if (appender.size() != header.size() + content.layout->total_bytes()) {
+  MS_ASSIGN_OR_RETURN(File file, root.CreateFile(path));
+  MS_ASSIGN_OR_RETURN(const std::unique_ptr<DirectWriter> writer,
+                      DirectWriter::Start(std::move(file), draft.size(), size));
+  StorageDigester digester;
+  const auto append = [&](BlockPart part, absl::Span<const uint8_t> bytes) -> absl::Status {
+    do {
+      part.bytes = std::min<uint64_t>(kPieceBytes, bytes.size());
+      const absl::Span<const uint8_t> piece = bytes.subspan(0, part.bytes);
+      if (!known[part.storage]) digester.Take(*storages[part.storage], part, piece);
+      MS_RETURN_IF_ERROR(writer->Append(piece));
+      bytes.remove_prefix(part.bytes);
+      part.begin += part.bytes;
+    } while (!bytes.empty());
+    return absl::OkStatus();
+  };
+  MS_RETURN_IF_ERROR(ReadBlocks(
+      storages,
+      [&](absl::Span<const BlockPart> parts, absl::Span<const uint8_t> bytes) -> absl::Status {
+        MS_RETURN_IF_ERROR(control.CheckNotCancelled());
+        meter.Add(bytes.size());
+        for (const BlockPart& part : parts) {
+          MS_RETURN_IF_ERROR(append(part, bytes.subspan(0, part.bytes)));
+          bytes.remove_prefix(part.bytes);
+        }
+        return absl::OkStatus();
+      }));
+  MS_ASSIGN_OR_RETURN(const std::string header, Header(content));
+  if (header.size() != draft.size() || writer->offset() != size) {
     return absl::InternalError("the storages of a checkpoint do not fit its layout");
   }
-  return Manifest::FileEntry{path.substr(path.rfind('/') + 1), appender.size(), appender.digest()};
+  MS_RETURN_IF_ERROR(writer->Finish(AsBytes(header)));
+  return Manifest::FileEntry{path.substr(path.rfind('/') + 1), size, Xxh3(AsBytes(header))};
 }
 
 }  // namespace modelstate

@@ -23,16 +23,12 @@ struct TensorFile {
   std::map<std::string, std::string> metadata;
 };
 
-// XXH3 of every tensor; computed where no storage has it yet.
-absl::StatusOr<std::vector<uint64_t>> DigestTensors(absl::Span<const StorageRef> storages,
-                                                    const JobControl& control);
-
-// Makes the file `path` (which must not exist), writes it whole, with `digests` in its metadata,
-// and syncs its data. `meter` counts the bytes of the elements. STORAGE_FULL, STORAGE_ERROR;
-// NOT_REPRESENTABLE; CANCELLED. A failure may leave a part of the file.
+// Makes the file `path` (which must not exist), writes it whole, with the digests of the storages
+// in its metadata, and syncs its data. Afterwards every storage has its digest cached. `meter`
+// counts the bytes of the elements. STORAGE_FULL, STORAGE_ERROR; NOT_REPRESENTABLE; CANCELLED. A
+// failure may leave a part of the file.
 absl::StatusOr<Manifest::FileEntry> WriteTensorFile(const RootDirectory& root,
                                                     const std::string& path, TensorFile content,
-                                                    absl::Span<const uint64_t> digests,
                                                     ProgressMeter& meter,
                                                     const JobControl& control);
 

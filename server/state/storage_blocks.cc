@@ -5,7 +5,6 @@
 #include <utility>
 #include <vector>
 
-#include "common/base/digest.h"
 #include "common/base/status.h"
 
 namespace modelstate {
@@ -78,28 +77,31 @@ absl::Status ReadOnHost(absl::Span<const TensorStorage* const> storages, TakeBlo
 
 }  // namespace
 
+void StorageDigester::Take(const TensorStorage& storage, const BlockPart& part,
+                           absl::Span<const uint8_t> bytes) {
+  if (part.bytes == storage.size()) {
+    storage.CacheDigest(Xxh3(bytes));
+    return;
+  }
+  if (part.begin == 0) stream_.Reset();
+  stream_.Update(bytes);
+  if (part.begin + part.bytes == storage.size()) storage.CacheDigest(stream_.Digest());
+}
+
 absl::Status DigestStorages(absl::Span<const TensorStorage* const> storages,
                             absl::FunctionRef<absl::Status()> go_on) {
   std::vector<const TensorStorage*> unknown;
   for (const TensorStorage* storage : storages) {
     if (!storage->CachedDigest()) unknown.push_back(storage);
   }
-  Xxh3Stream stream;
+  StorageDigester digester;
   return ReadBlocks(
       unknown,
       [&](absl::Span<const BlockPart> parts, absl::Span<const uint8_t> bytes) -> absl::Status {
         MS_RETURN_IF_ERROR(go_on());
         for (const BlockPart& part : parts) {
-          const TensorStorage& storage = *unknown[part.storage];
-          const absl::Span<const uint8_t> of_part = bytes.subspan(0, part.bytes);
+          digester.Take(*unknown[part.storage], part, bytes.subspan(0, part.bytes));
           bytes.remove_prefix(part.bytes);
-          if (part.bytes == storage.size()) {
-            storage.CacheDigest(Xxh3(of_part));
-            continue;
-          }
-          if (part.begin == 0) stream.Reset();
-          stream.Update(of_part);
-          if (part.begin + part.bytes == storage.size()) storage.CacheDigest(stream.Digest());
         }
         return absl::OkStatus();
       });

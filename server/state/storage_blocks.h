@@ -7,6 +7,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "common/base/digest.h"
 #include "server/state/tensor_storage.h"
 
 namespace modelstate {
@@ -27,6 +28,17 @@ using TakeBlock =
 // block is on its way while one is taken. Many small storages share a block. What `take` returns
 // ends it unless OK. RESOURCE_EXHAUSTED DEVICE_MEMORY; INTERNAL, of a device that failed.
 absl::Status ReadBlocks(absl::Span<const TensorStorage* const> storages, TakeBlock take);
+
+// Takes the blocks of ReadBlocks, or pieces of them, in order, and caches the XXH3 of each storage
+// with its last byte. Thread-compatible.
+class StorageDigester {
+ public:
+  // `bytes` are those of `part`.
+  void Take(const TensorStorage& storage, const BlockPart& part, absl::Span<const uint8_t> bytes);
+
+ private:
+  Xxh3Stream stream_;
+};
 
 // Computes and caches the XXH3 of those storages that have none yet. The same errors; `go_on` is
 // asked for each block.

@@ -455,15 +455,14 @@ TEST(TorchZipTest, ReadOfALargeTensorEndsBetweenPieces) {
     ASSERT_TRUE(reader.ok()) << reader.status();
     std::vector<uint8_t> bytes(kElements * 4);
     int asked = 0;
-    const auto second = [&asked] {
-      return ++asked == 2 ? absl::CancelledError("stop") : absl::OkStatus();
-    };
-    EXPECT_EQ((*reader)->ReadGated(0, absl::MakeSpan(bytes), second).code(),
+    ReadPass second(
+        [&asked] { return ++asked == 2 ? absl::CancelledError("stop") : absl::OkStatus(); });
+    EXPECT_EQ((*reader)->ReadWith(0, absl::MakeSpan(bytes), second).code(),
               absl::StatusCode::kCancelled);
     EXPECT_EQ(asked, 2);
     EXPECT_EQ(bytes[CheckpointReader::kPieceBytes - 1], 'x');
     EXPECT_EQ(bytes[CheckpointReader::kPieceBytes], 0);
-    EXPECT_EQ((*reader)->ReadGated(0, absl::MakeSpan(bytes), second), absl::OkStatus());
+    EXPECT_EQ((*reader)->ReadWith(0, absl::MakeSpan(bytes), second), absl::OkStatus());
     EXPECT_EQ(asked, 5) << "three pieces";
   }
 }

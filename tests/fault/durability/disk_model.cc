@@ -62,6 +62,10 @@ void DiskRecorder::Record(const SystemCall& call) {
       ops.push_back({DiskOp::kWrite, Relative(call.DescriptorPath(0)), "", call.arguments[3],
                      call.ReadBytes(1, static_cast<size_t>(call.result))});
       return;
+    case SYS_fallocate:  // room of zeros
+      ops.push_back({DiskOp::kWrite, Relative(call.DescriptorPath(0)), "", call.arguments[2],
+                     std::string(call.arguments[3], '\0')});
+      return;
     case SYS_fsync:
     case SYS_fdatasync:
       ops.push_back({DiskOp::kSync, Relative(call.DescriptorPath(0)), "", 0, ""});

@@ -41,6 +41,11 @@ class FlipTest : public DurabilityFixture {
     return 8 + size;
   }
 
+  // To the next byte of a header that is looked at: of the spaces that pad it, only some.
+  size_t Stride(const std::string& name, size_t offset) const {
+    return offset <= files_.at(name).find_last_of('}', HeaderBytes(name)) ? 1 : 61;
+  }
+
   void Put(const std::string& name, size_t offset, char byte) const {
     const int fd = open((root_ / kPath / name).c_str(), O_WRONLY | O_CLOEXEC);
     EXPECT_EQ(pwrite(fd, &byte, 1, static_cast<off_t>(offset)), 1);
@@ -82,18 +87,17 @@ class FlipTest : public DurabilityFixture {
   size_t total_ = 0;
 };
 
-TEST_F(FlipTest, AFlippedBitOfAHeaderIsRefusedOrWithoutEffect) {
+TEST_F(FlipTest, AFlippedBitOfAHeaderIsAlwaysRefused) {
   for (const char* name : {"model.safetensors", "optimizer.safetensors"}) {
     Counts counts;
-    for (size_t offset = 0; offset < HeaderBytes(name); ++offset) {
+    for (size_t offset = 0; offset < HeaderBytes(name); offset += Stride(name, offset)) {
       for (size_t bit = 0; bit < 8; ++bit) {
         if (!IsFull() && bit != offset % 8) continue;
         ASSERT_NO_FATAL_FAILURE(Flip(name, offset, static_cast<uint8_t>(1U << bit), &counts));
       }
     }
-    std::printf("header of %s: %zu flips refused, %zu without effect\n", name, counts.refused,
-                counts.equal);
-    EXPECT_GT(counts.refused, 5 * counts.equal);
+    std::printf("header of %s: %zu flips refused\n", name, counts.refused);
+    EXPECT_EQ(counts.equal, 0u);
   }
 }
 
@@ -114,8 +118,11 @@ TEST_F(FlipTest, AFlippedBitOfThePayloadOrTheManifestIsAlwaysRefused) {
 TEST_F(FlipTest, AFileThatIsCutOffAnywhereInItsHeaderOrAfterIsRefused) {
   size_t cuts = 0;
   for (const auto& [name, content] : files_) {
-    const size_t header = name == "manifest.json" ? content.size() : HeaderBytes(name);
-    for (size_t size = 0; size < content.size(); size += size < header ? 1 : 97) {
+    const bool is_manifest = name == "manifest.json";
+    for (size_t size = 0; size < content.size(); size += is_manifest ? 1
+                                                         : size < HeaderBytes(name)
+                                                             ? Stride(name, size)
+                                                             : 97) {
       WriteWhole(root_ / kPath / name, content.substr(0, size));
       ++cuts;
       ASSERT_TRUE(IsRefused()) << name << " cut at " << size;

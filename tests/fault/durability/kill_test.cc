@@ -39,12 +39,12 @@ class KillTest : public DurabilityFixture {
     return exit == -1 && !HasFailure();
   }
 
-  // The points at which it was killed.
-  size_t KillEverywhere(const Scenario& scenario) {
+  // The points at which it was killed: every one, or one of `stride`.
+  size_t KillEverywhere(const Scenario& scenario, size_t stride = 1) {
     size_t points = 0;
     std::set<int> outcomes;
     for (const bool torn : {false, true}) {
-      for (size_t index = 0;; ++index) {
+      for (size_t index = 0;; index += stride) {
         SCOPED_TRACE(absl::StrCat(scenario.name, ", killed at call ", index, torn ? ", torn" : ""));
         Clear();
         scenario.prepare();
@@ -80,7 +80,6 @@ class KillTest : public DurabilityFixture {
 
 TEST_F(KillTest, ASaveThatIsKilledAtAnyCallLeavesTheOldOrTheNewCheckpointWhole) {
   if (!CanTrace()) GTEST_SKIP() << "children cannot be traced here";
-  // With the larger one a file is written in several pieces.
   ASSERT_NO_FATAL_FAILURE(Train(IsFull() ? 1'500'000 : 3'000));
   const auto save = [this](int state, const std::string& path) {
     return [this, state, path] { return SaveState(state, path, true).status(); };
@@ -103,6 +102,18 @@ TEST_F(KillTest, ASaveThatIsKilledAtAnyCallLeavesTheOldOrTheNewCheckpointWhole) 
        [this] { return CheckpointStore::Open(root_.string()).status(); }, "run/step", 1, 1});
   std::printf("killed at %zu points in all\n", points);
   EXPECT_GE(points, 200u);
+}
+
+// Of a file of several blocks all but the last are written by another thread.
+TEST_F(KillTest, ASaveOfSeveralBlocksToADiskThatIsKilledLeavesTheOldOrTheNewCheckpointWhole) {
+  if (!CanTrace()) GTEST_SKIP() << "children cannot be traced here";
+  UseDirectory(testing::TempDir());
+  ASSERT_NO_FATAL_FAILURE(Train(IsFull() ? 4'000'000 : 1'500'000));
+  const size_t points = KillEverywhere(
+      {"a save of several blocks", [&] { ASSERT_TRUE(SaveState(0, "run/step", true).ok()); },
+       [this] { return SaveState(1, "run/step", true).status(); }, "run/step", 0, 1},
+      IsFull() ? 1 : 4);
+  EXPECT_GE(points, IsFull() ? 60u : 15u);
 }
 
 }  // namespace

@@ -82,11 +82,12 @@ const std::map<long, const char*>& FileCalls() {
   return *calls;
 }
 
-int Wait(pid_t child) {
-  int status = 0;
-  while (waitpid(child, &status, __WALL) < 0 && errno == EINTR) {
+// The next stop or end of `thread`, or of any with -1.
+pid_t Wait(pid_t thread, int* status) {
+  for (;;) {
+    const pid_t stopped = waitpid(thread, status, __WALL);
+    if (stopped >= 0 || errno != EINTR) return stopped;
   }
-  return status;
 }
 
 SystemCall FromRegisters(pid_t child, const user_regs_struct& r) {
@@ -96,22 +97,45 @@ SystemCall FromRegisters(pid_t child, const user_regs_struct& r) {
           static_cast<long>(r.rax)};
 }
 
+// Ends the process and all its threads.
 int Kill(pid_t child) {
   kill(child, SIGKILL);
-  Wait(child);
+  int status = 0;
+  while (Wait(-1, &status) > 0) {
+  }
   return -1;
 }
 
-// Runs to the next stop; false when the process has ended.
-bool Resume(pid_t child, int* status) {
-  int signal = 0;
-  for (;;) {
-    ptrace(PTRACE_SYSCALL, child, 0, signal);
-    *status = Wait(child);
-    if (!WIFSTOPPED(*status)) return false;
-    if (WSTOPSIG(*status) == (SIGTRAP | 0x80)) return true;
-    signal = WSTOPSIG(*status);
+// What a thread is in the middle of.
+struct Thread {
+  bool inside = false;  // a call
+  SystemCall call;
+  Verdict verdict;
+  user_regs_struct registers{};  // as they were before it
+};
+
+// Before a call: asks what becomes of it, and sees to that.
+void Enter(pid_t id, Thread& thread, const Observer& observer) {
+  ptrace(PTRACE_GETREGS, id, 0, &thread.registers);
+  thread.call = FromRegisters(id, thread.registers);
+  thread.verdict = observer.before(thread.call);
+  user_regs_struct changed = thread.registers;
+  if (thread.verdict.kind == Verdict::kFail) changed.orig_rax = ~0ULL;  // no such call
+  if (thread.verdict.kind == Verdict::kShorten) changed.rdx = (changed.rdx + 1) / 2;
+  if (thread.verdict.kind != Verdict::kRun) ptrace(PTRACE_SETREGS, id, 0, &changed);
+}
+
+void Leave(pid_t id, Thread& thread) {
+  user_regs_struct returned;
+  ptrace(PTRACE_GETREGS, id, 0, &returned);
+  if (thread.verdict.kind != Verdict::kRun) {
+    returned.rdx = thread.registers.rdx;
+    if (thread.verdict.kind == Verdict::kFail) {
+      returned.rax = static_cast<uint64_t>(-static_cast<int64_t>(thread.verdict.error_number));
+    }
+    ptrace(PTRACE_SETREGS, id, 0, &returned);
   }
+  thread.call.result = static_cast<long>(returned.rax);
 }
 
 }  // namespace
@@ -145,37 +169,39 @@ int RunTraced(const std::function<int()>& body, const Observer& observer) {
     raise(SIGSTOP);
     _exit(body());
   }
-  int status = Wait(child);
-  ptrace(PTRACE_SETOPTIONS, child, 0, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL);
-  while (Resume(child, &status)) {
-    user_regs_struct registers;
-    ptrace(PTRACE_GETREGS, child, 0, &registers);
-    SystemCall call = FromRegisters(child, registers);
-    if (call.number == SYS_clone || call.number == SYS_clone3 ||
-        call.number == SYS_io_uring_setup) {
-      ADD_FAILURE() << "what is traced makes a thread or an io_uring, whose calls are not seen";
-      return Kill(child);
+  int status = 0;
+  Wait(child, &status);
+  ptrace(PTRACE_SETOPTIONS, child, 0,
+         PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL | PTRACE_O_TRACECLONE);
+  ptrace(PTRACE_SYSCALL, child, 0, 0);
+  std::map<pid_t, Thread> threads;
+  for (pid_t id = 0; (id = Wait(-1, &status)) > 0;) {
+    if (!WIFSTOPPED(status)) {
+      threads.erase(id);
+      if (id == child) return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+      continue;
     }
-    const Verdict verdict = observer.before(call);
-    if (verdict.kind == Verdict::kKill) return Kill(child);
-    user_regs_struct changed = registers;
-    if (verdict.kind == Verdict::kFail) changed.orig_rax = ~0ULL;  // no such call
-    if (verdict.kind == Verdict::kShorten) changed.rdx = (registers.rdx + 1) / 2;
-    if (verdict.kind != Verdict::kRun) ptrace(PTRACE_SETREGS, child, 0, &changed);
-    if (!Resume(child, &status)) break;
-    user_regs_struct returned;
-    ptrace(PTRACE_GETREGS, child, 0, &returned);
-    if (verdict.kind != Verdict::kRun) {
-      returned.rdx = registers.rdx;
-      if (verdict.kind == Verdict::kFail) {
-        returned.rax = static_cast<uint64_t>(-static_cast<int64_t>(verdict.error_number));
+    int signal = 0;
+    if (WSTOPSIG(status) == (SIGTRAP | 0x80)) {
+      Thread& thread = threads[id];
+      thread.inside = !thread.inside;
+      if (thread.inside) {
+        Enter(id, thread, observer);
+        if (thread.call.number == SYS_io_uring_setup) {
+          ADD_FAILURE() << "what is traced makes an io_uring, whose calls are not seen";
+          return Kill(child);
+        }
+        if (thread.verdict.kind == Verdict::kKill) return Kill(child);
+      } else {
+        Leave(id, thread);
+        if (observer.after && observer.after(thread.call)) return Kill(child);
       }
-      ptrace(PTRACE_SETREGS, child, 0, &returned);
+    } else if (status >> 16 == 0 && (threads.contains(id) || WSTOPSIG(status) != SIGSTOP)) {
+      signal = WSTOPSIG(status);  // not a new thread's first stop
     }
-    call.result = static_cast<long>(returned.rax);
-    if (observer.after && observer.after(call)) return Kill(child);
+    ptrace(PTRACE_SYSCALL, id, 0, signal);
   }
-  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  return -1;
 }
 
 bool CanTrace() {

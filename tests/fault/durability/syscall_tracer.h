@@ -13,7 +13,7 @@ namespace modelstate::fault {
 
 // One system call of a traced process.
 struct SystemCall {
-  pid_t process = 0;
+  pid_t process = 0;  // the thread, by which the memory and files of its process are found too
   long number = 0;
   std::array<uint64_t, 6> arguments{};
   long result = 0;  // -errno for an error; of calls that have returned
@@ -45,9 +45,10 @@ struct Observer {
   std::function<bool(const SystemCall&)> after;
 };
 
-// Runs `body` in a child process of one thread, under ptrace, until its end or its death. Its exit
-// status, which `body` returns, or -1 where it was killed. A `body` that makes a thread or uses
-// io_uring, whose calls would not be seen, fails the test.
+// Runs `body` in a child process under ptrace until its end or its death, with the threads that it
+// makes: their calls come one at a time, in no order but that in which they are made. The exit
+// status, which `body` returns, or -1 where it was killed. A `body` that uses io_uring, whose calls
+// would not be seen, fails the test.
 int RunTraced(const std::function<int()>& body, const Observer& observer);
 
 // Whether this machine lets tests trace their children, on an architecture that RunTraced knows.

@@ -7,6 +7,7 @@
 #include "absl/strings/str_replace.h"
 #include "common/base/bytes.h"
 #include "common/base/digest.h"
+#include "common/base/status.h"
 #include "tests/common/allocation_meter.h"
 #include "tests/server/checkpoint/whole_manifest.h"
 
@@ -26,14 +27,14 @@ std::string Sealed(std::string text) {
 
 const std::pair<const char*, const char*> kGood[] = {
     {"format", "\"modelstate checkpoint\""},
-    {"format_version", "1"},
+    {"format_version", "2"},
     {"module", "\"m\""},
     {"version", R"({"incarnation":"00000000000000ff","number":7})"},
     {"step", "3"},
     {"create_seconds", "0"},
     {"weights_only", "false"},
     {"metadata", "{}"},
-    {"files", R"([{"name":"model.safetensors","nbytes":9,"xxh3":"0000000000000001"}])"},
+    {"files", R"([{"name":"model.safetensors","nbytes":9,"header_xxh3":"0000000000000001"}])"},
     {"tensors", R"([{"name":"a","kind":"parameter","dtype":"F32","shape":[1],"requires_grad":true,)"
                 R"("xxh3":"0000000000000002"}])"},
     {"optimizer", R"({"algorithm":"sgd","hyperparameters":{},"groups":[],"quorum":1})"},
@@ -67,6 +68,23 @@ std::string Worker(const std::string& name) {
       R"(","sequence":1,"payload_digest":"","outcome":"applied","version":)"
       R"({"incarnation":"0000000000000001","number":1},"step":1,"contributions":1,"quorum":1,)"
       R"("grad_norm":0,"clip_coef":1,"nonfinite":[],"updated":0,"skipped":0})");
+}
+
+TEST(ManifestTest, FormatOneIsReadAndHasNoDigestsOfHeaders) {
+  const auto newest = StoredManifest::Parse(WithMember("", ""));
+  ASSERT_TRUE(newest.ok()) << newest.status();
+  EXPECT_EQ(newest->head().files[0].header_xxh3, 1u);
+  std::string text =
+      WithMember("files", R"([{"name":"model.safetensors","nbytes":9,"xxh3":"00"}])");
+  text.resize(text.rfind(kManifestTailBegin));
+  const auto oldest = StoredManifest::Parse(
+      Sealed(absl::StrReplaceAll(text, {{"_version\": 2", "_version\": 1"}})));
+  ASSERT_TRUE(oldest.ok()) << oldest.status();
+  EXPECT_EQ(oldest->head().files[0].header_xxh3, std::nullopt);
+  for (const char* version : {"0", "3"}) {
+    EXPECT_EQ(GetReason(StoredManifest::Parse(WithMember("format_version", version)).status()),
+              Reason::kCheckpointUnsupported);
+  }
 }
 
 TEST(ManifestTest, NoTextTakesMoreMemoryThanItselfAnd16MiB) {
