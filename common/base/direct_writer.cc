@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <system_error>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 
 namespace modelstate {
@@ -80,7 +82,17 @@ void DirectWriter::HandOver() {
     queue_.push_back({std::move(filling_), offset_, filled_});
   }
   offset_ += std::exchange(filled_, 0);
-  if (threads_.size() < kThreads) threads_.emplace_back(&DirectWriter::WriteQueue, this);
+  if (threads_.size() == kThreads) return;
+  try {
+    threads_.emplace_back(&DirectWriter::WriteQueue, this);
+  } catch (const std::system_error& error) {
+    if (!threads_.empty()) return;  // one is slower, and enough
+    absl::MutexLock lock(&mutex_);
+    status_.Update(MakeError(
+        Reason::kStorageError,
+        absl::StrCat("cannot start a thread that writes ", file_.name(), ": ", error.what(),
+                     "; raise the limit of threads (ulimit -u) and try again")));
+  }
 }
 
 void DirectWriter::WriteQueue() {

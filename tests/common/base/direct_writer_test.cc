@@ -2,7 +2,10 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <string>
@@ -105,6 +108,28 @@ TEST_P(DirectWriterTest, AFailedWriteOfAnotherThreadIsToldAndNothingHangs) {
   }
   EXPECT_EQ(GetReason(status), Reason::kStorageError) << status;
   EXPECT_EQ(GetReason((*writer)->Finish({})), Reason::kStorageError);
+}
+
+TEST_P(DirectWriterTest, AThreadThatCannotBeMadeIsAnErrorOfTheFile) {
+  if (geteuid() != 0) GTEST_SKIP() << "needs root, to become a user whose processes are limited";
+  File file = Create();
+  const pid_t child = fork();
+  if (child == 0) {
+    const rlimit none = {0, 0};
+    if (setrlimit(RLIMIT_NPROC, &none) != 0 || setuid(65534) != 0) _exit(2);
+    auto writer = DirectWriter::Start(std::move(file), kHead, kHead);
+    if (!writer.ok()) _exit(3);
+    const std::vector<uint8_t> two = Pattern(2 * DirectWriter::kBlockBytes, 1);
+    const absl::Status appended = (*writer)->Append(two);
+    const absl::Status finished = (*writer)->Finish({});
+    const absl::Status& status = appended.ok() ? finished : appended;
+    const bool told = status.message().find("limit of threads") != absl::string_view::npos;
+    _exit(GetReason(status) == Reason::kStorageError && told ? 0 : 4);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 
 TEST_P(DirectWriterTest, OneThatIsGivenUpEndsItsThread) {
