@@ -27,7 +27,10 @@ absl::Status CorruptManifest(absl::string_view text) {
 }
 
 ManifestObject::ManifestObject(JsonView json, std::string where) : where_(std::move(where)) {
-  if (!json.is_object()) Fail("", "an object");
+  if (!json.is_object()) {
+    Fail("", "an object");
+    return;  // the items of a list have no keys
+  }
   for (const JsonView::Element member : json) {
     if (members_.size() == kMaxMembers) {
       Fail("", absl::StrCat("an object of at most ", kMaxMembers, " members"));

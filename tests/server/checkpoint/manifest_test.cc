@@ -185,6 +185,10 @@ TEST(ManifestTest, WhatIsWrongIsNamed) {
       {"files", "[]", "\"files\" lacks model.safetensors"},
       {"tensors", "{}", "\"tensors\" is not a list"},
       {"tensors", "[3]", "\"tensors[0].\" is not an object"},
+      // A list has items, which have no names.
+      {"version", R"([{"number": 7}])", "\"version.\" is not an object"},
+      {"tensors", R"([["a", "b"]])", "\"tensors[0].\" is not an object"},
+      {"optimizer", R"(["sgd"])", "\"optimizer.\" is not an object"},
       {"tensors", R"([{"name": "a", "kind": "buffer"}])", "\"tensors[0].dtype\" is not text"},
       {"optimizer",
        R"({"algorithm":"sgd","hyperparameters":{},"quorum":1,"groups":[{"name":"",)"
