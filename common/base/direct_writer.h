@@ -19,8 +19,8 @@ namespace modelstate {
 
 // Writes a new file past the page cache: from some offset to its end in blocks, of which two are on
 // their way to the disk while the caller fills the next, and last what comes before that offset,
-// which may depend on the rest. Where a file system has no O_DIRECT it goes through the page cache. Holds at
-// most kBlocks blocks of memory. A file of one block needs no thread. Thread-compatible.
+// which may depend on the rest. Where a file system has no O_DIRECT it goes through the page cache.
+// Holds at most kBlocks blocks of memory. A file of one block needs no thread. Thread-compatible.
 class DirectWriter {
  public:
   // What O_DIRECT wants of offsets and memory on every disk that is known.

@@ -157,10 +157,9 @@ absl::Status RemoveBelow(int directory, const std::string& name, const std::stri
   return absl::OkStatus();
 }
 
-// Whether the descriptor had O_DIRECT, which it then has no more.
-bool LeaveDirect(int fd) {
+void LeaveDirect(int fd) {
   const int flags = fcntl(fd, F_GETFL);
-  return flags >= 0 && (flags & O_DIRECT) != 0 && fcntl(fd, F_SETFL, flags & ~O_DIRECT) == 0;
+  if (flags >= 0) fcntl(fd, F_SETFL, flags & ~O_DIRECT);
 }
 
 RootDirectory::Entry MakeEntry(std::string name, const struct stat& info) {
@@ -219,12 +218,20 @@ absl::Status File::ReadAt(uint64_t offset, absl::Span<uint8_t> out) const {
 
 absl::Status File::WriteAt(uint64_t offset, absl::Span<const uint8_t> data) const {
   size_t done = 0;
+  bool left_direct = false;
   while (done < data.size()) {
     if (offset > kMaxOffset - done) return ErrnoError(EFBIG, absl::StrCat("write ", name_));
     const ssize_t n = pwrite(fd_, data.data() + done, std::min(data.size() - done, kMaxTransfer),
                              static_cast<off_t>(offset + done));
     if (n < 0) {
-      if (errno == EINTR || (errno == EINVAL && LeaveDirect(fd_))) continue;
+      if (errno == EINTR) continue;
+      // Once, whatever the descriptor's flags are by now: another thread may just have changed
+      // them.
+      if (errno == EINVAL && !left_direct) {
+        left_direct = true;
+        LeaveDirect(fd_);
+        continue;
+      }
       return ErrnoError(errno, absl::StrCat("write ", name_));
     }
     if (n == 0) return ErrnoError(ENOSPC, absl::StrCat("write ", name_));

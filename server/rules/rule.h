@@ -103,9 +103,7 @@ MODELSTATE_HOST_DEVICE inline T Lerp(T start, T end, T weight) {
 }
 
 // 1 - beta^step.
-inline double BiasCorrection(double beta, uint64_t step) {
-  return 1 - IntegerPower(beta, step);
-}
+inline double BiasCorrection(double beta, uint64_t step) { return 1 - IntegerPower(beta, step); }
 
 }  // namespace modelstate
 
