@@ -119,6 +119,9 @@ absl::Status ErrnoError(int error_number, absl::string_view what) {
     case ENFILE:
       advice = "; raise the limit of open files (ulimit -n) and try again";
       break;
+    case EINVAL:
+      advice = "; its file system refuses such a call: use another";
+      break;
     case EINTR:
       advice = "; a signal came in between: try again";
       break;
