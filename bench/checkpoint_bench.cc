@@ -2,6 +2,7 @@
 // run, interleaved.
 //
 //   build/release/bin/checkpoint_bench [--mib=1024] [--rounds=7] [--server=PATH]
+//       [--peers="PYTHON bench/checkpoint_peers.py"]
 //
 // The baselines write the same number of bytes from one buffer that is in memory, without a digest,
 // a header, a manifest or a rename. Where a save replaces another, that one's removal is in its
@@ -17,7 +18,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
+#include <filesystem>
+#include <memory>
 #include <string>
 #include <thread>
 #include <utility>
@@ -26,13 +28,17 @@
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "bench/model_file.h"
+#include "bench/peer_process.h"
+#include "bench/rows.h"
 #include "bench/server_process.h"
 #include "client/client.h"
 
 ABSL_FLAG(int, mib, 1024, "size of the module");
 ABSL_FLAG(int, rounds, 7, "rounds, each measuring every row once");
 ABSL_FLAG(std::string, server, "", "path of modelstate-server; default: beside this program");
+ABSL_FLAG(std::string, peers, "", "command that runs checkpoint_peers.py; default: none");
 
 namespace modelstate {
 namespace {
@@ -77,29 +83,12 @@ void WriteBuffered(const std::string& path, const uint8_t* from, size_t size) {
   close(fd);
 }
 
-struct Row {
-  const char* name;
-  std::function<void()> before;
-  std::function<void()> run;
-  std::vector<double> seconds = {};
-};
-
-void Print(const std::vector<Row>& rows, size_t size) {
-  std::printf("%-34s %8s %8s %8s\n", "", "GB/s", "fastest", "ratio");
-  for (const Row& row : rows) {
-    std::vector<double> ratios;
-    for (size_t i = 0; i < row.seconds.size(); ++i) {
-      ratios.push_back(rows.front().seconds[i] / row.seconds[i]);
-    }
-    const double gigabytes = static_cast<double>(size) / 1e9;
-    std::printf("%-34s %8.2f %8.2f %8.2f\n", row.name, gigabytes / Median(row.seconds),
-                gigabytes / *std::min_element(row.seconds.begin(), row.seconds.end()),
-                Median(ratios));
-  }
-}
-
 void Run(const std::string& binary) {
   const size_t size = static_cast<size_t>(absl::GetFlag(FLAGS_mib)) << 20;
+  std::unique_ptr<PeerProcess> peers;
+  if (!absl::GetFlag(FLAGS_peers).empty()) {
+    peers = std::make_unique<PeerProcess>(absl::GetFlag(FLAGS_peers));
+  }
   const ServerProcess server(binary);
   const Client client = ConnectNear(server.target());
   WriteModelFile(absl::StrCat(server.root(), "/plain.safetensors"), TransformerSpecs(size), false);
@@ -120,31 +109,30 @@ void Run(const std::string& binary) {
   client::SaveCheckpointOptions over;
   over.overwrite = true;
   const auto save = [&] { OrDie(client.SaveCheckpoint("m", "run/step", over)); };
-  const auto nothing = [] {};
-  const auto clear = [&file] { unlink(file.c_str()); };
+  const auto clear = [&file] { std::filesystem::remove_all(file); };
   std::vector<Row> rows = {
-      {"O_DIRECT, two threads, fdatasync", clear, [&] { WriteDirect(file, memory, size); }},
-      {"pwrite and fdatasync", clear, [&] { WriteBuffered(file, memory, size); }},
-      {"save",
+      {"O_DIRECT, two threads, fdatasync", 0, [&] { WriteDirect(file, memory, size); }, clear},
+      {"pwrite and fdatasync", 0, [&] { WriteBuffered(file, memory, size); }, clear},
+      {"save", 0, save,
        [&] {
+         clear();
          reload();
          client.DeleteCheckpoint("run/step").IgnoreError();
-       },
-       save},
-      {"save over another", reload, save},
-      {"save with digests known", nothing, save},
+       }},
+      {"save over another", 0, save, reload},
+      {"save with digests known", 0, save},
   };
-  for (int round = -1; round < absl::GetFlag(FLAGS_rounds); ++round) {
-    for (Row& row : rows) {
-      row.before();
-      const double begin = Now();
-      row.run();
-      if (round >= 0) row.seconds.push_back(Now() - begin);
+  if (peers != nullptr) {
+    peers->Ask({"keep", absl::StrCat(server.root(), "/plain.safetensors")});
+    const std::vector<std::string> names = absl::StrSplit(peers->Ask({"names", "save"}), '\t');
+    for (const std::string& name : names) {
+      rows.push_back({name, 0, [&peers, &file, name] { peers->Ask({"save", name, file}); }, clear});
     }
   }
+  RunRows(rows, absl::GetFlag(FLAGS_rounds));
   std::printf("%d MiB to %s, %d rounds, medians\n", absl::GetFlag(FLAGS_mib), server.root().c_str(),
               absl::GetFlag(FLAGS_rounds));
-  Print(rows, size);
+  PrintRows(rows, size);
 }
 
 }  // namespace

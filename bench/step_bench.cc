@@ -11,7 +11,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <fstream>
 #include <functional>
 #include <memory>
 #include <string>
@@ -23,6 +22,7 @@
 #include "absl/flags/parse.h"
 #include "absl/strings/str_cat.h"
 #include "bench/plain_optimizers.h"
+#include "bench/process_stats.h"
 #include "bench/raw_tcp.h"
 #include "bench/server_process.h"
 #include "client/client.h"
@@ -172,17 +172,6 @@ void PushSection(const std::string& binary) {
   }
 }
 
-// In MB; the field of /proc/PID/status.
-double StatusMegabytes(pid_t pid, const std::string& field) {
-  std::ifstream status(absl::StrCat("/proc/", pid, "/status"));
-  std::string word;
-  while (status >> word) {
-    double kilobytes = 0;
-    if (word == field && status >> kilobytes) return kilobytes * 1024 / 1e6;
-  }
-  std::exit(1);
-}
-
 void MemorySection(const std::string& binary) {
   constexpr int kPushes = 30;
   constexpr int kReaders = 8;
@@ -201,7 +190,7 @@ void MemorySection(const std::string& binary) {
     const Readers reading(server.target(), "bench", readers);
     for (int i = 0; i < kPushes; ++i) module.Push();
     print(readers == 0 ? "no readers" : "8 readers stream all the time",
-          StatusMegabytes(server.pid(), "VmHWM:"));
+          static_cast<double>(PeakResidentBytes(server.pid())) / 1e6);
   }
 }
 

@@ -41,7 +41,8 @@ ABSL_FLAG(ByteSize, staging_memory_bytes, ByteSize{},
 ABSL_FLAG(ByteSize, max_message_bytes, ByteSize{uint64_t{4} << 20}, "largest message to take");
 ABSL_FLAG(ByteSize, max_chunk_bytes, ByteSize{uint64_t{2} << 20}, "largest chunk to send or take");
 ABSL_FLAG(int32_t, compute_threads, 0, "threads for optimizer steps; 0: one per hardware thread");
-ABSL_FLAG(int32_t, io_threads, 4, "threads for checkpoints");
+ABSL_FLAG(int32_t, io_threads, 4,
+          "threads for checkpoints; a load reads with at most as many as compute threads, but two");
 ABSL_FLAG(int32_t, network_threads, 0,
           "threads that receive and send; 0: one per four hardware threads, at least two");
 ABSL_FLAG(

@@ -1,7 +1,5 @@
 #include "common/base/direct_writer.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstring>
 #include <system_error>
@@ -11,12 +9,6 @@
 #include "common/base/status.h"
 
 namespace modelstate {
-namespace {
-
-// A block of two of them is two segments for the disk instead of a thousand.
-constexpr size_t kHugePage = size_t{2} << 20;
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<DirectWriter>> DirectWriter::Start(File file, uint64_t begin,
                                                                   uint64_t size) {
@@ -37,10 +29,10 @@ DirectWriter::~DirectWriter() {
 absl::Status DirectWriter::Append(absl::Span<const uint8_t> bytes) {
   while (!bytes.empty()) {
     // A block is handed over when there is more, so the last one stays for Finish.
-    if (filling_ != nullptr && filled_ == kBlockBytes) HandOver();
-    if (filling_ == nullptr) MS_RETURN_IF_ERROR(TakeBlock());
+    if (filling_.data() != nullptr && filled_ == kBlockBytes) HandOver();
+    if (filling_.data() == nullptr) MS_RETURN_IF_ERROR(TakeBlock());
     const size_t size = std::min<uint64_t>(bytes.size(), kBlockBytes - filled_);
-    std::memcpy(filling_.get() + filled_, bytes.data(), size);
+    std::memcpy(filling_.data() + filled_, bytes.data(), size);
     filled_ += size;
     bytes.remove_prefix(size);
   }
@@ -50,7 +42,7 @@ absl::Status DirectWriter::Append(absl::Span<const uint8_t> bytes) {
 absl::Status DirectWriter::Finish(absl::Span<const uint8_t> head) {
   MS_RETURN_IF_ERROR(EndThreads());
   // What is no multiple of a sector, or lies anywhere in memory, goes through the page cache.
-  if (filled_ > 0) MS_RETURN_IF_ERROR(file_.WriteAt(offset_, {filling_.get(), filled_}));
+  if (filled_ > 0) MS_RETURN_IF_ERROR(file_.WriteAt(offset_, {filling_.data(), filled_}));
   MS_RETURN_IF_ERROR(file_.WriteAt(0, head));
   return file_.SyncData();
 }
@@ -68,11 +60,10 @@ absl::Status DirectWriter::TakeBlock() {
     return absl::OkStatus();
   }
   ++blocks_;
-  filling_.reset(static_cast<uint8_t*>(std::aligned_alloc(kHugePage, kBlockBytes)));
-  if (filling_ == nullptr) {
+  filling_ = HugeBuffer(kBlockBytes);
+  if (filling_.data() == nullptr) {
     return MakeError(Reason::kDeviceMemory, "no memory for a block of a file; free some");
   }
-  madvise(filling_.get(), kBlockBytes, MADV_HUGEPAGE);
   return absl::OkStatus();
 }
 
@@ -108,7 +99,7 @@ void DirectWriter::WriteQueue() {
       next = std::move(queue_.front());
       queue_.pop_front();
     }
-    absl::Status written = file_.WriteAt(next.offset, {next.block.get(), next.bytes});
+    absl::Status written = file_.WriteAt(next.offset, {next.block.data(), next.bytes});
     absl::MutexLock lock(&mutex_);
     status_.Update(std::move(written));
     idle_.push_back(std::move(next.block));

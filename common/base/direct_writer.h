@@ -2,7 +2,6 @@
 #define MODELSTATE_COMMON_BASE_DIRECT_WRITER_H_
 
 #include <cstdint>
-#include <cstdlib>
 #include <deque>
 #include <memory>
 #include <thread>
@@ -14,6 +13,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
 #include "common/base/file.h"
+#include "common/base/huge_buffer.h"
 
 namespace modelstate {
 
@@ -46,12 +46,8 @@ class DirectWriter {
   uint64_t offset() const { return offset_ + filled_; }
 
  private:
-  struct FreeBlock {
-    void operator()(uint8_t* block) const { std::free(block); }
-  };
-  using Block = std::unique_ptr<uint8_t, FreeBlock>;
   struct Filled {
-    Block block;
+    HugeBuffer block;
     uint64_t offset = 0;
     uint64_t bytes = 0;
   };
@@ -64,7 +60,7 @@ class DirectWriter {
   absl::Status EndThreads();
 
   const File file_;
-  Block filling_;
+  HugeBuffer filling_;
   uint64_t offset_;  // of filling_
   uint64_t filled_ = 0;
   int blocks_ = 0;
@@ -72,7 +68,7 @@ class DirectWriter {
 
   absl::Mutex mutex_;
   std::deque<Filled> queue_ ABSL_GUARDED_BY(mutex_);
-  std::vector<Block> idle_ ABSL_GUARDED_BY(mutex_);
+  std::vector<HugeBuffer> idle_ ABSL_GUARDED_BY(mutex_);
   bool ending_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status status_ ABSL_GUARDED_BY(mutex_);
 };

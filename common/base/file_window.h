@@ -2,12 +2,11 @@
 #define MODELSTATE_COMMON_BASE_FILE_WINDOW_H_
 
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "common/base/file.h"
+#include "common/base/huge_buffer.h"
 
 namespace modelstate {
 
@@ -17,7 +16,7 @@ namespace modelstate {
 // little, it reads through the cache. Thread-compatible.
 class FileWindow {
  public:
-  static constexpr uint64_t kMaxBytes = uint64_t{4} << 20;
+  static constexpr uint64_t kMaxBytes = uint64_t{2} << 20;
 
   // `bytes` of memory at most, from the first read past the cache on; a multiple of 4096. A disk
   // takes twice the time where they are not whole huge pages (2 MiB).
@@ -28,10 +27,6 @@ class FileWindow {
   absl::Status ReadAt(const File& file, uint64_t offset, absl::Span<uint8_t> out, uint64_t end);
 
  private:
-  struct Free {
-    void operator()(uint8_t* memory) const { std::free(memory); }
-  };
-
   // Moves the window to begin at `offset`, which it then has, and end at `end` at most.
   absl::Status Fill(uint64_t offset, uint64_t end);
 
@@ -43,7 +38,7 @@ class FileWindow {
   uint64_t begin_ = 0;
   uint64_t end_ = 0;
   bool cached_ = false;  // its bytes come from the page cache, else from memory_
-  std::unique_ptr<uint8_t, Free> memory_;
+  HugeBuffer memory_;
 };
 
 }  // namespace modelstate

@@ -10,6 +10,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "common/base/huge_buffer.h"
 #include "common/base/status.h"
 #include "common/base/tensor_cast.h"
 #include "server/checkpoint/checkpoint_info.h"
@@ -65,15 +66,13 @@ absl::Status ReadOne(const CheckpointReader& reader, const ReadItem& item, Devic
 }
 
 class Lanes {
-  static constexpr uint64_t kHugePage = uint64_t{2} << 20;
-
  public:
   Lanes(Device& device, uint64_t bytes, size_t threads, const JobControl& control)
       : device_(device),
         bytes_(bytes),
         // Whole huge pages, and few for many threads together.
-        window_bytes_(std::clamp((uint64_t{16} << 20) / threads / kHugePage * kHugePage, kHugePage,
-                                 FileWindow::kMaxBytes)),
+        window_bytes_(std::clamp((uint64_t{16} << 20) / threads / kHugePageBytes * kHugePageBytes,
+                                 kHugePageBytes, FileWindow::kMaxBytes)),
         control_(control) {}
 
   absl::StatusOr<Lane> Take() {

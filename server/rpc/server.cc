@@ -102,7 +102,9 @@ absl::Status Server::StartRuntime() {
     device->OnFailure([this](Device& failed) { OnDeviceFailure(failed); });
   }
   runtime_.compute = std::make_unique<ComputePool>(options_.compute_threads);
-  runtime_.readers = std::make_unique<ComputePool>(options_.io_threads);
+  // More than there are processors would only have the disk jump between more places of a file.
+  runtime_.readers = std::make_unique<ComputePool>(
+      std::min(options_.io_threads, std::max<size_t>(2, runtime_.compute->threads())));
   MS_RETURN_IF_ERROR(MakeCheckpointRoot(options_.checkpoint_root));
   MS_ASSIGN_OR_RETURN(runtime_.checkpoints, CheckpointStore::Open(options_.checkpoint_root));
   runtime_.retention = options_.retention;

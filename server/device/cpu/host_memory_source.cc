@@ -1,6 +1,5 @@
 #include "server/device/cpu/host_memory_source.h"
 
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,14 +7,12 @@
 #include <limits>
 #include <new>
 
+#include "common/base/huge_buffer.h"
+
 namespace modelstate {
 namespace {
 
-constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kPage = 4096;
 constexpr std::align_val_t kAlignment{64};
-
-size_t MappedBytes(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 
 // The number in a cgroup file; no limit where there is none ("max" in version 2).
 uint64_t ReadLimit(const char* path) {
@@ -28,26 +25,15 @@ uint64_t ReadLimit(const char* path) {
 }  // namespace
 
 void* HostMemorySource::Allocate(size_t bytes) {
-  if (bytes < kHugePage) return ::operator new(bytes, kAlignment, std::nothrow);
-  if (bytes > std::numeric_limits<size_t>::max() - 2 * kHugePage) return nullptr;
-  // Maps more than is needed and gives the ends back, so that what stays is aligned.
-  const size_t mapped = MappedBytes(bytes);
-  void* raw = mmap(nullptr, mapped + kHugePage, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (raw == MAP_FAILED) return nullptr;
-  uint8_t* begin = static_cast<uint8_t*>(raw);
-  const size_t head = (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
-  if (head > 0) munmap(begin, head);
-  munmap(begin + head + mapped, kHugePage - head);
-  madvise(begin + head, mapped, MADV_HUGEPAGE);  // a wish: kernels without huge pages refuse it
-  return begin + head;
+  if (bytes < kHugePageBytes) return ::operator new(bytes, kAlignment, std::nothrow);
+  return MapHugePages(bytes);
 }
 
 void HostMemorySource::Free(void* ptr, size_t bytes) {
-  if (bytes < kHugePage) {
+  if (bytes < kHugePageBytes) {
     ::operator delete(ptr, kAlignment);
   } else {
-    munmap(ptr, MappedBytes(bytes));
+    UnmapHugePages(ptr, bytes);
   }
 }
 
