@@ -3,11 +3,12 @@
 #include <algorithm>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <optional>
+#include <string>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
-#include "absl/container/flat_hash_set.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
@@ -18,6 +19,11 @@ namespace {
 
 using Json = nlohmann::json;
 
+// No entry of a tensor is shorter.
+constexpr size_t kMinEntryBytes = 48;
+// A pair takes twenty times its shortest text in memory.
+constexpr size_t kMaxMetadataPairs = size_t{1} << 18;
+
 // Sub-byte and other types of the format that have no DType.
 struct OpaqueDType {
   absl::string_view name;
@@ -27,11 +33,22 @@ constexpr OpaqueDType kOpaqueDTypes[] = {{"F4", 4},      {"F6_E2M3", 6},     {"F
                                          {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8},
                                          {"C128", 128}};
 
+absl::Status InvalidHeader(absl::string_view text) {
+  return Corrupt(absl::StrCat("the safetensors header is invalid: ", text));
+}
+
+std::string OccursTwice(absl::string_view name) {
+  return absl::StrCat("the name ", ShowName(name), " occurs twice");
+}
+
 // Receives the text token by token, so it sees what a DOM would hide: duplicate keys, and whether a
 // number was written as an integer. Each callback returns false to stop; then status() says why.
 class HeaderHandler : public nlohmann::json_sax<Json> {
  public:
-  explicit HeaderHandler(bool allow_opaque) : allow_opaque_(allow_opaque) {}
+  HeaderHandler(bool allow_opaque, size_t max_tensors) : allow_opaque_(allow_opaque) {
+    index_.tensors.reserve(max_tensors);
+    index_.begins.reserve(max_tensors);
+  }
 
   SafetensorsIndex& index() { return index_; }
   absl::Status status() const { return status_; }
@@ -64,7 +81,7 @@ class HeaderHandler : public nlohmann::json_sax<Json> {
     }
     if (state_ == State::kOffsets) {
       if (offset_count_ == 2) return Fail("has more than two data_offsets");
-      (offset_count_++ == 0 ? entry_.begin : entry_.end) = value;
+      (offset_count_++ == 0 ? begin_ : end_) = value;
       return true;
     }
     return Unexpected("a number");
@@ -83,8 +100,8 @@ class HeaderHandler : public nlohmann::json_sax<Json> {
       const bool known = opaque != std::end(kOpaqueDTypes);
       if (known && allow_opaque_) {
         dtype_ = DType::kU8;
-        entry_.tensor.opaque_bits = opaque->bits;
-        entry_.tensor.opaque_dtype = opaque->name;
+        tensor_.opaque_bits = opaque->bits;
+        tensor_.opaque_dtype = opaque->name;
       }
       if (!dtype_) {
         status_ = Unsupported(
@@ -110,7 +127,7 @@ class HeaderHandler : public nlohmann::json_sax<Json> {
           state_ = State::kMetadata;
           return true;
         }
-        entry_ = {};
+        tensor_ = {};
         dims_.clear();
         dtype_.reset();
         offset_count_ = 0;
@@ -126,14 +143,13 @@ class HeaderHandler : public nlohmann::json_sax<Json> {
     switch (state_) {
       case State::kTop: {
         key_ = std::move(value);
-        if (key_ != "__metadata__") {
+        if (key_ == "__metadata__") {
+          if (std::exchange(has_metadata_, true)) return FailHeader(OccursTwice(key_));
+        } else {
           const absl::string_view problem = TensorNameProblem(key_);
           if (!problem.empty()) {
             return FailHeader(absl::StrCat("the tensor name ", ShowName(key_), " ", problem));
           }
-        }
-        if (!names_.insert(key_).second) {
-          return FailHeader(absl::StrCat("the name ", ShowName(key_), " occurs twice"));
         }
         state_ = State::kTopValue;
         return true;
@@ -142,6 +158,10 @@ class HeaderHandler : public nlohmann::json_sax<Json> {
         key_ = std::move(value);
         if (index_.metadata.count(key_) != 0) {
           return FailHeader(absl::StrCat("__metadata__ has the key ", ShowName(key_), " twice"));
+        }
+        if (index_.metadata.size() == kMaxMetadataPairs) {
+          return FailHeader(
+              absl::StrCat("__metadata__ has more than ", kMaxMetadataPairs, " keys; remove some"));
         }
         return true;
       case State::kEntry: {
@@ -209,7 +229,7 @@ class HeaderHandler : public nlohmann::json_sax<Json> {
   enum Field { kDType = 1, kShape = 2, kOffsets = 4 };
 
   bool FailHeader(absl::string_view text) {
-    if (status_.ok()) status_ = Corrupt(absl::StrCat("the safetensors header is invalid: ", text));
+    if (status_.ok()) status_ = InvalidHeader(text);
     return false;
   }
   bool Fail(absl::string_view text) {
@@ -236,20 +256,20 @@ class HeaderHandler : public nlohmann::json_sax<Json> {
     }
     absl::StatusOr<Shape> shape = Shape::Create(dims_);
     if (!shape.ok()) return Fail(absl::StrCat("has no valid shape: ", shape.status().message()));
-    StoredTensor& tensor = entry_.tensor;
-    tensor.name = key_;
-    tensor.dtype = *dtype_;
-    tensor.shape = *std::move(shape);
-    if (static_cast<uint64_t>(tensor.shape.num_elements()) * tensor.opaque_bits % 8 != 0) {
-      return Fail(absl::StrCat("takes no whole number of bytes: ", tensor.shape.ToString(), " of ",
-                               tensor.opaque_bits, " bits"));
+    tensor_.name = key_;
+    tensor_.dtype = *dtype_;
+    tensor_.shape = *std::move(shape);
+    if (static_cast<uint64_t>(tensor_.shape.num_elements()) * tensor_.opaque_bits % 8 != 0) {
+      return Fail(absl::StrCat("takes no whole number of bytes: ", tensor_.shape.ToString(), " of ",
+                               tensor_.opaque_bits, " bits"));
     }
-    if (entry_.begin > entry_.end || entry_.end - entry_.begin != tensor.nbytes()) {
-      return Fail(absl::StrCat("has data_offsets [", entry_.begin, ", ", entry_.end, "], but ",
-                               tensor.dtype_name(), " ", tensor.shape.ToString(), " takes ",
-                               tensor.nbytes(), " bytes"));
+    if (begin_ > end_ || end_ - begin_ != tensor_.nbytes()) {
+      return Fail(absl::StrCat("has data_offsets [", begin_, ", ", end_, "], but ",
+                               tensor_.dtype_name(), " ", tensor_.shape.ToString(), " takes ",
+                               tensor_.nbytes(), " bytes"));
     }
-    index_.entries.push_back(std::move(entry_));
+    index_.tensors.push_back(std::move(tensor_));
+    index_.begins.push_back(begin_);
     return true;
   }
 
@@ -258,7 +278,7 @@ class HeaderHandler : public nlohmann::json_sax<Json> {
   absl::Status status_;
   bool complete_ = false;
   State state_ = State::kStart;
-  absl::flat_hash_set<std::string> names_;
+  bool has_metadata_ = false;
   // Of the entry at hand.
   std::string key_;
   Field field_ = kDType;
@@ -266,25 +286,42 @@ class HeaderHandler : public nlohmann::json_sax<Json> {
   int offset_count_ = 0;
   std::optional<DType> dtype_;
   std::vector<int64_t> dims_;
-  SafetensorsEntry entry_;
+  StoredTensor tensor_;
+  uint64_t begin_ = 0;
+  uint64_t end_ = 0;
 };
 
-absl::Status CheckTiling(const std::vector<SafetensorsEntry>& entries, uint64_t data_bytes) {
-  std::vector<const SafetensorsEntry*> sorted;
-  sorted.reserve(entries.size());
-  for (const SafetensorsEntry& entry : entries) sorted.push_back(&entry);
-  std::sort(sorted.begin(), sorted.end(), [](const auto* a, const auto* b) {
-    return std::pair(a->begin, a->end) < std::pair(b->begin, b->end);
-  });
+// The places of the tensors, sorted by what `key` gives for one.
+template <typename Key>
+std::vector<uint32_t> SortedBy(const SafetensorsIndex& index, Key key) {
+  std::vector<uint32_t> order(index.tensors.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(), [&key](uint32_t a, uint32_t b) { return key(a) < key(b); });
+  return order;
+}
+
+absl::Status CheckNamesDiffer(const SafetensorsIndex& index) {
+  const auto name = [&index](uint32_t i) { return absl::string_view(index.tensors[i].name); };
+  const std::vector<uint32_t> order = SortedBy(index, name);
+  const auto twice = std::adjacent_find(
+      order.begin(), order.end(), [&name](uint32_t a, uint32_t b) { return name(a) == name(b); });
+  if (twice == order.end()) return absl::OkStatus();
+  return InvalidHeader(OccursTwice(name(*twice)));
+}
+
+absl::Status CheckTiling(const SafetensorsIndex& index, uint64_t data_bytes) {
+  const auto range = [&index](uint32_t i) {
+    return std::pair(index.begins[i], index.begins[i] + index.tensors[i].nbytes());
+  };
   uint64_t end = 0;
-  for (const SafetensorsEntry* entry : sorted) {
-    if (entry->begin != end) {
-      return Corrupt(absl::StrCat("tensor ", ShowName(entry->tensor.name), " begins at byte ",
-                                  entry->begin, " of the data, but the one before ends at ", end,
+  for (uint32_t i : SortedBy(index, range)) {
+    if (index.begins[i] != end) {
+      return Corrupt(absl::StrCat("tensor ", ShowName(index.tensors[i].name), " begins at byte ",
+                                  index.begins[i], " of the data, but the one before ends at ", end,
                                   ": safetensors allows no ",
-                                  entry->begin > end ? "hole" : "overlap"));
+                                  index.begins[i] > end ? "hole" : "overlap"));
     }
-    end = entry->end;
+    end = range(i).second;
   }
   if (end != data_bytes) {
     return Corrupt(absl::StrCat(
@@ -305,11 +342,14 @@ absl::StatusOr<SafetensorsIndex> ParseSafetensorsHeader(absl::string_view json, 
   if (json.find('\0') != absl::string_view::npos) {
     return Corrupt("the safetensors header is invalid: it has a NUL byte");
   }
-  HeaderHandler handler(allow_opaque);
+  // Set aside once: a vector that grows holds up to three times what is in it.
+  const auto objects = static_cast<size_t>(std::count(json.begin(), json.end(), '{'));
+  HeaderHandler handler(allow_opaque, std::min(objects, json.size() / kMinEntryBytes));
   const bool parsed = Json::sax_parse(json.data(), json.data() + json.size(), &handler);
   MS_RETURN_IF_ERROR(handler.status());
   if (!parsed || !handler.complete()) return Corrupt("the safetensors header is not an object");
-  MS_RETURN_IF_ERROR(CheckTiling(handler.index().entries, data_bytes));
+  MS_RETURN_IF_ERROR(CheckNamesDiffer(handler.index()));
+  MS_RETURN_IF_ERROR(CheckTiling(handler.index(), data_bytes));
   return std::move(handler.index());
 }
 

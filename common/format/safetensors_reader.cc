@@ -1,13 +1,13 @@
 #include "common/format/safetensors_reader.h"
 
-#include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <utility>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/digest.h"
 #include "common/base/status.h"
+#include "common/format/json_view.h"
 #include "common/format/safetensors_header.h"
 #include "common/format/safetensors_writer.h"
 #include "common/format/text.h"
@@ -15,7 +15,15 @@
 namespace modelstate {
 namespace {
 
-using Json = nlohmann::json;
+// The last member of the name, as in Python; null where there is none.
+JsonView Member(const JsonView& object, absl::string_view name) {
+  JsonView found;
+  if (!object.is_object()) return found;
+  for (const auto& [key, value] : object) {
+    if (key.String() == name) found = value;
+  }
+  return found;
+}
 
 absl::Status BadMetadata(absl::string_view key) {
   return Corrupt(absl::StrCat("__metadata__[", ShowName(key),
@@ -45,21 +53,20 @@ absl::StatusOr<std::unique_ptr<SafetensorsReader>> SafetensorsReader::Open(File 
                                 " bytes, but the file has only ", size - 8,
                                 " after its length: it is truncated"));
   }
-  std::string json(header_bytes, '\0');
-  MS_RETURN_IF_ERROR(
-      file.ReadAt(8, absl::MakeSpan(reinterpret_cast<uint8_t*>(json.data()), json.size())));
   const uint64_t data_begin = 8 + header_bytes;
-  MS_ASSIGN_OR_RETURN(SafetensorsIndex index,
-                      ParseSafetensorsHeader(json, size - data_begin, allow_opaque));
+  SafetensorsIndex index;
+  {
+    std::string json(header_bytes, '\0');
+    MS_RETURN_IF_ERROR(
+        file.ReadAt(8, absl::MakeSpan(reinterpret_cast<uint8_t*>(json.data()), json.size())));
+    MS_ASSIGN_OR_RETURN(index, ParseSafetensorsHeader(json, size - data_begin, allow_opaque));
+  }
 
   std::unique_ptr<SafetensorsReader> reader(new SafetensorsReader(std::move(file)));
   reader->metadata_ = std::move(index.metadata);
-  reader->tensors_.reserve(index.entries.size());
-  reader->offsets_.reserve(index.entries.size());
-  for (SafetensorsEntry& entry : index.entries) {
-    reader->tensors_.push_back(std::move(entry.tensor));
-    reader->offsets_.push_back(data_begin + entry.begin);
-  }
+  reader->tensors_ = std::move(index.tensors);
+  reader->offsets_ = std::move(index.begins);
+  for (uint64_t& offset : reader->offsets_) offset += data_begin;
   // Kinds and digests are recorded for owners and aliases alike, so aliases come first.
   reader->AddAliases();
   MS_RETURN_IF_ERROR(reader->ApplyKinds());
@@ -92,27 +99,29 @@ void SafetensorsReader::AddAliases() {
 absl::Status SafetensorsReader::ApplyKinds() {
   const auto text = metadata_.find(kKindsMetadataKey);
   if (text == metadata_.end()) return absl::OkStatus();
-  const Json json = Json::parse(text->second, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) return BadMetadata(kKindsMetadataKey);
-  absl::flat_hash_map<absl::string_view, StoredTensor*> by_name;
+  const auto bad = [] { return BadMetadata(kKindsMetadataKey); };
+  const absl::StatusOr<JsonView> json = JsonView::Parse(text->second);
+  if (!json.ok()) return bad();
   for (StoredTensor& tensor : tensors_) {
     tensor.kind = TensorKind::kParameter;
     tensor.requires_grad = true;
-    by_name.emplace(tensor.name, &tensor);
   }
+  const auto by_name = TensorsByName();
   for (const char* list : {"buffers", "frozen"}) {
-    const auto names = json.find(list);
-    if (names == json.end() || !names->is_array()) return BadMetadata(kKindsMetadataKey);
-    for (const Json& name : *names) {
-      if (!name.is_string()) return BadMetadata(kKindsMetadataKey);
-      const auto it = by_name.find(name.get_ref<const std::string&>());
+    const JsonView names = Member(*json, list);
+    if (!names.is_array()) return bad();
+    for (const auto& [unused, item] : names) {
+      const std::optional<std::string> name = item.String();
+      if (!name) return bad();
+      const auto it = by_name.find(*name);
       // A tensor that somebody removed from the file is no reason to refuse the others.
       if (it == by_name.end()) continue;
+      StoredTensor& tensor = *it->second;
       if (absl::string_view(list) == "buffers") {
-        it->second->kind = TensorKind::kBuffer;
-        it->second->requires_grad.reset();
-      } else if (it->second->kind == TensorKind::kParameter) {
-        it->second->requires_grad = false;
+        tensor.kind = TensorKind::kBuffer;
+        tensor.requires_grad.reset();
+      } else if (tensor.kind == TensorKind::kParameter) {
+        tensor.requires_grad = false;
       }
     }
   }
@@ -122,16 +131,29 @@ absl::Status SafetensorsReader::ApplyKinds() {
 absl::Status SafetensorsReader::ApplyDigests() {
   const auto text = metadata_.find(kDigestsMetadataKey);
   if (text == metadata_.end()) return absl::OkStatus();
-  const Json json = Json::parse(text->second, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) return BadMetadata(kDigestsMetadataKey);
+  const auto bad = [] { return BadMetadata(kDigestsMetadataKey); };
+  const absl::StatusOr<JsonView> json = JsonView::Parse(text->second);
+  if (!json.ok() || !json->is_object()) return bad();
+  const auto by_name = TensorsByName();
+  for (const auto& [key, value] : *json) {
+    const auto it = by_name.find(key.String().value_or(""));
+    if (it == by_name.end()) continue;
+    const std::optional<std::string> hex = value.String();
+    if (!hex) return bad();
+    it->second->xxh3 = DigestFromHex(*hex);
+    if (!it->second->xxh3) return bad();
+  }
   for (StoredTensor& tensor : tensors_) {
-    const auto digest = json.find(!tensor.alias_of.empty() ? tensor.alias_of : tensor.name);
-    if (digest == json.end()) continue;
-    if (!digest->is_string()) return BadMetadata(kDigestsMetadataKey);
-    tensor.xxh3 = DigestFromHex(digest->get_ref<const std::string&>());
-    if (!tensor.xxh3) return BadMetadata(kDigestsMetadataKey);
+    if (!tensor.alias_of.empty()) tensor.xxh3 = by_name.at(tensor.alias_of)->xxh3;
   }
   return absl::OkStatus();
+}
+
+absl::flat_hash_map<absl::string_view, StoredTensor*> SafetensorsReader::TensorsByName() {
+  absl::flat_hash_map<absl::string_view, StoredTensor*> by_name;
+  by_name.reserve(tensors_.size());
+  for (StoredTensor& tensor : tensors_) by_name.emplace(tensor.name, &tensor);
+  return by_name;
 }
 
 absl::Status SafetensorsReader::ReadWith(size_t index, absl::Span<uint8_t> out,

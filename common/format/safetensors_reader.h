@@ -6,7 +6,9 @@
 #include <optional>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "common/base/file.h"
 #include "common/format/checkpoint_reader.h"
@@ -32,6 +34,8 @@ class SafetensorsReader : public CheckpointReader {
   absl::Status ApplyKinds();
   absl::Status ApplyDigests();
   void AddAliases();
+  // Valid until tensors_ changes.
+  absl::flat_hash_map<absl::string_view, StoredTensor*> TensorsByName();
 
   File file_;
   std::vector<uint64_t> offsets_;  // of each tensor's first byte in the file

@@ -10,6 +10,7 @@
 #include "common/base/state_layout.h"
 #include "common/base/status.h"
 #include "common/format/safetensors_writer.h"
+#include "tests/common/allocation_meter.h"
 #include "tests/common/format/test_files.h"
 
 namespace modelstate {
@@ -173,6 +174,49 @@ TEST(SafetensorsReaderTest, LyingHeaderSizeTakesNoMemory) {
   const long growth = PeakResidentKilobytes() - before;
   RecordProperty("resident_growth_kib", static_cast<int>(growth));
   EXPECT_LT(growth, 1024);
+}
+
+// What is short in the text and long in memory.
+TEST(SafetensorsReaderTest, NoHeaderTakesMoreThanTenTimesItself) {
+  constexpr int kTensors = 200'000;
+  constexpr size_t kText = size_t{8} << 20;
+  const auto repeated = [](const std::string& part) {
+    std::string text;
+    while (text.size() < kText) text += part;
+    return text;
+  };
+  const auto metadata = [](const std::string& pairs) {
+    return "{\"__metadata__\":{" + pairs + "}," + Entry("w", "U8", "[4]", "[0,4]") + "}";
+  };
+  std::string tensors = "{" + Entry("w", "U8", "[4]", "[0,4]");
+  std::string pairs = "\"a\":\"\"";
+  for (int i = 0; i < kTensors; ++i) {
+    tensors += "," + Entry(std::to_string(i), "U8", "[0]", "[4,4]");
+    pairs += ",\"" + std::to_string(i) + "\":\"\"";
+  }
+  struct Header {
+    std::string json;
+    size_t most;
+    bool good;
+  };
+  const std::string kinds = "\"modelstate.kinds\":\"{\\\"frozen\\\":[],\\\"buffers\\\":[";
+  std::vector<Header> headers = {
+      {tensors + "}", 5 * tensors.size(), true},
+      {metadata(pairs), size_t{32} << 20, true},
+      {metadata(kinds + repeated("\\\"\\\",") + "\\\"w\\\"]}\""), 10 * kText, true},
+      {metadata("\"modelstate.xxh3\":\"" + repeated("[") + "\""), 10 * kText, false},
+      {"{" + Entry(repeated("{"), "U8", "[4]", "[0,4]") + "}", 10 * kText, true},
+  };
+  for (int i = kTensors; i < 300'000; ++i) pairs += ",\"" + std::to_string(i) + "\":\"\"";
+  headers.push_back({metadata(pairs), size_t{64} << 20, false});
+  for (const Header& header : headers) {
+    SCOPED_TRACE(header.json.substr(0, 100));
+    File file = MemoryFile(Safetensors(header.json, "abcd"));
+    ResetPeakAllocation();
+    const absl::Status status = OpenCheckpoint(std::move(file)).status();
+    EXPECT_LE(PeakAllocation(), header.most);
+    EXPECT_EQ(status.ok(), header.good) << status.ToString().substr(0, 300);
+  }
 }
 
 TEST(SafetensorsReaderTest, TruncationAnywhereIsRefused) {
