@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <linux/openat2.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -416,6 +417,14 @@ bool RootDirectory::IsAt(const RootDirectory& root, const std::string& path) con
   struct stat here;
   return fstat(fd, &there) == 0 && fstat(root_.fd(), &here) == 0 && there.st_dev == here.st_dev &&
          there.st_ino == here.st_ino;
+}
+
+bool RootDirectory::TryLock() const {
+  int locked = 0;
+  do {
+    locked = flock(root_.fd(), LOCK_EX | LOCK_NB);
+  } while (locked != 0 && errno == EINTR);
+  return locked == 0 || errno != EWOULDBLOCK;
 }
 
 absl::Status RootDirectory::MakeDirectory(const std::string& path) const {

@@ -87,6 +87,9 @@ class RootDirectory {
   absl::StatusOr<RootDirectory> OpenDirectory(const std::string& path) const;
   // Whether this directory is what `path` of `root` names now.
   bool IsAt(const RootDirectory& root, const std::string& path) const;
+  // Locks it against other processes and objects (flock) until this object ends. False where
+  // another holds the lock; true also where the file system has no locks.
+  bool TryLock() const;
 
   absl::StatusOr<File> OpenFile(const std::string& path) const;    // regular files only
   absl::StatusOr<File> CreateFile(const std::string& path) const;  // must not exist; 0640

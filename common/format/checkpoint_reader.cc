@@ -70,15 +70,17 @@ absl::Status CheckpointReader::ReadPieces(const File& file, uint64_t offset, uin
 
 absl::Status CheckpointReader::ReadInto(size_t index, PlaceBytes place, ReadPass& pass) const {
   if (index >= tensors_.size()) return CheckReadArguments(index, {});
-  std::vector<uint8_t> bytes(tensors_[index].nbytes());
+  const uint64_t nbytes = tensors_[index].nbytes();
+  absl::Span<uint8_t> to;
+  if (nbytes > 0) to = place(0, nbytes);
+  if (to.size() == nbytes) return ReadWith(index, to, pass);
+  std::vector<uint8_t> bytes(nbytes);
   MS_RETURN_IF_ERROR(ReadWith(index, absl::MakeSpan(bytes), pass));
-  absl::Span<const uint8_t> rest = bytes;
-  while (!rest.empty()) {
-    const absl::Span<uint8_t> to = place(bytes.size() - rest.size(), rest.size());
-    std::memcpy(to.data(), rest.data(), to.size());
-    rest.remove_prefix(to.size());
+  for (uint64_t done = 0;; to = place(done, nbytes - done)) {
+    std::memcpy(to.data(), bytes.data() + done, to.size());
+    done += to.size();
+    if (done == nbytes) return absl::OkStatus();
   }
-  return absl::OkStatus();
 }
 
 namespace {

@@ -18,6 +18,8 @@ namespace modelstate {
 namespace {
 
 constexpr uint64_t kCheckChunkBytes = uint64_t{1} << 20;
+// Of a storage no more is held in memory at once: larger ones are gathered from as they are read.
+constexpr uint64_t kWholeBytes = uint64_t{4} << 20;
 // A view is read as its own span where that is at most this many times its bytes, so that reading
 // every view of a file stays linear in what is read out; else the whole storage is, once.
 constexpr uint64_t kSpanFactor = 4;
@@ -156,16 +158,26 @@ absl::Status TorchTensorReader::ReadStrided(size_t index, uint64_t span_elements
   const size_t width = DTypeSize(tensor.dtype);
   const Storage& storage = *storages_[storage_of_[index]];
   const uint64_t span_bytes = span_elements * width;
-  if (span_bytes / kSpanFactor <= out.size()) {
+  const uint64_t begin = view.offset * width;
+  if (span_bytes <= kWholeBytes && span_bytes / kSpanFactor <= out.size()) {
     std::vector<uint8_t> source(span_bytes);
-    MS_RETURN_IF_ERROR(ReadContiguous(storage, view.offset * width, span_bytes,
-                                      PlaceIn(absl::MakeSpan(source)), pass));
+    MS_RETURN_IF_ERROR(
+        ReadContiguous(storage, begin, span_bytes, PlaceIn(absl::MakeSpan(source)), pass));
     StridedCopy(tensor.shape, view.strides, width, source.data(), out.data());
     return absl::OkStatus();
   }
-  MS_ASSIGN_OR_RETURN(const Bytes bytes, WholeStorage(storage_of_[index], pass));
-  StridedCopy(tensor.shape, view.strides, width, bytes->data() + view.offset * width, out.data());
-  return absl::OkStatus();
+  if (storage.place.size <= kWholeBytes) {
+    MS_ASSIGN_OR_RETURN(const Bytes bytes, WholeStorage(storage_of_[index], pass));
+    StridedCopy(tensor.shape, view.strides, width, bytes->data() + begin, out.data());
+    return absl::OkStatus();
+  }
+  MS_RETURN_IF_ERROR(CheckStorage(storage, pass));
+  const auto read = [&](uint64_t offset, absl::Span<uint8_t> to) {
+    MS_RETURN_IF_ERROR(pass.GoOn());
+    const uint64_t at = storage.place.offset + begin + offset;
+    return pass.ReadAt(file_, at, to, at + to.size());
+  };
+  return StridedGather(tensor.shape, view.strides, width, span_bytes, read, out);
 }
 
 absl::Status TorchTensorReader::CheckStorage(const Storage& storage, ReadPass& pass) const {

@@ -1,8 +1,10 @@
 // CheckpointStore::Save: the write path, which no crash may leave half done.
+#include <optional>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "common/base/bytes.h"
 #include "common/base/digest.h"
@@ -60,6 +62,18 @@ absl::Status WriteManifest(const RootDirectory& root, const std::string& path,
   return file.SyncData();
 }
 
+absl::StatusOr<RootDirectory> HoldDirectory(const RootDirectory& root, const std::string& path) {
+  MS_ASSIGN_OR_RETURN(RootDirectory directory, root.OpenDirectory(path));
+  if (!directory.TryLock() || !directory.IsAt(root, path)) {
+    return MakeError(Reason::kCheckpointExists,
+                     absl::StrCat("\"", path,
+                                  "\" is in the hands of another server with the same "
+                                  "checkpoint root; save again when it is done"),
+                     {{"path", path}});
+  }
+  return directory;
+}
+
 // Makes the directories above `path` that are missing, durably. One that is there may have been
 // made by a save that did not get to syncing it.
 absl::Status MakeParents(const RootDirectory& root, const std::string& path) {
@@ -82,10 +96,13 @@ absl::Status CheckpointStore::CheckNewPath(const std::string& path) const {
     problem = "is the root itself";
   } else if (name.size() + kTemporarySuffixBytes > 255) {
     problem = "has a last part over 234 bytes";
-  } else if (IsTemporaryName(name)) {
-    problem = "has the name of a temporary, which a start of the server removes";
-  } else if (name == kLatestName) {
-    problem = "ends with the name by which loads find the newest checkpoint";
+  }
+  for (const absl::string_view part : absl::StrSplit(path, '/')) {
+    if (IsTemporaryName(part)) {
+      problem = "has a part with the name of a temporary, which a start of the server removes";
+    } else if (part == kLatestName) {
+      problem = "has a part with the name by which loads find the newest checkpoint";
+    }
   }
   if (!problem.empty()) {
     return MakeError(Reason::kInvalidField,
@@ -180,6 +197,12 @@ absl::StatusOr<CheckpointInfo> CheckpointStore::SaveAs(const CapturedState& stat
   const std::string temporary = TemporaryPath(path, RandomUint64());
   MS_RETURN_IF_ERROR(root_.MakeDirectory(temporary));
   absl::Cleanup remove = [this, &temporary] { root_.RemoveRecursively(temporary).IgnoreError(); };
+  // Another server that starts on this root would take them for what a crash has left.
+  MS_ASSIGN_OR_RETURN(const RootDirectory made, HoldDirectory(root_, temporary));
+  std::optional<RootDirectory> replaced;
+  if (exists) {
+    MS_ASSIGN_OR_RETURN(replaced, HoldDirectory(root_, path));
+  }
 
   MS_ASSIGN_OR_RETURN(
       Manifest::FileEntry model_file,

@@ -1,5 +1,6 @@
 #include "server/checkpoint/checkpoint_store.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -11,29 +12,56 @@
 namespace modelstate {
 namespace {
 
-// Saves that a crash cut off. Only directories that are named as a save names them.
-absl::Status RemoveTemporaries(const RootDirectory& root, const std::string& directory, int depth) {
-  if (depth > kMaxScanDepth) return absl::OkStatus();
-  MS_ASSIGN_OR_RETURN(const std::vector<RootDirectory::Entry> entries, root.List(directory));
-  for (const RootDirectory::Entry& entry : entries) {
+// What a save or a deletion leaves when it is cut off, and nothing else.
+bool HoldsOnlyParts(const RootDirectory& root, const std::string& path) {
+  const absl::StatusOr<std::vector<RootDirectory::Entry>> entries = root.List(path);
+  return entries.ok() &&
+         std::all_of(entries->begin(), entries->end(), [](const RootDirectory::Entry& entry) {
+           return !entry.is_directory &&
+                  (entry.name == kModelFile || entry.name == kOptimizerFile ||
+                   entry.name == kManifestFile);
+         });
+}
+
+// Removes what saves that a crash cut off have left; not what another server has under way.
+void RemoveTemporaries(const RootDirectory& root, const std::string& directory, int depth,
+                       const CheckpointStore::Log& log) {
+  if (depth > kMaxScanDepth) return;
+  const absl::StatusOr<std::vector<RootDirectory::Entry>> entries = root.List(directory);
+  // A directory that may not be read is somebody else's.
+  if (!entries.ok()) return;
+  for (const RootDirectory::Entry& entry : *entries) {
     if (!entry.is_directory) continue;
     const std::string path = JoinPath(directory, entry.name);
-    if (IsTemporaryName(entry.name)) {
-      MS_RETURN_IF_ERROR(root.RemoveRecursively(path));
-    } else if (!root.Stat(absl::StrCat(path, "/", kManifestFile)).ok()) {
-      // A directory that may not be read is somebody else's.
-      RemoveTemporaries(root, path, depth + 1).IgnoreError();
+    if (!IsTemporaryName(entry.name)) {
+      if (!root.Stat(JoinPath(path, kManifestFile)).ok()) {
+        RemoveTemporaries(root, path, depth + 1, log);
+      }
+      continue;
     }
+    const absl::StatusOr<RootDirectory> held = root.OpenDirectory(path);
+    if (!held.ok() || !held->TryLock() || !held->IsAt(root, path)) {
+      log(absl::StrCat("\"", path, "\" stays: another server saves to it"));
+      continue;
+    }
+    if (!HoldsOnlyParts(root, path)) {
+      log(absl::StrCat("\"", path,
+                       "\" has the name of a temporary, but no save made what is in "
+                       "it: it stays; give it another name"));
+      continue;
+    }
+    const absl::Status removed = root.RemoveRecursively(path);
+    log(removed.ok() ? absl::StrCat("removed \"", path, "\", which a save that was cut off left")
+                     : std::string(removed.message()));
   }
-  return absl::OkStatus();
 }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<CheckpointStore>> CheckpointStore::Open(
-    const std::string& root_path) {
+absl::StatusOr<std::unique_ptr<CheckpointStore>> CheckpointStore::Open(const std::string& root_path,
+                                                                       const Log& log) {
   MS_ASSIGN_OR_RETURN(RootDirectory root, RootDirectory::Open(root_path));
-  MS_RETURN_IF_ERROR(RemoveTemporaries(root, ".", 0));
+  RemoveTemporaries(root, ".", 0, log);
   return std::unique_ptr<CheckpointStore>(new CheckpointStore(std::move(root)));
 }
 

@@ -2,6 +2,7 @@
 #define MODELSTATE_SERVER_CHECKPOINT_CHECKPOINT_STORE_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <set>
@@ -40,8 +41,12 @@ struct SaveOptions {
 // one. Thread-safe; saves to the same path at once: one wins, the other is an error.
 class CheckpointStore {
  public:
-  // The directory must be there. Removes temporaries that a crash left behind.
-  static absl::StatusOr<std::unique_ptr<CheckpointStore>> Open(const std::string& root_path);
+  using Log = std::function<void(const std::string&)>;
+
+  // The directory must be there. Removes temporaries that a crash left behind, not those that
+  // another process is writing, and tells `log` of each, also of what it could not remove.
+  static absl::StatusOr<std::unique_ptr<CheckpointStore>> Open(
+      const std::string& root_path, const Log& log = [](const std::string&) {});
 
   const RootDirectory& root() const { return root_; }
 

@@ -106,9 +106,13 @@ absl::Status Server::StartRuntime() {
   runtime_.readers = std::make_unique<ComputePool>(
       std::min(options_.io_threads, std::max<size_t>(2, runtime_.compute->threads())));
   MS_RETURN_IF_ERROR(MakeCheckpointRoot(options_.checkpoint_root));
-  MS_ASSIGN_OR_RETURN(runtime_.checkpoints, CheckpointStore::Open(options_.checkpoint_root));
-  runtime_.retention = options_.retention;
   runtime_.log = options_.log ? options_.log : [](absl::LogSeverity, const std::string&) {};
+  MS_ASSIGN_OR_RETURN(
+      runtime_.checkpoints,
+      CheckpointStore::Open(options_.checkpoint_root, [this](const std::string& text) {
+        runtime_.log(absl::LogSeverity::kWarning, text);
+      }));
+  runtime_.retention = options_.retention;
   runtime_.io = std::make_unique<asio::thread_pool>(options_.io_threads);
   runtime_.strands = std::make_unique<asio::thread_pool>(runtime_.compute->threads());
 

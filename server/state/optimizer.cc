@@ -95,6 +95,11 @@ absl::Status CheckRanges(Algorithm algorithm, const std::string& group,
       case Range::kFinite:
         break;
     }
+    // Parameters of 32 bits and less are stepped in 32 bits.
+    if (good && !std::isfinite(static_cast<float>(value))) {
+      good = false;
+      must = "at most 3.4e38, the largest 32-bit float";
+    }
     if (good) continue;
     return Invalid(
         group, FieldName(rule),
@@ -108,10 +113,13 @@ absl::Status CheckClipping(const OptimizerConfig& config) {
   const std::pair<const char*, std::optional<double>> limits[] = {
       {"max_grad_norm", config.max_grad_norm}, {"max_grad_value", config.max_grad_value}};
   for (const auto& [name, limit] : limits) {
-    if (!limit || *limit > 0) continue;
-    return Invalid("", name,
-                   absl::StrCat("Invalid ", name, ": ", PythonFloat(*limit),
-                                "; it must be greater than 0, or unset for no clipping"));
+    // A limit that 32 bits do not tell from 0 would be none.
+    if (!limit || static_cast<float>(*limit) > 0) continue;
+    return Invalid(
+        "", name,
+        absl::StrCat("Invalid ", name, ": ", PythonFloat(*limit), "; it must be greater than 0",
+                     *limit > 0 ? " as a 32-bit float, so at least 1.4e-45" : "",
+                     ", or unset for no clipping"));
   }
   if (config.max_grad_norm && config.max_grad_value) {
     return Invalid("", "max_grad_value",

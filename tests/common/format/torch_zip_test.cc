@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "common/base/status.h"
+#include "tests/common/allocation_meter.h"
 #include "tests/common/format/test_files.h"
 
 namespace modelstate {
@@ -417,6 +418,76 @@ TEST(TorchZipTest, StridesInAnyOrderAreMaterialised) {
       for (int k = 0; k < 4; ++k) EXPECT_EQ(read[at++], static_cast<float>(i + 2 * j + 6 * k));
     }
   }
+}
+
+// Of a storage that is too large to be held whole.
+TEST(TorchZipTest, ViewsOfALargeStorageAreGatheredAsItIsRead) {
+  constexpr int64_t kCount = 3'000'000;
+  std::vector<float> values(kCount);
+  for (int64_t i = 0; i < kCount; ++i) values[i] = static_cast<float>(i);
+  struct View {
+    int64_t offset;
+    std::vector<int64_t> size;
+    std::vector<int64_t> stride;
+  };
+  const View views[] = {
+      {0, {1500, 2000}, {1, 1500}},                 // all of it, transposed
+      {7, {20, 30, 40, 50}, {1, 1000, 20, 60000}},  // dimensions in any order
+      {3, {2}, {2'999'000}},                        // hardly anything of it
+      {5, {700}, {4000}},                           // a column
+      {0, {3, 1200, 2}, {0, 1, 2'500'000}},         // expanded
+      {0, {1'500'000}, {2}},
+      {2'999'999, {1, 1}, {9, 9}},
+  };
+  std::string pickle = "\x80\x02}(";
+  for (const View& view : views) {
+    PickledTensor t;
+    t.count = kCount;
+    t.offset = view.offset;
+    t.size = view.size;
+    t.stride = view.stride;
+    pickle += PickleString(absl::StrCat("view", &view - views)) + Pickle(t);
+  }
+  std::string file = TorchZip(pickle + "u.", Floats(values));
+  const auto reader = OpenBytes(file);
+  ASSERT_TRUE(reader.ok()) << reader.status();
+  for (size_t v = 0; v < std::size(views); ++v) {
+    SCOPED_TRACE(v);
+    const View& view = views[v];
+    std::vector<uint8_t> bytes((*reader)->tensors()[v].nbytes());
+    ResetPeakAllocation();
+    ASSERT_EQ((*reader)->Read(v, absl::MakeSpan(bytes)), absl::OkStatus());
+    EXPECT_LE(PeakAllocation(), size_t{5} << 20);
+    std::vector<int64_t> index(view.size.size());
+    for (size_t at = 0; at < bytes.size(); at += sizeof(float)) {
+      int64_t place = view.offset;
+      for (size_t i = 0; i < index.size(); ++i) place += index[i] * view.stride[i];
+      float read;
+      std::memcpy(&read, bytes.data() + at, sizeof(read));
+      ASSERT_EQ(read, values[place]) << at;
+      for (size_t i = index.size(); i-- > 0;) {
+        if (++index[i] < view.size[i]) break;
+        index[i] = 0;
+      }
+    }
+  }
+  // One flipped byte of it is seen, also where no view has it.
+  file[file.find(Floats({1'234'567, 1'234'568}))] ^= 1;
+  const auto bad = OpenBytes(file);
+  ASSERT_TRUE(bad.ok()) << bad.status();
+  std::vector<uint8_t> two(8);
+  EXPECT_EQ(GetReason((*bad)->Read(2, absl::MakeSpan(two))), kCorrupt);
+
+  PickledTensor windows;  // each begins within the one before
+  windows.count = kCount;
+  windows.size = {2, 2'000'000};
+  windows.stride = {1000, 1};
+  const auto overlapping = OpenBytes(TorchZip(PickledStateDict(windows), Floats(values)));
+  ASSERT_TRUE(overlapping.ok()) << overlapping.status();
+  std::vector<uint8_t> bytes((*overlapping)->tensors()[0].nbytes());
+  const absl::Status status = (*overlapping)->Read(0, absl::MakeSpan(bytes));
+  EXPECT_EQ(GetReason(status), kUnsupported);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("tensor.contiguous()"));
 }
 
 TEST(TorchZipTest, HundredThousandTensors) {

@@ -183,17 +183,52 @@ TEST_F(CheckpointStoreTest, SaveOverHardLinkedFilesLeavesTheirOtherNamesAlone) {
 TEST_F(CheckpointStoreTest, OpenRemovesWhatACrashLeftAndNothingElse) {
   ASSERT_TRUE(Save(*module_, "runs/a").ok());
   fs::copy(root_ / "runs/a", root_ / "runs/b.tmp-0123456789abcdef", fs::copy_options::recursive);
-  fs::create_directories(root_ / "c.tmp-ffffffffffffffff/deep");
+  fs::create_directories(root_ / "c.tmp-ffffffffffffffff");
+  fs::create_directories(root_ / "d.tmp-ffffffffffffffff/deep");  // no save makes that
+  fs::create_directories(root_ / "e.tmp-ffffffffffffffff");
+  WriteWhole(root_ / "e.tmp-ffffffffffffffff/thesis.txt", "nor that");
   fs::create_directories(root_ / "c.tmp-fffffffffffffff");   // too short: not ours
   fs::create_directories(root_ / "c.tmp-0123456789ABCDEF");  // not as we write it
   WriteWhole(root_ / "file.tmp-0123456789abcdef", "a file is not ours");
-  ASSERT_TRUE(CheckpointStore::Open(root_.string()).ok());
+  std::vector<std::string> log;
+  const auto keep = [&log](const std::string& text) { log.push_back(text); };
+  ASSERT_TRUE(CheckpointStore::Open(root_.string(), keep).ok());
+  EXPECT_EQ(log.size(), 4U) << "two that are removed and two that stay";
+  EXPECT_TRUE(fs::exists(root_ / "d.tmp-ffffffffffffffff/deep"));
+  EXPECT_TRUE(fs::exists(root_ / "e.tmp-ffffffffffffffff/thesis.txt"));
   EXPECT_FALSE(fs::exists(root_ / "runs/b.tmp-0123456789abcdef"));
   EXPECT_FALSE(fs::exists(root_ / "c.tmp-ffffffffffffffff"));
   EXPECT_TRUE(fs::exists(root_ / "c.tmp-fffffffffffffff"));
   EXPECT_TRUE(fs::exists(root_ / "c.tmp-0123456789ABCDEF"));
   EXPECT_TRUE(fs::exists(root_ / "file.tmp-0123456789abcdef"));
   EXPECT_THAT(Paths("runs"), ElementsAre("runs/a"));
+}
+
+// A server may start on the root while another, which is to end, still saves.
+TEST_F(CheckpointStoreTest, AnotherStartLeavesRunningSavesAlone) {
+  ASSERT_TRUE(Save(*module_, "c").ok());
+  const CapturedState state = *Capture(*module_);
+  int starts = 0;
+  const auto start = [&](const JobProgress&) {
+    EXPECT_TRUE(CheckpointStore::Open(root_.string()).ok());
+    ++starts;
+  };
+  const JobControl start_another(start);
+  for (const char* path : {"c", "new/place"}) {
+    const auto saved = store_->Save(state, path, {.overwrite = true}, start_another);
+    ASSERT_TRUE(saved.ok()) << saved.status();
+    EXPECT_TRUE(Load(*module_, path).ok());
+  }
+  EXPECT_GE(starts, 6);
+  ASSERT_TRUE(CheckpointStore::Open(root_.string()).ok());
+  EXPECT_EQ(std::distance(fs::directory_iterator(root_), {}), 2);
+}
+
+TEST_F(CheckpointStoreTest, APartWithTheNameOfATemporaryOrOfLatestIsRefused) {
+  for (const char* path :
+       {"a.tmp-0123456789abcdef", "a.tmp-0123456789abcdef/b", "latest", "latest/b", "a/latest/b"}) {
+    EXPECT_EQ(GetReason(Save(*module_, path).status()), Reason::kInvalidField) << path;
+  }
 }
 
 // A process that ends at any of the places where a save reports leaves the old checkpoint.

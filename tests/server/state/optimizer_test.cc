@@ -65,6 +65,8 @@ TEST_F(OptimizerTest, RefusesValuesInTorchsWords) {
   std::vector<Case> cases = {
       {Algorithm::kSgd, [](H& h) { h.lr = std::nan(""); }, "Invalid learning rate: nan"},
       {Algorithm::kSgd, [](H& h) { h.lr = INFINITY; }, "Invalid learning rate: inf"},
+      {Algorithm::kSgd, [](H& h) { h.lr = 1e308; }, "at most 3.4e38, the largest 32-bit float"},
+      {Algorithm::kAdamW, [](H& h) { h.weight_decay = 1e39; }, "Invalid weight_decay value: 1e+39"},
       {Algorithm::kSgd, [](H& h) { h.nesterov = true; },
        "Nesterov momentum requires a momentum and zero dampening"},
       {Algorithm::kSgd,
@@ -139,6 +141,10 @@ TEST_F(OptimizerTest, RefusesValuesInTorchsWords) {
   }
   OptimizerConfig clip;
   clip.max_grad_norm = 0;
+  EXPECT_EQ(GetReason(Error(clip)), Reason::kInvalidField);
+  // In 32 bits it is 0, which the step takes for no clipping.
+  clip.max_grad_norm.reset();
+  clip.max_grad_value = 1e-46;
   EXPECT_EQ(GetReason(Error(clip)), Reason::kInvalidField);
 }
 
