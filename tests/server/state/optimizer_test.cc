@@ -65,7 +65,8 @@ TEST_F(OptimizerTest, RefusesValuesInTorchsWords) {
   std::vector<Case> cases = {
       {Algorithm::kSgd, [](H& h) { h.lr = std::nan(""); }, "Invalid learning rate: nan"},
       {Algorithm::kSgd, [](H& h) { h.lr = INFINITY; }, "Invalid learning rate: inf"},
-      {Algorithm::kSgd, [](H& h) { h.lr = 1e308; }, "at most 3.4e38, the largest 32-bit float"},
+      {Algorithm::kSgd, [](H& h) { h.lr = 1e308; },
+       "Invalid learning rate: 1e+308; it must be at most 3.4e38, the largest 32-bit float"},
       {Algorithm::kAdamW, [](H& h) { h.weight_decay = 1e39; }, "Invalid weight_decay value: 1e+39"},
       {Algorithm::kSgd, [](H& h) { h.nesterov = true; },
        "Nesterov momentum requires a momentum and zero dampening"},
