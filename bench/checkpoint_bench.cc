@@ -34,6 +34,7 @@
 #include "bench/rows.h"
 #include "bench/server_process.h"
 #include "client/client.h"
+#include "common/base/huge_buffer.h"
 
 ABSL_FLAG(int, mib, 1024, "size of the module");
 ABSL_FLAG(int, rounds, 7, "rounds, each measuring every row once");
@@ -92,9 +93,8 @@ void Run(const std::string& binary) {
   const ServerProcess server(binary);
   const Client client = ConnectNear(server.target());
   WriteModelFile(absl::StrCat(server.root(), "/plain.safetensors"), TransformerSpecs(size), false);
-  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
-  uint8_t* memory = HugePages(size);
-  memory += -reinterpret_cast<uintptr_t>(memory) % kHuge;
+  const HugeBuffer buffer(size);
+  uint8_t* const memory = buffer.data();
   uint64_t state = 1;
   for (size_t i = 0; i < size; i += 8) {
     state = state * 6364136223846793005U + 1442695040888963407U;

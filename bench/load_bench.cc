@@ -10,7 +10,6 @@
 // torch file has CRCs, which are checked. Other programs load the same files beside ours.
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -36,6 +35,7 @@
 #include "bench/rows.h"
 #include "bench/server_process.h"
 #include "client/client.h"
+#include "common/base/huge_buffer.h"
 #include "common/format/convert_checkpoint.h"
 #include "common/format/open_path.h"
 
@@ -60,9 +60,8 @@ void DropFromCache(const std::string& path) {
 // So that the kernel's free memory is not also new to a virtual machine's host, which can take ten
 // times as long as the load.
 void TouchFreeMemory(size_t size) {
-  uint8_t* pages = HugePages(size);
-  std::memset(pages, 1, size);
-  munmap(pages, size + (size_t{2} << 20));
+  const HugeBuffer pages(size);
+  std::memset(pages.data(), 1, size);
 }
 
 // A load into a server that has loaded nothing before, so that all its memory is new.
@@ -134,8 +133,8 @@ void Run(const std::string& binary) {
   const auto drop = [&cold] { DropFromCache(cold); };
   const unsigned threads = std::max(1U, std::thread::hardware_concurrency());
   // What is read past the cache comes in whole blocks.
-  uint8_t* touched = HugePages(size);
-  touched += -reinterpret_cast<uintptr_t>(touched) % (uintptr_t{2} << 20);
+  const HugeBuffer memory(size);
+  uint8_t* const touched = memory.data();
   std::memset(touched, 1, size);
   const auto warm = [&] { ReadWith(threads, fd, touched, size); };
 
@@ -154,7 +153,7 @@ void Run(const std::string& binary) {
   const auto reload = [&client](const std::string& name) {
     return [&client, name] { OrDie(client.LoadCheckpoint(absl::StrCat("kept-", name), name)); };
   };
-  uint8_t* pages = nullptr;
+  HugeBuffer pages;
   FirstLoad first(binary, server.root(), "plain.safetensors");
   FirstLoad first_digests(binary, server.root(), "digests.safetensors");
   FirstLoad first_torch(binary, server.root(), "torch.pt");
@@ -163,10 +162,10 @@ void Run(const std::string& binary) {
       {"pread into touched memory", 0, warm, warm},
       {"pread into new huge pages", 1,
        [&] {
-         pages = HugePages(size);
-         ReadWith(threads, fd, pages, size);
+         pages = HugeBuffer(size);
+         ReadWith(threads, fd, pages.data(), size);
        },
-       [size] { TouchFreeMemory(size); }, [&] { munmap(pages, size + (size_t{2} << 20)); }},
+       [size] { TouchFreeMemory(size); }, [&] { pages = HugeBuffer(); }},
       {"cold: O_DIRECT", 2, [&] { ReadWith(threads, direct, touched, size); }, drop},
       {"load into a new module", 1, load_new("plain.safetensors"), [] {}, drop_new},
       {"the same, digests checked", 1, load_new("digests.safetensors"), [] {}, drop_new},

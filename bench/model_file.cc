@@ -1,9 +1,6 @@
 #include "bench/model_file.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -53,15 +50,6 @@ void WriteModelFile(const std::string& path, const std::vector<TensorSpec>& spec
   std::ofstream file(path, std::ios::binary);
   file.write(header.data(), static_cast<std::streamsize>(header.size()));
   file.write(reinterpret_cast<const char*>(data.data()), static_cast<std::streamsize>(data.size()));
-}
-
-uint8_t* HugePages(size_t size) {
-  constexpr size_t kHuge = size_t{2} << 20;
-  void* at =
-      mmap(nullptr, size + kHuge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (at == MAP_FAILED) std::abort();
-  madvise(at, size + kHuge, MADV_HUGEPAGE);
-  return static_cast<uint8_t*>(at);
 }
 
 }  // namespace modelstate

@@ -10,7 +10,6 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
-#include "common/base/huge_buffer.h"
 #include "common/base/status.h"
 #include "common/base/tensor_cast.h"
 #include "server/checkpoint/checkpoint_info.h"
@@ -67,12 +66,9 @@ absl::Status ReadOne(const CheckpointReader& reader, const ReadItem& item, Devic
 
 class Lanes {
  public:
-  Lanes(Device& device, uint64_t bytes, size_t threads, const JobControl& control)
+  Lanes(Device& device, uint64_t bytes, const JobControl& control)
       : device_(device),
         bytes_(bytes),
-        // Whole huge pages, and few for many threads together.
-        window_bytes_(std::clamp((uint64_t{16} << 20) / threads / kHugePageBytes * kHugePageBytes,
-                                 kHugePageBytes, FileWindow::kMaxBytes)),
         control_(control) {}
 
   absl::StatusOr<Lane> Take() {
@@ -86,7 +82,7 @@ class Lanes {
     }
     MS_ASSIGN_OR_RETURN(std::unique_ptr<HostWriter> writer, device_.NewWriter(bytes_));
     const auto gate = [this] { return control_.CheckNotCancelled(); };
-    return Lane{std::move(writer), std::make_unique<ReadPass>(gate, window_bytes_)};
+    return Lane{std::move(writer), std::make_unique<ReadPass>(gate)};
   }
   void GiveBack(Lane lane) {
     absl::MutexLock lock(&mutex_);
@@ -102,7 +98,6 @@ class Lanes {
  private:
   Device& device_;
   const uint64_t bytes_;
-  const uint64_t window_bytes_;
   const JobControl& control_;
   absl::Mutex mutex_;
   std::vector<Lane> idle_ ABSL_GUARDED_BY(mutex_);
@@ -164,7 +159,7 @@ absl::Status ReadAll(const CheckpointReader& reader, const std::vector<ReadItem>
   const ReadPlan plan = PlanReads(reader, items);
   uint64_t bytes = 0;
   for (const ReadItem& item : items) bytes += item.target_bytes;
-  Lanes lanes(device, bytes, readers != nullptr ? readers->threads() : 1, control);
+  Lanes lanes(device, bytes, control);
   std::atomic<bool> failed{false};
   absl::Mutex mutex;
   size_t first = items.size();

@@ -40,7 +40,11 @@ void RemoveTemporaries(const RootDirectory& root, const std::string& directory, 
       continue;
     }
     const absl::StatusOr<RootDirectory> held = root.OpenDirectory(path);
-    if (!held.ok() || !held->TryLock() || !held->IsAt(root, path)) {
+    if (!held.ok()) {
+      log(absl::StrCat("\"", path, "\" stays: ", held.status().message()));
+      continue;
+    }
+    if (!held->TryLock() || !held->IsAt(root, path)) {
       log(absl::StrCat("\"", path, "\" stays: another server saves to it"));
       continue;
     }
