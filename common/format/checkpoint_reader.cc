@@ -83,6 +83,14 @@ absl::Status CheckpointReader::ReadInto(size_t index, PlaceBytes place, ReadPass
   }
 }
 
+absl::Status CheckpointReader::Verify(size_t index, ReadPass& pass) const {
+  std::vector<uint8_t> piece(kPieceBytes);
+  const auto place = [&piece](uint64_t, uint64_t max) {
+    return absl::MakeSpan(piece).first(std::min(max, kPieceBytes));
+  };
+  return ReadInto(index, place, pass);
+}
+
 namespace {
 
 absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenByContent(File file, absl::string_view head,

@@ -41,6 +41,8 @@ struct StoredTensor {
   // Whether the file has a CRC over the storage of the elements; checked by Read.
   bool has_crc = false;
 
+  // Whether Verify has anything to hold the elements against.
+  bool is_verifiable() const { return xxh3 || has_crc || nbytes() == 0; }
   // As safetensors calls it.
   absl::string_view dtype_name() const {
     return opaque_bits != 0 ? opaque_dtype : DTypeName(dtype);
@@ -113,6 +115,10 @@ class CheckpointReader {
   // The same, to memory that comes piece by piece, without another copy where the file holds the
   // elements as they are to be.
   virtual absl::Status ReadInto(size_t index, PlaceBytes place, ReadPass& pass) const;
+
+  // Reads what the file holds of the elements, a piece at a time, and compares it with the digest
+  // or CRC that it records.
+  virtual absl::Status Verify(size_t index, ReadPass& pass) const;
 
   // Where a file holds the elements as they are to be; nullopt where they are made of what it
   // holds.

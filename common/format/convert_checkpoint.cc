@@ -67,10 +67,10 @@ class Converter {
     knows_kinds_ &= !specs_.empty();
     metadata_["format"] = "pt";
     for (const auto& [key, value] : reader.metadata()) {
-      // Ties, kinds and digests are written anew.
-      const bool written =
-          names.contains(key) || key == kKindsMetadataKey || key == kDigestsMetadataKey;
-      if (!written) metadata_[key] = value;
+      // Ties, kinds and digests are written anew, and what is written is no part of a directory.
+      const bool left_out = names.contains(key) || key == kKindsMetadataKey ||
+                            key == kDigestsMetadataKey || key == kManifestMetadataKey;
+      if (!left_out) metadata_[key] = value;
     }
   }
 
@@ -240,6 +240,14 @@ absl::StatusOr<ConvertResult> ConvertCheckpoint(const CheckpointReader& reader,
   if (folder && options.to_torch) {
     return MakeError(Reason::kInvalidField,
                      "shards are written as safetensors only; leave the size of shards out");
+  }
+  const fs::path parent = fs::path(out).parent_path();
+  std::error_code unknown;
+  if (!parent.empty() && !fs::is_directory(parent, unknown)) {
+    return MakeError(Reason::kInvalidField,
+                     absl::StrCat(ShowName(out), ": there is no folder ", ShowName(parent.string()),
+                                  "; make it first, or give another name"),
+                     {{"path", out}});
   }
   MS_ASSIGN_OR_RETURN(const bool replaces, CheckTarget(out, folder, options.force));
   const std::string temporary = absl::StrCat(out, ".", getpid(), ".tmp");

@@ -121,8 +121,13 @@ absl::StatusOr<std::vector<ManifestFile>> CheckManifestFiles(const std::string& 
   MS_RETURN_IF_ERROR(object.status());
   MS_ASSIGN_OR_RETURN(std::vector<ManifestFile> files, ManifestFiles(list));
   for (const ManifestFile& entry : files) {
-    MS_ASSIGN_OR_RETURN(const File file, OpenForRead(absl::StrCat(folder, "/", entry.name)));
-    MS_RETURN_IF_ERROR(CheckManifestFile(file, entry));
+    const absl::StatusOr<File> file = OpenForRead(absl::StrCat(folder, "/", entry.name));
+    if (GetReason(file.status()) == Reason::kCheckpointNotFound) {
+      return Corrupt(absl::StrCat("there is no ", entry.name, ", which ", kManifestFile,
+                                  " records: copy the checkpoint whole, or use another"));
+    }
+    if (!file.ok()) return file.status();
+    MS_RETURN_IF_ERROR(CheckManifestFile(*file, entry));
   }
   return files;
 }

@@ -10,6 +10,8 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/format/known_formats.h"
+#include "common/format/manifest_text.h"
+#include "common/format/safetensors_writer.h"
 #include "common/format/sharded_index.h"
 #include "common/format/text.h"
 
@@ -18,34 +20,57 @@ namespace {
 
 namespace fs = std::filesystem;
 
-absl::StatusOr<fs::path> FindInFolder(const fs::path& folder) {
+constexpr char kTorchModelFile[] = "pytorch_model.bin";
+
+bool Contains(absl::Span<const std::string> names, absl::string_view name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+absl::StatusOr<std::vector<std::string>> ListNames(const fs::path& folder) {
   std::error_code error;
   std::vector<std::string> names;
   for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
     names.push_back(it->path().filename().string());
   }
   if (error) return ErrnoError(error.value(), absl::StrCat("list ", ShowName(folder.string())));
-  MS_RETURN_IF_ERROR(RefuseKnownFolder(names));
-  const auto has = [&names](const char* name) {
-    return std::find(names.begin(), names.end(), name) != names.end();
-  };
-  if (has("model.safetensors")) return folder / "model.safetensors";
-  if (const std::optional<std::string> index = FindShardedIndex(names)) return folder / *index;
-  if (has("pytorch_model.bin")) return folder / "pytorch_model.bin";
-  return MakeError(Reason::kCheckpointNotFound,
-                   absl::StrCat(ShowName(folder.string()),
-                                " holds neither model.safetensors, nor an index of a sharded "
-                                "checkpoint, nor pytorch_model.bin; name a file in it"));
+  return names;
 }
 
 }  // namespace
+
+absl::StatusOr<std::optional<std::string>> FindFolderFile(absl::Span<const std::string> names) {
+  MS_RETURN_IF_ERROR(RefuseKnownFolder(names));
+  if (Contains(names, kModelFile)) return kModelFile;
+  if (std::optional<std::string> index = FindShardedIndex(names)) return index;
+  if (Contains(names, kTorchModelFile)) return kTorchModelFile;
+  return std::nullopt;
+}
+
+absl::Status CheckNeedsNoManifest(const CheckpointReader& reader,
+                                  absl::Span<const std::string> names) {
+  const bool is_part = reader.metadata().contains(kManifestMetadataKey) ||
+                       (Contains(names, kModelFile) && Contains(names, kOptimizerFile));
+  if (!is_part) return absl::OkStatus();
+  return Corrupt(absl::StrCat("the folder is of a checkpoint that a server saved, and its ",
+                              kManifestFile, " is not there: copy it whole, or name ", kModelFile,
+                              " in it to take that file alone"));
+}
 
 absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenCheckpointPath(
     const std::string& path, const std::string& state_dict_key, bool allow_opaque) {
   fs::path found = path;
   std::error_code error;
+  std::vector<std::string> names;  // of a folder
   if (fs::is_directory(found, error)) {
-    MS_ASSIGN_OR_RETURN(found, FindInFolder(found));
+    MS_ASSIGN_OR_RETURN(names, ListNames(found));
+    MS_ASSIGN_OR_RETURN(const std::optional<std::string> name, FindFolderFile(names));
+    if (!name) {
+      return MakeError(Reason::kCheckpointNotFound,
+                       absl::StrCat(ShowName(path), " holds neither ", kModelFile,
+                                    ", nor an index of a sharded checkpoint, nor ", kTorchModelFile,
+                                    "; name a file in it"));
+    }
+    found /= *name;
   }
   MS_ASSIGN_OR_RETURN(File file, OpenForRead(found.string()));
   OpenOptions options;
@@ -54,7 +79,13 @@ absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenCheckpointPath(
   options.open_sibling = [folder = found.parent_path()](const std::string& name) {
     return OpenForRead((folder / name).string());
   };
-  return OpenCheckpoint(std::move(file), options);
+  MS_ASSIGN_OR_RETURN(std::unique_ptr<CheckpointReader> reader,
+                      OpenCheckpoint(std::move(file), options));
+  if (!names.empty() && !Contains(names, kManifestFile)) {
+    const absl::Status whole = CheckNeedsNoManifest(*reader, names);
+    if (!whole.ok()) return Annotate(whole, ShowName(path));
+  }
+  return reader;
 }
 
 }  // namespace modelstate

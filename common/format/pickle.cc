@@ -194,6 +194,8 @@ class PickleParser {
     switch (tree_.global(function)) {
       case G::kOrderedDict:
         return NewOrderedDict(args);
+      case G::kDefaultDict:  // its argument makes what is missing, which nothing here asks for
+        return Push(Kind::kDict, 0, PickleTree::kNoList);
       case G::kSize:
         if (args.size() == 1 && tree_.kind(args[0]) == Kind::kTuple) {
           stack_.push_back(args[0]);

@@ -16,9 +16,12 @@
 
 namespace modelstate {
 
-// The globals that a state_dict or an optimizer state may name. Anything else is refused.
+// The globals that a state_dict or an optimizer state, or what training scripts save beside them,
+// may name. Anything else is refused.
 enum class PickleGlobal : uint8_t {
   kOrderedDict,
+  kDefaultDict,
+  kPlainObject,  // argparse.Namespace, NumPy's scalars: nothing of it is ever read
   kCounter,
   kSet,
   kComplex,

@@ -40,6 +40,8 @@ absl::StatusOr<std::string> SafetensorsHeader(absl::Span<const TensorSpec> specs
 // digests ({name: 16 hex digits}).
 inline constexpr char kKindsMetadataKey[] = "modelstate.kinds";
 inline constexpr char kDigestsMetadataKey[] = "modelstate.xxh3";
+// Of the files of a saved directory only: the name of the manifest without which it is not whole.
+inline constexpr char kManifestMetadataKey[] = "modelstate.manifest";
 
 std::string KindsMetadata(absl::Span<const TensorSpec> specs);
 // `digests` has one entry per spec; those of aliases are ignored.

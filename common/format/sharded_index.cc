@@ -20,7 +20,11 @@ constexpr const char* kUsualIndexes[] = {"model.safetensors.index.json",
 // What is wrong with `name` as the name of a shard; empty: nothing.
 absl::string_view ShardNameProblem(absl::string_view name) {
   if (name.empty()) return "is empty";
-  if (name.find('/') != absl::string_view::npos) return "leads out of the folder";
+  const size_t slash = name.find('/');
+  if (slash == 0 || absl::StartsWith(name, "../") || absl::StrContains(name, "/../")) {
+    return "leads out of the folder";
+  }
+  if (slash != absl::string_view::npos) return "is in another folder";
   if (name == "." || name == "..") return "is a folder";
   if (name.find('\0') != absl::string_view::npos) return "has a NUL";
   if (name.size() > 255) return "is longer than 255 bytes";

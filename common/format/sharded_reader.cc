@@ -151,6 +151,11 @@ absl::Status ShardedReader::ReadInto(size_t index, PlaceBytes to, ReadPass& pass
   return InShard(place, shards_[place.shard]->ReadInto(place.index, to, pass));
 }
 
+absl::Status ShardedReader::Verify(size_t index, ReadPass& pass) const {
+  const Place& place = places_[index];
+  return InShard(place, shards_[place.shard]->Verify(place.index, pass));
+}
+
 std::optional<CheckpointReader::Extent> ShardedReader::StoredAt(size_t index) const {
   return shards_[places_[index].shard]->StoredAt(places_[index].index);
 }

@@ -28,6 +28,7 @@ class ShardedReader : public CheckpointReader {
   absl::Span<const std::string> shards() const override { return names_; }
   absl::Status ReadWith(size_t index, absl::Span<uint8_t> out, ReadPass& pass) const override;
   absl::Status ReadInto(size_t index, PlaceBytes place, ReadPass& pass) const override;
+  absl::Status Verify(size_t index, ReadPass& pass) const override;
   std::optional<Extent> StoredAt(size_t index) const override;
 
  private:

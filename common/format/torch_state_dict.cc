@@ -95,6 +95,11 @@ absl::StatusOr<Id> FindStateDict(const PickleTree& tree, absl::string_view path)
     if (inner && CountTensors(tree, *inner).first > 0) return *inner;
   }
   if (tensors > 0) return at;
+  if (LookupKey(tree, at, "state") && LookupKey(tree, at, "param_groups")) {
+    return Unsupported(
+        "the file is an optimizer's state_dict, which holds no module: LoadOptimizerState takes it "
+        "(modelstate optim import)");
+  }
   return Unsupported(absl::StrCat(
       "no state_dict at the top level of the file or under the usual "
       "keys: ",
@@ -172,7 +177,7 @@ class TensorBuilder {
     if (!dtype) {
       return Unsupported(absl::StrCat("tensor ", ShowName(out_.tensor.name), " has the dtype ",
                                       tree_.global_name(dtype_from),
-                                      ", which safetensors cannot hold; convert it to one such as "
+                                      ", which no module here holds; convert it to one such as "
                                       "float32 or complex64 and save the file again"));
     }
     out_.tensor.dtype = *dtype;

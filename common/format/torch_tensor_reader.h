@@ -38,6 +38,8 @@ class TorchTensorReader : public CheckpointReader {
   CheckpointFormat format() const override { return format_; }
   absl::Status ReadWith(size_t index, absl::Span<uint8_t> out, ReadPass& pass) const override;
   absl::Status ReadInto(size_t index, PlaceBytes place, ReadPass& pass) const override;
+  // Its whole storage, once for all tensors of it.
+  absl::Status Verify(size_t index, ReadPass& pass) const override;
   std::optional<Extent> StoredAt(size_t index) const override;
 
  protected:
@@ -72,6 +74,7 @@ class TorchTensorReader : public CheckpointReader {
   absl::Status ReadStrided(size_t index, uint64_t span_elements, absl::Span<uint8_t> out,
                            ReadPass& pass) const;
   absl::Status CheckStorage(const Storage& storage, ReadPass& pass) const;
+  absl::Status ReadStorage(const Storage& storage, ReadPass& pass) const;
   static absl::Status CompareCrc(const StoragePlace& place, uint32_t crc);
   absl::StatusOr<Bytes> WholeStorage(size_t storage, ReadPass& pass) const;
 

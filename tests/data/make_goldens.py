@@ -13,11 +13,14 @@ two versions hold the same bits. With --describe FILE it prints the sidecar of a
 """
 
 import argparse
+import collections
 import json
 import os
+import pathlib
 import sys
 import tempfile
 
+import numpy
 import torch
 import xxhash
 from safetensors.torch import load_file, save_file, save_model
@@ -212,6 +215,18 @@ def torch_cases():
         if name == "dtypes":  # the others PyTorch writes, but does not read back
             value = {n: t for n, t in value.items() if n[:2] != "F8" and n not in ("U16", "U32", "U64")}
         cases["legacy_" + name] = (value, "", {"_use_new_zipfile_serialization": False})
+    history = collections.defaultdict(list)
+    history["loss"] += [1.5, 0.75]
+    script = {
+        "model": model.state_dict(),
+        "args": argparse.Namespace(lr=0.1, out=pathlib.PurePosixPath("runs/1"), tags=["a"]),
+        "history": history,
+        "best": numpy.float64(0.5),
+        "losses": numpy.arange(3),
+        "sampler": numpy.random.RandomState(7).get_state(),
+    }
+    cases["script"] = (script, "", {})
+    cases["script_legacy"] = (script, "", {"_use_new_zipfile_serialization": False})
     nested = {"model": {}, "ema": {"state_dict": model.state_dict(), "decay": 0.999}}
     cases["nested"] = (nested, "ema.state_dict", {})
     return cases
@@ -240,6 +255,7 @@ def refused_cases():
         ),
         "refused_complex128": ({"z": torch.zeros(2, dtype=torch.complex128)}, "complex128", {}),
         "refused_protocol4": (model.state_dict(), "protocol 4", {"pickle_protocol": 4}),
+        "refused_optimizer": (trained()[1].state_dict(), "optim import", {}),
         "refused_list": ([torch.zeros(2)], "a list", {}),
         "refused_extra": ({"w": torch.zeros(2), "epoch": 3}, '"epoch"', {}),
     }

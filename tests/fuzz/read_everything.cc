@@ -43,7 +43,9 @@ void ReadEverything(const std::string& content, const OpenOptions& options) {
   const auto reader = OpenCheckpoint(std::move(file), options);
   CheckError(reader.status());
   if (reader.ok()) {
+    ReadPass pass;
     for (size_t i = 0; i < (*reader)->tensors().size(); ++i) {
+      CheckError((*reader)->Verify(i, pass));
       const uint64_t nbytes = (*reader)->tensors()[i].nbytes();
       if (nbytes > kMaxTensor) continue;
       std::vector<uint8_t> bytes(nbytes);

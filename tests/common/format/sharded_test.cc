@@ -115,9 +115,11 @@ TEST(ShardedTest, RefusesMalformedIndexes) {
   expect(Index(R"({"\u0000": "1.safetensors"})"), kCorrupt, "has a NUL");
   expect(R"({"weight_map": {}, "weight_map": {}})", kCorrupt, "occurs twice");
   expect(R"({"weight_map": {}, "weight\u005fmap": {}})", kCorrupt, "occurs twice");
-  for (const char* name : {"../secret.safetensors", "/etc/passwd", "sub/1.safetensors",
-                           "1.safetensors/", "a/../1.safetensors"}) {
+  for (const char* name : {"../secret.safetensors", "/etc/passwd", "a/../1.safetensors"}) {
     expect(Index(absl::StrCat(R"({"a": ")", name, "\"}")), kCorrupt, "leads out of the folder");
+  }
+  for (const char* name : {"sub/1.safetensors", "1.safetensors/"}) {
+    expect(Index(absl::StrCat(R"({"a": ")", name, "\"}")), kCorrupt, "is in another folder");
   }
   expect(Index(R"({"a": ".."})"), kCorrupt, "is a folder");
   expect(Index(R"({"a": "."})"), kCorrupt, "is a folder");

@@ -66,7 +66,7 @@ TEST_F(VerifyFilesTest, AnyChangedByteIsFound) {
     WriteWhole(root_ / "c" / name, good);
   }
   std::filesystem::remove(root_ / "c" / kModelFile);
-  Expect(Reason::kCheckpointNotFound, kModelFile);
+  Expect(Reason::kCheckpointCorrupt, kModelFile);
 }
 
 }  // namespace
