@@ -192,6 +192,7 @@ CheckpointInfo FromProto(const v1::Checkpoint& proto) {
     value.files.push_back({file.name(), file.nbytes()});
   }
   if (proto.has_verified()) value.verified = proto.verified();
+  value.unverifiable_tensors = proto.unverifiable_tensors();
   value.problem = proto.problem();
   return value;
 }

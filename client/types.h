@@ -188,6 +188,7 @@ struct CheckpointInfo {
   bool weights_only = false;
   std::vector<CheckpointFile> files;
   std::optional<bool> verified;
+  uint64_t unverifiable_tensors = 0;  // read for that, with no digest or checksum in the file
   std::string problem;
 };
 

@@ -107,6 +107,12 @@ absl::Status Load(Context* context, LoadArguments arguments) {
   return absl::OkStatus();
 }
 
+std::string Verified(const client::CheckpointInfo& checkpoint) {
+  if (!checkpoint.verified.value_or(false)) return "no";
+  if (checkpoint.unverifiable_tensors == 0) return "yes";
+  return absl::StrCat("read; no digest of ", Counted(checkpoint.unverifiable_tensors, "tensor"));
+}
+
 Json CheckpointJson(const client::CheckpointInfo& checkpoint) {
   Json json = {{"path", checkpoint.path},
                {"format", checkpoint.format},
@@ -125,6 +131,9 @@ Json CheckpointJson(const client::CheckpointInfo& checkpoint) {
     json["files"].push_back({{"name", file.name}, {"bytes", file.nbytes}});
   }
   if (checkpoint.verified) json["verified"] = *checkpoint.verified;
+  if (checkpoint.unverifiable_tensors > 0) {
+    json["unverifiable_tensors"] = checkpoint.unverifiable_tensors;
+  }
   if (!checkpoint.problem.empty()) json["problem"] = checkpoint.problem;
   return json;
 }
@@ -171,7 +180,7 @@ absl::Status List(Context* context, const std::string& directory, bool verify, b
   Table table({"PATH", "FORMAT", "STEP", "SIZE", "CREATED", verify ? "VERIFIED" : "PROBLEM"});
   for (const client::CheckpointInfo& checkpoint : checkpoints) {
     std::string last = checkpoint.problem;
-    if (verify && last.empty()) last = checkpoint.verified.value_or(false) ? "yes" : "no";
+    if (verify && last.empty()) last = Verified(checkpoint);
     table.Add({checkpoint.path, checkpoint.format,
                checkpoint.module.empty() ? "-" : absl::StrCat(checkpoint.step),
                HumanBytes(checkpoint.nbytes), HumanTime(checkpoint.create_time), last});
@@ -218,7 +227,7 @@ void AddCheckpointCommands(CLI::App* app, Context* context) {
   command->add_option("--strip-prefix", load->options.load.strip_prefix,
                       "Remove this from the start of keys, as \"module.\"");
   command->add_option("--add-prefix", load->options.load.add_prefix, "Put this before keys");
-  command->add_option("--key", load->options.state_dict_key,
+  command->add_option("--state-dict-key", load->options.state_dict_key,
                       "Where a nested PyTorch file has the state_dict, as \"ema.state_dict\"");
   command->add_flag("--weights-only", load->options.weights_only,
                     "Leave the optimizer of a checkpoint alone");

@@ -67,7 +67,8 @@ void AddConvertCommand(CLI::App* app, Context* context) {
       app->add_subcommand("convert", "Write a checkpoint file in another format, without a server");
   command->footer(
       "IN is a file, an index of a sharded checkpoint, or a folder that holds one of them.\n"
-      "OUT appears whole or not at all. A .pt file has the state_dict alone: plain tensors.");
+      "OUT appears whole or not at all; until then it is OUT.<number>.tmp. A .pt file has the "
+      "state_dict alone: plain tensors.");
   command->group(kTransferGroup);
   command->add_option("IN", convert->in)->required();
   command->add_option("OUT", convert->out, "A file; with --max-shard-size a folder")->required();
@@ -76,7 +77,8 @@ void AddConvertCommand(CLI::App* app, Context* context) {
   command
       ->add_option("--max-shard-size", convert->options.max_shard_bytes,
                    "Write shards of at most so many bytes, as 5GB or 500MiB, and their index")
-      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true));
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
+      ->check(CLI::PositiveNumber);
   command->add_option("--state-dict-key", convert->state_dict_key,
                       "Where in a nested PyTorch file the state_dict is, as ema.model");
   command->add_flag("--force", convert->options.force, "Replace what is at OUT");

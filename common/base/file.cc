@@ -168,7 +168,7 @@ RootDirectory::Entry MakeEntry(std::string name, const struct stat& info) {
   entry.name = std::move(name);
   entry.is_directory = S_ISDIR(info.st_mode);
   entry.size = entry.is_directory ? 0 : static_cast<uint64_t>(info.st_size);
-  entry.modified_seconds = info.st_mtim.tv_sec;
+  entry.modified = absl::TimeFromTimespec(info.st_mtim);
   return entry;
 }
 

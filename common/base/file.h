@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 
 namespace modelstate {
@@ -70,8 +71,8 @@ class RootDirectory {
   struct Entry {
     std::string name;  // last part
     bool is_directory = false;
-    uint64_t size = 0;             // bytes; 0 for directories
-    int64_t modified_seconds = 0;  // since the Unix epoch
+    uint64_t size = 0;  // bytes; 0 for directories
+    absl::Time modified;
   };
 
   static absl::StatusOr<RootDirectory> Open(const std::string& path);

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/time/time.h"
 #include "server/state/module_version.h"
 
 namespace modelstate {
@@ -22,7 +23,7 @@ struct CheckpointInfo {
   std::string path;    // relative to the root
   std::string format;  // kDirectoryFormat, or as CheckpointFormatName says
   uint64_t nbytes = 0;
-  int64_t create_seconds = 0;  // since the Unix epoch
+  absl::Time create_time = absl::UnixEpoch();
   // Directory checkpoints only.
   std::string module;
   Version version;
@@ -32,6 +33,8 @@ struct CheckpointInfo {
   bool weights_only = false;
   std::vector<FileInfo> files;
   std::optional<bool> verified;
+  // Read for that, with no digest or CRC in the file to hold them against.
+  uint64_t unverifiable_tensors = 0;
   std::string problem;  // why it cannot be loaded
 };
 

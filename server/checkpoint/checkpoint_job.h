@@ -10,7 +10,7 @@
 namespace modelstate {
 
 struct JobProgress {
-  const char* phase = "";  // "read", "write", "verify", "commit"
+  const char* phase = "";  // "queue", "read", "write", "verify", "commit"
   uint64_t done_bytes = 0;
   uint64_t total_bytes = 0;
 };

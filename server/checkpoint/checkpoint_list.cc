@@ -1,6 +1,7 @@
 // CheckpointStore::List, and what looks for checkpoints with it.
 #include <algorithm>
 #include <limits>
+#include <set>
 #include <tuple>
 #include <utility>
 
@@ -8,6 +9,8 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/format/checkpoint_reader.h"
+#include "common/format/known_formats.h"
+#include "common/format/open_path.h"
 #include "common/format/sharded_index.h"
 #include "server/checkpoint/checkpoint_path.h"
 #include "server/checkpoint/checkpoint_store.h"
@@ -24,12 +27,6 @@ bool HasCheckpointSuffix(absl::string_view name) {
   return false;
 }
 
-// Of a checkpoint of ours, if maybe not of a whole one.
-bool HasCheckpointFiles(const RootDirectory& root, const std::string& path) {
-  return root.Stat(JoinPath(path, kManifestFile)).ok() ||
-         root.Stat(JoinPath(path, kModelFile)).ok();
-}
-
 void AddFile(const RootDirectory& directory, const std::string& name, CheckpointInfo* info) {
   const absl::StatusOr<RootDirectory::Entry> file = directory.Stat(name);
   if (!file.ok()) return;
@@ -37,26 +34,23 @@ void AddFile(const RootDirectory& directory, const std::string& name, Checkpoint
   info->nbytes += file->size;
 }
 
-absl::Status VerifyTensors(const CheckpointReader& reader) {
+absl::Status VerifyTensors(const CheckpointReader& reader, CheckpointInfo* info) {
   ReadPass pass;
-  std::vector<uint8_t> bytes;
   for (size_t i = 0; i < reader.tensors().size(); ++i) {
-    bytes.resize(reader.tensors()[i].nbytes());
-    MS_RETURN_IF_ERROR(reader.ReadWith(i, absl::MakeSpan(bytes), pass));
+    const StoredTensor& tensor = reader.tensors()[i];
+    if (!tensor.alias_of.empty()) continue;
+    MS_RETURN_IF_ERROR(reader.Verify(i, pass));
+    if (!tensor.is_verifiable()) ++info->unverifiable_tensors;
   }
   return absl::OkStatus();
 }
 
-// What is known of a file, or of an index and its shards; the error is what is wrong with it.
-absl::Status DescribeReader(const RootDirectory& directory, const std::string& path,
-                            const std::string& name, bool verify, CheckpointInfo* info) {
-  AddFile(directory, name, info);
-  MS_ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointReader> reader,
-                      OpenReader(directory, path, name));
-  info->format = CheckpointFormatName(reader->format());
-  for (const std::string& shard : reader->shards()) AddFile(directory, shard, info);
-  if (!verify) return absl::OkStatus();
-  return VerifyTensors(*reader);
+// What is known of a file or a folder that no save made; the error is what is wrong with it.
+absl::Status DescribeReader(const RootDirectory& directory, const CheckpointReader& reader,
+                            bool verify, CheckpointInfo* info) {
+  info->format = CheckpointFormatName(reader.format());
+  for (const std::string& shard : reader.shards()) AddFile(directory, shard, info);
+  return verify ? VerifyTensors(reader, info) : absl::OkStatus();
 }
 
 absl::Status DescribeSaved(const RootDirectory& directory, const std::string& path, bool verify,
@@ -65,31 +59,19 @@ absl::Status DescribeSaved(const RootDirectory& directory, const std::string& pa
   *info = DescribeManifest(manifest.head(), manifest.nbytes(), path);
   info->tensor_count = manifest.tensor_count();
   info->has_optimizer = manifest.has_optimizer();
+  MS_RETURN_IF_ERROR(CheckManifestSizes(directory, path, manifest.head()));
   if (!verify) return absl::OkStatus();
   for (const ManifestFile& entry : manifest.head().files) {
     MS_ASSIGN_OR_RETURN(const auto reader, OpenListed(directory, path, entry));
-    MS_RETURN_IF_ERROR(Annotate(VerifyTensors(*reader), JoinPath(path, entry.name)));
+    MS_RETURN_IF_ERROR(Annotate(VerifyTensors(*reader, info), JoinPath(path, entry.name)));
   }
   return absl::OkStatus();
-}
-
-// The shards of the index that is among the `entries` of `directory`, if there is one that says.
-std::vector<std::string> FindShards(const RootDirectory& root, const std::string& directory,
-                                    absl::Span<const RootDirectory::Entry> entries) {
-  std::vector<std::string> names;
-  for (const RootDirectory::Entry& entry : entries) names.push_back(entry.name);
-  const std::optional<std::string> name = FindShardedIndex(names);
-  if (!name) return {};
-  const absl::StatusOr<File> file = root.OpenFile(JoinPath(directory, *name));
-  if (!file.ok()) return {};
-  const absl::StatusOr<StoredShardedIndex> index = StoredShardedIndex::Read(*file);
-  return index.ok() ? index->shards() : std::vector<std::string>();
 }
 
 }  // namespace
 
 bool IsNewer(const CheckpointInfo& a, const CheckpointInfo& b) {
-  return std::tie(a.create_seconds, a.step, a.path) > std::tie(b.create_seconds, b.step, b.path);
+  return std::tie(a.create_time, a.step, a.path) > std::tie(b.create_time, b.step, b.path);
 }
 
 CheckpointInfo DescribeManifest(const ManifestHead& head, uint64_t manifest_bytes,
@@ -97,7 +79,7 @@ CheckpointInfo DescribeManifest(const ManifestHead& head, uint64_t manifest_byte
   CheckpointInfo info;
   info.path = path;
   info.format = kDirectoryFormat;
-  info.create_seconds = head.create_seconds;
+  info.create_time = head.create_time;
   info.module = head.module;
   info.version = head.version;
   info.step = head.step;
@@ -108,33 +90,56 @@ CheckpointInfo DescribeManifest(const ManifestHead& head, uint64_t manifest_byte
   return info;
 }
 
+std::set<std::string> FindParts(const RootDirectory& root, const std::string& directory,
+                                absl::Span<const RootDirectory::Entry> entries) {
+  std::vector<std::string> names;
+  for (const RootDirectory::Entry& entry : entries) names.push_back(entry.name);
+  const absl::StatusOr<std::optional<std::string>> name = FindFolderFile(names);
+  if (!name.ok() || !name->has_value()) return {};
+  std::set<std::string> parts = {**name};
+  const auto moments = std::find(names.begin(), names.end(), kOptimizerFile);
+  if (**name == kModelFile && moments != names.end()) parts.insert(*moments);
+  const absl::StatusOr<File> file = root.OpenFile(JoinPath(directory, **name));
+  const absl::StatusOr<std::string> head = file.ok() ? ReadHead(*file) : file.status();
+  if (!head.ok() || !LooksLikeShardedIndex(*head)) return parts;
+  const absl::StatusOr<StoredShardedIndex> index = StoredShardedIndex::Read(*file);
+  if (index.ok()) parts.insert(index->shards().begin(), index->shards().end());
+  return parts;
+}
+
 std::optional<CheckpointInfo> CheckpointStore::Describe(const std::string& path,
                                                         const RootDirectory::Entry& entry,
                                                         bool verify) const {
   if (entry.is_directory ? IsTemporaryName(entry.name) : !HasCheckpointSuffix(entry.name)) {
     return std::nullopt;
   }
-  const bool ours = entry.is_directory && HasCheckpointFiles(root_, path);
-  bool is_checkpoint = ours || !entry.is_directory;
+  bool is_checkpoint = !entry.is_directory;
   CheckpointInfo info;
   info.path = path;
-  info.create_seconds = entry.modified_seconds;
-  if (ours) info.format = kDirectoryFormat;
+  info.create_time = entry.modified;
   const CheckpointInfo blank = info;
-  const std::string place = entry.is_directory ? path : ParentPath(path);  // of its files
-  const auto describe = [&](const RootDirectory& directory) -> absl::Status {
+  const auto describe_file = [&](const RootDirectory& directory) -> absl::Status {
     info = blank;
-    if (!entry.is_directory) return DescribeReader(directory, place, entry.name, verify, &info);
-    // Where it is an error the directory is of a format that is not read.
-    const absl::StatusOr<std::optional<std::string>> index = FindIndex(directory, path);
-    if (!index.ok() || !index->has_value()) {
-      return ours ? DescribeSaved(directory, path, verify, &info) : absl::OkStatus();
-    }
-    is_checkpoint = true;
-    info.format.clear();
-    return DescribeReader(directory, path, **index, verify, &info);
+    AddFile(directory, entry.name, &info);
+    MS_ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointReader> reader,
+                        OpenReader(directory, ParentPath(path), entry.name));
+    return DescribeReader(directory, *reader, verify, &info);
   };
-  const absl::Status problem = WithDirectory(root_, place, describe);
+  const auto describe_directory = [&](const RootDirectory& directory) -> absl::Status {
+    info = blank;
+    is_checkpoint = true;
+    const bool saved = directory.Stat(kManifestFile).ok();
+    if (saved || HoldsOnlyParts(directory)) info.format = kDirectoryFormat;
+    if (saved) return DescribeSaved(directory, path, verify, &info);
+    MS_ASSIGN_OR_RETURN(const std::optional<FolderCheckpoint> folder, OpenFolder(directory, path));
+    is_checkpoint = folder.has_value();
+    if (!is_checkpoint) return absl::OkStatus();
+    AddFile(directory, folder->name, &info);
+    return DescribeReader(directory, *folder->reader, verify, &info);
+  };
+  const absl::Status problem = entry.is_directory
+                                   ? WithDirectory(root_, path, describe_directory)
+                                   : WithDirectory(root_, ParentPath(path), describe_file);
   if (!is_checkpoint) return std::nullopt;
   if (!problem.ok() && !root_.Stat(path).ok()) return std::nullopt;  // deleted meanwhile
   if (verify) info.verified = problem.ok();
@@ -152,16 +157,15 @@ absl::Status CheckpointStore::ListBelow(const std::string& directory, const List
     bool descend = false;
   };
   std::vector<Item> items;
-  // A sharded checkpoint is one item, of the directory above.
-  std::vector<std::string> shards;
-  if (depth > 0) shards = FindShards(root_, directory, entries);
-  std::sort(shards.begin(), shards.end());
+  // What a directory is itself is one item, of the directory above.
+  std::set<std::string> parts;
+  if (depth > 0) parts = FindParts(root_, directory, entries);
   for (const RootDirectory::Entry& entry : entries) {
-    if (std::binary_search(shards.begin(), shards.end(), entry.name)) continue;
+    if (parts.contains(entry.name)) continue;
     const std::string path = JoinPath(directory, entry.name);
     items.push_back({path, &entry, /*descend=*/false});
     const bool descend = options.recursive && entry.is_directory && !IsTemporaryName(entry.name) &&
-                         !HasCheckpointFiles(root_, path);
+                         !root_.Stat(JoinPath(path, kManifestFile)).ok();
     if (descend) items.push_back({path + "/", &entry, /*descend=*/true});
   }
   std::sort(items.begin(), items.end(), [](const Item& a, const Item& b) { return a.key < b.key; });

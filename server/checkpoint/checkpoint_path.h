@@ -2,11 +2,13 @@
 #define MODELSTATE_SERVER_CHECKPOINT_CHECKPOINT_PATH_H_
 
 #include <cstdint>
+#include <set>
 #include <string>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "common/base/digest.h"
 #include "server/checkpoint/checkpoint_store.h"
 #include "server/checkpoint/manifest.h"
@@ -49,6 +51,14 @@ inline absl::string_view LastPart(absl::string_view path) {
 inline std::string JoinPath(const std::string& directory, absl::string_view name) {
   return directory == "." ? std::string(name) : absl::StrCat(directory, "/", name);
 }
+
+// Whether a directory has nothing but what a save, or a deletion that was cut off, leaves.
+bool HoldsOnlyParts(const RootDirectory& directory);
+
+// Of the `entries` of `directory`, which has no manifest, the names of those that are the
+// checkpoint that the directory itself is.
+std::set<std::string> FindParts(const RootDirectory& root, const std::string& directory,
+                                absl::Span<const RootDirectory::Entry> entries);
 
 // All but `tensor_count` and `has_optimizer`.
 CheckpointInfo DescribeManifest(const ManifestHead& head, uint64_t manifest_bytes,

@@ -128,17 +128,39 @@ absl::StatusOr<CheckpointInfo> CheckpointStore::Save(const CapturedState& state,
                                                      const SaveOptions& options,
                                                      const JobControl& control) const {
   MS_RETURN_IF_ERROR(CheckNewPath(path));
+  const uint64_t ticket = RandomUint64();
   {
     absl::MutexLock lock(&mutex_);
-    if (!saving_.insert(path).second) {
-      return Exists(path, "another save to it is running; choose another path, or wait for it");
-    }
+    saving_[path].push_back(ticket);
   }
-  const absl::Cleanup done = [this, &path] {
+  const absl::Cleanup done = [this, &path, ticket] {
     absl::MutexLock lock(&mutex_);
-    saving_.erase(path);
+    const auto queue = saving_.find(path);
+    std::erase(queue->second, ticket);
+    if (queue->second.empty()) saving_.erase(queue);
+    save_ended_.SignalAll();
   };
+  MS_RETURN_IF_ERROR(AwaitTurn(path, ticket, control));
   return SaveAs(state, path, options, control);
+}
+
+absl::Status CheckpointStore::AwaitTurn(const std::string& path, uint64_t ticket,
+                                        const JobControl& control) const {
+  const auto is_first = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return saving_.find(path)->second.front() == ticket;
+  };
+  {
+    absl::MutexLock lock(&mutex_);
+    if (is_first()) return absl::OkStatus();
+  }
+  control.Report({"queue", 0, 0});
+  absl::MutexLock lock(&mutex_);
+  while (!is_first()) {
+    MS_RETURN_IF_ERROR(control.CheckNotCancelled());
+    // Nobody wakes a job to tell that it is cancelled.
+    save_ended_.WaitWithTimeout(&mutex_, absl::Milliseconds(100));
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<CheckpointInfo> CheckpointStore::SaveAs(const CapturedState& state,
@@ -175,7 +197,7 @@ absl::StatusOr<CheckpointInfo> CheckpointStore::SaveAs(const CapturedState& stat
   manifest.module = state.module;
   manifest.version = state.snapshot->version;
   manifest.step = state.snapshot->step;
-  manifest.create_seconds = absl::ToUnixSeconds(absl::Now());
+  manifest.create_time = absl::Now();
   manifest.weights_only = options.weights_only;
   manifest.metadata = *state.snapshot->metadata;
 
@@ -204,14 +226,15 @@ absl::StatusOr<CheckpointInfo> CheckpointStore::SaveAs(const CapturedState& stat
     MS_ASSIGN_OR_RETURN(replaced, HoldDirectory(root_, path));
   }
 
-  MS_ASSIGN_OR_RETURN(
-      Manifest::FileEntry model_file,
-      WriteTensorFile(root_, absl::StrCat(temporary, "/", kModelFile),
-                      {view.specs,
-                       &view.layout,
-                       storages,
-                       {{"format", "pt"}, {kKindsMetadataKey, KindsMetadata(view.specs)}}},
-                      meter, control));
+  MS_ASSIGN_OR_RETURN(Manifest::FileEntry model_file,
+                      WriteTensorFile(root_, absl::StrCat(temporary, "/", kModelFile),
+                                      {view.specs,
+                                       &view.layout,
+                                       storages,
+                                       {{"format", "pt"},
+                                        {kKindsMetadataKey, KindsMetadata(view.specs)},
+                                        {kManifestMetadataKey, kManifestFile}}},
+                                      meter, control));
   manifest.files.push_back(std::move(model_file));
   for (size_t i = 0; i < view.specs.size(); ++i) {
     Manifest::TensorEntry& entry = manifest.tensors.emplace_back();

@@ -32,7 +32,6 @@ absl::Status Corrupt(absl::string_view path, absl::string_view text, absl::strin
 struct ReadItem {
   size_t source = 0;  // of the reader
   DType dtype = DType::kF32;
-  int64_t elements = 0;
   uint64_t target_bytes = 0;
   RefPtr<TensorStorage>* out = nullptr;
 };
@@ -43,19 +42,40 @@ struct Lane {
   std::unique_ptr<ReadPass> pass;
 };
 
+// A piece at a time, so that no second copy of the tensor is held.
+absl::Status ReadCast(const CheckpointReader& reader, const ReadItem& item, DeviceBuffer& buffer,
+                      Lane& lane) {
+  const StoredTensor& stored = reader.tensors()[item.source];
+  const size_t width = DTypeSize(stored.dtype);
+  const size_t target_width = DTypeSize(item.dtype);
+  std::vector<uint8_t> piece(std::min(CheckpointReader::kPieceBytes, stored.nbytes()));
+  std::vector<uint8_t> target;
+  uint64_t begin = 0;
+  uint64_t bytes = 0;
+  const auto flush = [&] {
+    const uint64_t elements = bytes / width;
+    target.resize(elements * target_width);
+    CastElements(stored.dtype, piece.data(), item.dtype, target.data(),
+                 static_cast<int64_t>(elements));
+    lane.writer->Write(target, buffer, begin / width * target_width);
+  };
+  const auto place = [&](uint64_t offset, uint64_t max) {
+    if (bytes > 0) flush();
+    begin = offset;
+    bytes = std::min<uint64_t>(piece.size(), max);
+    return absl::MakeSpan(piece).first(bytes);
+  };
+  MS_RETURN_IF_ERROR(reader.ReadInto(item.source, place, *lane.pass));
+  if (bytes > 0) flush();
+  return absl::OkStatus();
+}
+
 absl::Status ReadOne(const CheckpointReader& reader, const ReadItem& item, Device& device,
                      Lane& lane) {
   const StoredTensor& stored = reader.tensors()[item.source];
   MS_ASSIGN_OR_RETURN(*item.out, TensorStorage::Allocate(device, item.target_bytes));
   DeviceBuffer& buffer = (*item.out)->MutableBuffer();
-  if (stored.dtype != item.dtype) {
-    std::vector<uint8_t> bytes(stored.nbytes());
-    MS_RETURN_IF_ERROR(reader.ReadWith(item.source, absl::MakeSpan(bytes), *lane.pass));
-    std::vector<uint8_t> target(item.target_bytes);
-    CastElements(stored.dtype, bytes.data(), item.dtype, target.data(), item.elements);
-    lane.writer->Write(target, buffer, 0);
-    return absl::OkStatus();
-  }
+  if (stored.dtype != item.dtype) return ReadCast(reader, item, buffer, lane);
   const auto place = [&](uint64_t offset, uint64_t max) {
     return lane.writer->Reserve(buffer, offset, max);
   };
@@ -67,9 +87,7 @@ absl::Status ReadOne(const CheckpointReader& reader, const ReadItem& item, Devic
 class Lanes {
  public:
   Lanes(Device& device, uint64_t bytes, const JobControl& control)
-      : device_(device),
-        bytes_(bytes),
-        control_(control) {}
+      : device_(device), bytes_(bytes), control_(control) {}
 
   absl::StatusOr<Lane> Take() {
     {
@@ -224,15 +242,16 @@ absl::Status CheckpointSource::Impl::OpenDirectory(const RootDirectory& root,
   MS_RETURN_IF_ERROR(WithDirectory(root, path, [&](const RootDirectory& d) -> absl::Status {
     manifest.reset();
     optimizer_reader.reset();
-    MS_ASSIGN_OR_RETURN(const std::optional<std::string> index, FindIndex(d, path));
-    if (index) {
-      MS_ASSIGN_OR_RETURN(reader, OpenReader(d, path, *index, state_dict_key));
+    MS_ASSIGN_OR_RETURN(std::optional<FolderCheckpoint> folder,
+                        OpenFolder(d, path, state_dict_key));
+    if (folder) {
+      reader = std::move(folder->reader);
       return absl::OkStatus();
     }
     if (!state_dict_key.empty()) {
       return MakeError(Reason::kInvalidField,
                        absl::StrCat("state_dict_key is for PyTorch files; \"", path,
-                                    "\" is a directory: leave the key out"),
+                                    "\" is a directory without one: leave the key out"),
                        {{"field", "state_dict_key"}});
     }
     return OpenSaved(d);
@@ -244,6 +263,7 @@ absl::Status CheckpointSource::Impl::OpenDirectory(const RootDirectory& root,
 
 absl::Status CheckpointSource::Impl::OpenSaved(const RootDirectory& directory) {
   MS_ASSIGN_OR_RETURN(manifest, ReadManifest(directory, path));
+  MS_RETURN_IF_ERROR(CheckManifestSizes(directory, path, manifest->head()));
   for (const ManifestFile& entry : manifest->head().files) {
     MS_ASSIGN_OR_RETURN((entry.name == kModelFile ? reader : optimizer_reader),
                         OpenListed(directory, path, entry));
@@ -352,8 +372,7 @@ absl::StatusOr<StagedLoad> CheckpointSource::Stage(LoadPlan plan, Device& device
     const LoadPlan::Item& item = plan.items[i];
     const size_t source = impl_->source_of[item.source];
     const StoredTensor& stored = impl_->reader->tensors()[source];
-    items.push_back(
-        {source, item.target_dtype, stored.shape.num_elements(), item.target_bytes, &storages[i]});
+    items.push_back({source, item.target_dtype, item.target_bytes, &storages[i]});
     source_bytes += stored.nbytes();
   }
   ProgressMeter meter(control, "read", plan.total_bytes);
@@ -414,7 +433,7 @@ absl::StatusOr<std::vector<ReadItem>> CheckpointSource::Impl::MatchOptimizer(
         return corrupt(absl::StrCat("its ", slot, " has ", stored.shape.num_elements(),
                                     " elements, the parameter ", elements));
       }
-      items.push_back({it->second, info.dtype, elements,
+      items.push_back({it->second, info.dtype,
                        static_cast<uint64_t>(elements) * DTypeSize(info.dtype),
                        &parameter.slots[info.place]});
     }

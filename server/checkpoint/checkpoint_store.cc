@@ -12,17 +12,6 @@
 namespace modelstate {
 namespace {
 
-// What a save or a deletion leaves when it is cut off, and nothing else.
-bool HoldsOnlyParts(const RootDirectory& root, const std::string& path) {
-  const absl::StatusOr<std::vector<RootDirectory::Entry>> entries = root.List(path);
-  return entries.ok() &&
-         std::all_of(entries->begin(), entries->end(), [](const RootDirectory::Entry& entry) {
-           return !entry.is_directory &&
-                  (entry.name == kModelFile || entry.name == kOptimizerFile ||
-                   entry.name == kManifestFile);
-         });
-}
-
 // Removes what saves that a crash cut off have left; not what another server has under way.
 void RemoveTemporaries(const RootDirectory& root, const std::string& directory, int depth,
                        const CheckpointStore::Log& log) {
@@ -48,7 +37,7 @@ void RemoveTemporaries(const RootDirectory& root, const std::string& directory, 
       log(absl::StrCat("\"", path, "\" stays: another server saves to it"));
       continue;
     }
-    if (!HoldsOnlyParts(root, path)) {
+    if (!HoldsOnlyParts(*held)) {
       log(absl::StrCat("\"", path,
                        "\" has the name of a temporary, but no save made what is in "
                        "it: it stays; give it another name"));
@@ -61,6 +50,16 @@ void RemoveTemporaries(const RootDirectory& root, const std::string& directory, 
 }
 
 }  // namespace
+
+bool HoldsOnlyParts(const RootDirectory& directory) {
+  const absl::StatusOr<std::vector<RootDirectory::Entry>> entries = directory.List(".");
+  return entries.ok() &&
+         std::all_of(entries->begin(), entries->end(), [](const RootDirectory::Entry& entry) {
+           return !entry.is_directory &&
+                  (entry.name == kModelFile || entry.name == kOptimizerFile ||
+                   entry.name == kManifestFile);
+         });
+}
 
 absl::StatusOr<std::unique_ptr<CheckpointStore>> CheckpointStore::Open(const std::string& root_path,
                                                                        const Log& log) {
@@ -80,6 +79,23 @@ absl::StatusOr<bool> CheckpointStore::HasManifest(const std::string& path) const
   // A disk that does not answer has not said that there is none.
   if (GetReason(manifest.status()) == Reason::kStorageError) return manifest.status();
   return manifest.ok() && !manifest->is_directory;
+}
+
+absl::Status CheckpointStore::CheckIsNoPart(const std::string& file) const {
+  const std::string directory = ParentPath(file);
+  const std::string name(LastPart(file));
+  MS_ASSIGN_OR_RETURN(bool is_part, HasManifest(directory));
+  if (!is_part) {
+    MS_ASSIGN_OR_RETURN(const std::vector<RootDirectory::Entry> entries, root_.List(directory));
+    const std::set<std::string> parts = FindParts(root_, directory, entries);
+    is_part = parts.size() > 1 && parts.contains(name);
+  }
+  if (!is_part) return absl::OkStatus();
+  return MakeError(
+      Reason::kCheckpointUnsupported,
+      absl::StrCat("\"", file, "\" is a part of a checkpoint of several files, \"", directory,
+                   "\", which would not load without it: name that, or remove it by hand"),
+      {{"path", file}});
 }
 
 absl::Status CheckpointStore::Delete(const std::string& path) const {
@@ -103,6 +119,7 @@ absl::Status CheckpointStore::Delete(const std::string& path) const {
     }
   }
   if (!entry.is_directory) {
+    MS_RETURN_IF_ERROR(CheckIsNoPart(path));
     MS_RETURN_IF_ERROR(root_.RemoveRecursively(path));
     return root_.SyncDirectory(ParentPath(path));
   }

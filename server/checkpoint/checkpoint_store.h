@@ -3,9 +3,9 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -38,7 +38,7 @@ struct SaveOptions {
 // `optimizer.safetensors` (where there is optimizer state) and `manifest.json`, whose presence and
 // digests make it complete; docs/checkpoints.md specifies it. It appears, or replaces another,
 // by one rename after everything is on disk: a crash at any moment leaves the old one or the new
-// one. Thread-safe; saves to the same path at once: one wins, the other is an error.
+// one. Thread-safe; saves to the same path take turns.
 class CheckpointStore {
  public:
   using Log = std::function<void(const std::string&)>;
@@ -50,7 +50,8 @@ class CheckpointStore {
 
   const RootDirectory& root() const { return root_; }
 
-  // Makes the parent directories that are missing. ALREADY_EXISTS CHECKPOINT_EXISTS;
+  // Makes the parent directories that are missing. Where a save to that path runs, it waits until
+  // that has ended. ALREADY_EXISTS CHECKPOINT_EXISTS;
   // INVALID_ARGUMENT INVALID_FIELD (path: also one below another checkpoint, one that is taken by a
   // file or a directory that is no checkpoint, and names like those of temporaries),
   // NOT_REPRESENTABLE; RESOURCE_EXHAUSTED STORAGE_FULL; INTERNAL STORAGE_ERROR; CANCELLED.
@@ -68,7 +69,8 @@ class CheckpointStore {
   // its directory and below; others stay as they are. CHECKPOINT_NOT_FOUND when there is none.
   absl::StatusOr<std::string> Resolve(const std::string& path) const;
 
-  // CHECKPOINT_NOT_FOUND; CHECKPOINT_UNSUPPORTED for what is not a checkpoint.
+  // CHECKPOINT_NOT_FOUND; CHECKPOINT_UNSUPPORTED for what is not a checkpoint, a directory that no
+  // save made, and a file that is a part of a checkpoint of several.
   absl::Status Delete(const std::string& path) const;
 
   // To be called after the commit of `saved`: deletes what `policy` does not keep of the periodic
@@ -82,6 +84,7 @@ class CheckpointStore {
 
   // INVALID_FIELD for a path that no checkpoint may have.
   absl::Status CheckNewPath(const std::string& path) const;
+  absl::Status AwaitTurn(const std::string& path, uint64_t ticket, const JobControl& control) const;
   absl::StatusOr<CheckpointInfo> SaveAs(const CapturedState& state, const std::string& path,
                                         const SaveOptions& options,
                                         const JobControl& control) const;
@@ -90,12 +93,15 @@ class CheckpointStore {
                                          bool verify) const;
   absl::StatusOr<bool> IsCheckpointDirectory(const std::string& path) const;
   absl::StatusOr<bool> HasManifest(const std::string& path) const;
+  absl::Status CheckIsNoPart(const std::string& file) const;
   absl::Status ListBelow(const std::string& directory, const ListOptions& options, int depth,
                          std::vector<CheckpointInfo>* found) const;
 
   RootDirectory root_;
   mutable absl::Mutex mutex_;
-  mutable std::set<std::string> saving_ ABSL_GUARDED_BY(mutex_);  // paths
+  mutable absl::CondVar save_ended_;
+  // By path: who saves to it, and those that wait for their turn.
+  mutable std::map<std::string, std::vector<uint64_t>> saving_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace modelstate

@@ -10,6 +10,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "common/base/file.h"
 #include "common/base/optimizer_config.h"
 #include "common/base/tensor_spec.h"
@@ -29,7 +30,7 @@ struct ManifestHead {
   std::string module;
   Version version;
   uint64_t step = 0;
-  int64_t create_seconds = 0;  // since the Unix epoch
+  absl::Time create_time = absl::UnixEpoch();  // not before it
   bool weights_only = false;
   ModuleMetadata metadata;
   std::vector<FileEntry> files;
@@ -95,11 +96,13 @@ class StoredManifest {
   JsonView workers_;
 };
 
-// The manifest in `directory`, whose files it checks to be there in their sizes. `path` is what
-// messages call the directory. CHECKPOINT_NOT_FOUND when there is no manifest: the checkpoint is
-// not complete.
+// The manifest in `directory`, which messages call `path`. CHECKPOINT_NOT_FOUND when there is none:
+// the checkpoint is not complete.
 absl::StatusOr<StoredManifest> ReadManifest(const RootDirectory& directory,
                                             const std::string& path);
+// Whether the files that `head` records are there in their sizes. DATA_LOSS CHECKPOINT_CORRUPT.
+absl::Status CheckManifestSizes(const RootDirectory& directory, const std::string& path,
+                                const ManifestHead& head);
 
 // Opens the directory `path` once for `use`, which finds all its files through it, so that they are
 // of one checkpoint even where a save takes its place meanwhile. The replaced one loses its files

@@ -11,6 +11,8 @@ namespace modelstate {
 namespace {
 
 constexpr uint64_t kMaxInt64 = std::numeric_limits<int64_t>::max();
+constexpr uint64_t kMaxTimestampSeconds =
+    253402300799;                    // the end of 9999, of google.protobuf.Timestamp
 constexpr size_t kMaxGroups = 1000;  // as many as an optimizer may be configured with
 
 Version ToVersion(ManifestObject reader, ManifestObject& parent) {
@@ -246,7 +248,12 @@ absl::Status StoredManifest::ReadHead(JsonView json) {
   head_.module = reader.String("module");
   head_.version = ToVersion(reader.Object("version"), reader);
   head_.step = reader.Uint("step");
-  head_.create_seconds = static_cast<int64_t>(reader.Uint("create_seconds", kMaxInt64));
+  head_.create_time = absl::FromUnixSeconds(
+      static_cast<int64_t>(reader.Uint("create_seconds", kMaxTimestampSeconds)));
+  // Older manifests lack it.
+  if (reader.Has("create_nanos")) {
+    head_.create_time += absl::Nanoseconds(reader.Uint("create_nanos", 999'999'999));
+  }
   head_.weights_only = reader.Bool("weights_only");
   tensors_ = reader.List("tensors");
   optimizer_state_ = reader.List("optimizer_state");
@@ -318,7 +325,12 @@ absl::StatusOr<StoredManifest> ReadManifest(const RootDirectory& directory,
   };
   absl::StatusOr<StoredManifest> manifest = parse();
   if (!manifest.ok()) return Annotate(manifest.status(), path);
-  for (const ManifestFile& entry : manifest->head().files) {
+  return manifest;
+}
+
+absl::Status CheckManifestSizes(const RootDirectory& directory, const std::string& path,
+                                const ManifestHead& head) {
+  for (const ManifestFile& entry : head.files) {
     const absl::StatusOr<RootDirectory::Entry> found = directory.Stat(entry.name);
     if (!found.ok() || found->is_directory || found->size != entry.nbytes) {
       return MakeError(
@@ -329,7 +341,7 @@ absl::StatusOr<StoredManifest> ReadManifest(const RootDirectory& directory,
           {{"file", entry.name}});
     }
   }
-  return manifest;
+  return absl::OkStatus();
 }
 
 absl::Status WithDirectory(const RootDirectory& root, const std::string& path,

@@ -129,7 +129,10 @@ std::string ToText(const Manifest& m) {
   AppendMember(&text, "module", m.module);
   AppendMember(&text, "version", FromVersion(m.version));
   AppendMember(&text, "step", m.step);
-  AppendMember(&text, "create_seconds", m.create_seconds);
+  const int64_t create_seconds = absl::ToUnixSeconds(m.create_time);
+  AppendMember(&text, "create_seconds", create_seconds);
+  AppendMember(&text, "create_nanos",
+               absl::ToInt64Nanoseconds(m.create_time - absl::FromUnixSeconds(create_seconds)));
   AppendMember(&text, "weights_only", m.weights_only);
   AppendMember(&text, "metadata", Json(m.metadata));
   AppendList(&text, "files", m.files, [](const Manifest::FileEntry& file) {

@@ -4,8 +4,7 @@
 #include <vector>
 
 #include "common/base/status.h"
-#include "common/format/known_formats.h"
-#include "common/format/sharded_index.h"
+#include "common/format/open_path.h"
 
 namespace modelstate {
 
@@ -40,15 +39,23 @@ absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenListed(const RootDirectory
   return reader;
 }
 
-absl::StatusOr<std::optional<std::string>> FindIndex(const RootDirectory& directory,
-                                                     const std::string& path) {
-  if (directory.Stat(kManifestFile).ok()) return std::nullopt;
+absl::StatusOr<std::optional<FolderCheckpoint>> OpenFolder(const RootDirectory& directory,
+                                                           const std::string& path,
+                                                           const std::string& state_dict_key) {
   MS_ASSIGN_OR_RETURN(const std::vector<RootDirectory::Entry> entries, directory.List("."));
   std::vector<std::string> names;
-  for (const RootDirectory::Entry& entry : entries) names.push_back(entry.name);
-  absl::Status known = RefuseKnownFolder(names);
-  if (!known.ok()) return Annotate(known, path);
-  return FindShardedIndex(names);
+  for (const RootDirectory::Entry& entry : entries) {
+    if (entry.name == kManifestFile) return std::nullopt;
+    names.push_back(entry.name);
+  }
+  const absl::StatusOr<std::optional<std::string>> name = FindFolderFile(names);
+  if (!name.ok()) return Annotate(name.status(), path);
+  if (!name->has_value()) return std::nullopt;
+  FolderCheckpoint folder{**name, nullptr};
+  MS_ASSIGN_OR_RETURN(folder.reader, OpenReader(directory, path, folder.name, state_dict_key));
+  const absl::Status whole = CheckNeedsNoManifest(*folder.reader, names);
+  if (!whole.ok()) return Annotate(whole, path);
+  return folder;
 }
 
 }  // namespace modelstate

@@ -24,10 +24,19 @@ absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenListed(const RootDirectory
                                                              const std::string& path,
                                                              const ManifestFile& entry);
 
-// The name of the index in `directory`, which messages call `path`; nullopt: it is one of ours, or
-// nothing that is known. CHECKPOINT_UNSUPPORTED for one that is known and not read.
-absl::StatusOr<std::optional<std::string>> FindIndex(const RootDirectory& directory,
-                                                     const std::string& path);
+// What a directory is that no server saved: the name of its model.safetensors, index or
+// pytorch_model.bin, and the tensors of that.
+struct FolderCheckpoint {
+  std::string name;
+  std::unique_ptr<CheckpointReader> reader;
+};
+
+// Of `directory`, which messages call `path`; nullopt: it has a manifest, or nothing that is known.
+// CHECKPOINT_UNSUPPORTED for a format that is known and not read; CHECKPOINT_CORRUPT where its
+// manifest is missing.
+absl::StatusOr<std::optional<FolderCheckpoint>> OpenFolder(const RootDirectory& directory,
+                                                           const std::string& path,
+                                                           const std::string& state_dict_key = "");
 
 }  // namespace modelstate
 

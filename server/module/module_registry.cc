@@ -4,6 +4,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "common/base/status.h"
 
 namespace modelstate {
@@ -23,7 +24,18 @@ absl::Status ModuleRegistry::ValidateName(absl::string_view name) {
   for (char c : name) {
     good = good && (absl::ascii_isalnum(c) || c == '.' || c == '_' || c == '-' || c == '/');
   }
-  if (good) return absl::OkStatus();
+  if (good) {
+    // It is the directory of the module's periodic saves.
+    for (const absl::string_view part : absl::StrSplit(name, '/')) {
+      if (!part.empty() && part != "." && part != ".." && part != "latest") continue;
+      return MakeError(Reason::kInvalidField,
+                       absl::StrCat("module name ", Shown(name), " has the part \"", part,
+                                    "\" between slashes, which no checkpoint's path can have: "
+                                    "choose another name"),
+                       {{"field", "module"}});
+    }
+    return absl::OkStatus();
+  }
   return MakeError(Reason::kInvalidField,
                    absl::StrCat("module name ", Shown(name),
                                 " must have 1 to 128 characters of A-Z a-z 0-9 . _ - / and begin "

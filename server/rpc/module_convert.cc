@@ -152,8 +152,8 @@ void CheckpointToProto(const CheckpointInfo& info, v1::Checkpoint* proto) {
   proto->set_path(info.path);
   proto->set_format(info.format);
   proto->set_nbytes(info.nbytes);
-  if (info.create_seconds != 0) {
-    TimeToProto(absl::FromUnixSeconds(info.create_seconds), proto->mutable_create_time());
+  if (info.create_time != absl::UnixEpoch()) {
+    TimeToProto(info.create_time, proto->mutable_create_time());
   }
   proto->set_module(info.module);
   if (info.version.number != 0) VersionToProto(info.version, proto->mutable_version());
@@ -167,6 +167,7 @@ void CheckpointToProto(const CheckpointInfo& info, v1::Checkpoint* proto) {
     item->set_nbytes(file.nbytes);
   }
   if (info.verified) proto->set_verified(*info.verified);
+  proto->set_unverifiable_tensors(info.unverifiable_tensors);
   proto->set_problem(info.problem);
 }
 

@@ -18,6 +18,8 @@ case_FilesAreInspectedVerifiedAndConverted() {
   cli 0 convert "$in" "$WORK/shards" --max-shard-size 500KB >/dev/null
   json '[.equal, .differences]' '[44,[]]' diff "$in" "$WORK/shards"
   cli 4 convert "$in" "$WORK/back.pt" >/dev/null
+  cli 4 convert "$in" "$WORK/none/back.pt" >/dev/null
+  grep -q 'there is no folder' "$WORK/cli.err" || fail "convert to no folder: $(<"$WORK/cli.err")"
   printf X | dd of="$WORK/crepe.safetensors" bs=1 seek=500000 conv=notrunc 2>/dev/null
   cli 6 verify "$WORK/crepe.safetensors" >/dev/null
   expect 0 "$(find "$WORK" -name '*.tmp*' | wc -l)" 'temporary files'
@@ -44,6 +46,10 @@ case_TheWholePath() {
   json '[.path, .module, .step, .tensors, .has_optimizer]' '["step3","crepe",3,44,true]' save crepe step3
   json '[.checkpoints[] | .path, .verified]' '["crepe-tiny.pth",true,"step3",true]' checkpoints --verify
   prints step3 checkpoints --verify
+  # A file that records nothing can only be read.
+  cp "$MODELSTATE_SOURCE/tests/data/silero-vad-16k.safetensors" "$ROOT/plain.safetensors"
+  prints 'read; no digest of' checkpoints --verify
+  rm "$ROOT/plain.safetensors"
   json '[.equal, .differences]' '[44,[]]' diff "$ROOT/step3/model.safetensors" "$WORK/a.safetensors"
   # The optimizer comes back with its state: the next step of both is the same.
   json '[.optimizer_loaded, .module.step]' '[true,3]' load again step3
@@ -84,12 +90,26 @@ case_ExitCodes() {
     conv=notrunc status=none
   output=$(cli 1 --json checkpoints --verify)
   expect '[false]' "$(jq -c '[.checkpoints[] | select(.path == "saved") | .verified]' <<<"$output")" 'a damaged checkpoint'
+  # 6: a copy that is not whole, whatever of it is missing.
+  cli 0 save crepe whole >/dev/null
+  cp -r "$ROOT/whole" "$WORK/copy"
+  cli 0 verify "$WORK/copy" >/dev/null
+  for file in model.safetensors manifest.json; do
+    mv "$WORK/copy/$file" "$WORK/kept"
+    cli 6 verify "$WORK/copy" >/dev/null
+    grep -q "manifest.json" "$WORK/cli.err" || fail "verify without $file: $(<"$WORK/cli.err")"
+    mv "$WORK/kept" "$WORK/copy/$file"
+  done
+  rm "$WORK/copy/manifest.json"
+  cli 6 verify "$WORK/copy" >/dev/null
+  cli 0 verify "$WORK/copy/model.safetensors" >/dev/null
   # 2: wrong usage.
   cli 2 >/dev/null
   cli 2 nonsense >/dev/null
   cli 2 fetch crepe >/dev/null
   cli 2 pin crepe --lease soon >/dev/null
   cli 2 push crepe --gradients x >/dev/null
+  cli 2 convert "$WORK/a.safetensors" "$WORK/shards" --max-shard-size 0 >/dev/null
   # 3: not found.
   cli 3 info tyni >/dev/null
   grep -q 'MODULE_NOT_FOUND: no module "tyni"' "$WORK/cli.err" || fail "info tyni: $(<"$WORK/cli.err")"

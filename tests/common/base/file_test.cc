@@ -235,7 +235,7 @@ TEST_F(RootDirectoryTest, ListsFilesAndDirectoriesButNoLinks) {
   ASSERT_EQ(entries->size(), 2u);
   EXPECT_EQ((*entries)[0].name, "a");
   EXPECT_EQ((*entries)[0].size, 2u);
-  EXPECT_GT((*entries)[0].modified_seconds, 1'600'000'000);
+  EXPECT_GT((*entries)[0].modified, absl::FromUnixSeconds(1'600'000'000));
   EXPECT_EQ((*entries)[1].name, "inside");
   EXPECT_TRUE((*entries)[1].is_directory);
 }

@@ -276,7 +276,7 @@ TEST_F(CheckpointStoreTest, DirectoryWithoutManifestIsAProblemAndIsRefused) {
   EXPECT_THAT(Only(false).problem, HasSubstr("manifest.json"));
   EXPECT_EQ(Only(true).verified, false);
   auto loaded = MakeModule({});
-  EXPECT_THAT(ReasonOf(Load(*loaded, "c")), Eq(Reason::kCheckpointNotFound));
+  EXPECT_THAT(ReasonOf(Load(*loaded, "c")), Eq(Reason::kCheckpointCorrupt));
   EXPECT_EQ(loaded->state(), ModuleState::kEmpty);
 }
 
@@ -470,7 +470,7 @@ TEST(RetentionTest, KeepsTheLastAndTheFirstOfEachSoManySteps) {
     CheckpointInfo info;
     info.path = PeriodicPath("m", step);
     info.step = step;
-    info.create_seconds = static_cast<int64_t>(step);
+    info.create_time = absl::FromUnixSeconds(static_cast<int64_t>(step));
     checkpoints.push_back(info);
   }
   const auto steps_not_kept = [&](RetentionPolicy policy) {
@@ -487,7 +487,7 @@ TEST(RetentionTest, KeepsTheLastAndTheFirstOfEachSoManySteps) {
               ElementsAre(90, 105, 190, 203, 290));
   EXPECT_THAT(steps_not_kept({.keep_last = 1, .keep_every = 100}), ElementsAre(90, 190, 290));
   // Trained on from step 105 once more: what was made last is the newest.
-  checkpoints[2].create_seconds = 1000;
+  checkpoints[2].create_time = absl::FromUnixSeconds(1000);
   EXPECT_THAT(steps_not_kept({.keep_last = 1, .keep_every = 0}),
               ElementsAre(90, 105, 203, 290, 380, 505));
 }

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/rules/rule_info.h"
+#include "tests/common/allocation_meter.h"
 #include "tests/server/checkpoint/checkpoint_fixture.h"
 
 namespace modelstate {
@@ -331,6 +332,22 @@ TEST_F(SaveLoadTest, LoadCastsToTheModulesDType) {
   auto narrow = MakeModule({Parameter("p", {4}, DType::kBF16)});
   ASSERT_TRUE(Load(*narrow, "wide").ok());
   EXPECT_EQ(Bytes(narrow->Current()->storages[0]), std::string("\x80\x3f\x80\x3f\x80\x3f\x80\x3f"));
+}
+
+// Of several pieces, the last of which is not full.
+TEST_F(SaveLoadTest, ACastHoldsNoSecondCopyOfTheTensor) {
+  constexpr int64_t kElements = (int64_t{48} << 20) / 4 + 3;
+  auto wide = MakeModule({Parameter("p", {kElements})}, 2.5F);
+  ASSERT_TRUE(Save(*wide, "wide").ok());
+  auto narrow = MakeModule({Parameter("p", {kElements}, DType::kBF16)});
+  ResetPeakAllocation();
+  ASSERT_TRUE(Load(*narrow, "wide").ok());
+  EXPECT_LT(PeakAllocation(), size_t{16} << 20);
+  const std::string bytes = Bytes(narrow->Current()->storages[0]);
+  ASSERT_EQ(bytes.size(), static_cast<size_t>(kElements) * 2);
+  for (size_t i = 0; i < bytes.size(); i += 2) {
+    ASSERT_EQ(absl::string_view(bytes).substr(i, 2), absl::string_view("\x20\x40")) << i;
+  }
 }
 
 TEST_F(SaveLoadTest, FailedLoadChangesNothing) {

@@ -221,13 +221,15 @@ TEST_F(ModuleInstanceTest, RegistryNamesFindsAndDeletes) {
   const auto make = [&](const std::string& name) {
     return registry.Create(name, *ModuleSchema::Create({}, 1), {}, {});
   };
-  for (const char* bad : {"", "-a", "/a", "a b", "a\n", "\xC3\xA9"}) {
+  for (const char* bad : {"", "-a", "/a", "a b", "a\n", "\xC3\xA9", "a//b", "a/", "a/../b", "a/./b",
+                          "latest", "a/latest"}) {
     EXPECT_THAT(ReasonOf(make(bad)), Eq(Reason::kInvalidField)) << bad;
   }
   EXPECT_FALSE(make(std::string(129, 'a')).ok());
   EXPECT_TRUE(ModuleRegistry::ValidateName(std::string(128, 'a')).ok());
   auto b = *make("b");
   ASSERT_TRUE(make("a/x-1_2.3").ok());
+  EXPECT_TRUE(ModuleRegistry::ValidateName("latest-1/a..b").ok());
   ASSERT_TRUE(make("c").ok());
   EXPECT_THAT(ReasonOf(make("b")), Eq(Reason::kModuleExists));
   EXPECT_EQ(*registry.Find("b"), b);

@@ -208,6 +208,21 @@ TEST_F(RestoreTest, WeightsAloneComeBackOnlyWhereNothingElseLoads) {
   EXPECT_THAT(Log(), Contains(HasSubstr("\"tiny\" is left out")));
 }
 
+TEST_F(RestoreTest, AModuleOfWhichEveryCheckpointIsCutOffIsNamed) {
+  StartServer();
+  CreateTiny();
+  CreateTiny("whole");
+  for (const char* path : {"a", "b"}) {
+    Save("tiny", path);
+    fs::resize_file(root_ / path / "model.safetensors", 100);
+  }
+  Save("whole", "c");
+  Restart();
+  EXPECT_EQ(Info().module_count(), 1);
+  EXPECT_THAT(Log(), Contains(AllOf(HasSubstr("\"a\""), HasSubstr("100 bytes"))));
+  EXPECT_THAT(Log(), Contains(HasSubstr("\"tiny\" is left out: none of its 2 checkpoints loads")));
+}
+
 TEST_F(RestoreTest, LatestLoadsTheNewestAndTellsWhichItWas) {
   StartServer();
   CreateTiny();
