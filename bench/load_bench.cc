@@ -7,12 +7,15 @@
 // Where the bytes land decides, so there are two baselines: pread into memory that was touched
 // before, which is what a reload finds in the pool, and into new huge pages, which is what a new
 // module gets. Files are in the page cache but for the cold rows, whose baseline is O_DIRECT. The
-// torch file has CRCs, which are checked. Other programs load the same files beside ours.
+// torch file has CRCs, which are checked; reloads of it and of the file with digests are also held
+// against reads that check as much. Warm rows follow a run of themselves. Other programs load the
+// same files beside ours.
 
 #include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -35,9 +38,11 @@
 #include "bench/rows.h"
 #include "bench/server_process.h"
 #include "client/client.h"
+#include "common/base/digest.h"
 #include "common/base/huge_buffer.h"
 #include "common/format/convert_checkpoint.h"
 #include "common/format/open_path.h"
+#include "common/format/zip_directory.h"
 
 ABSL_FLAG(int, mib, 1024, "size of the file");
 ABSL_FLAG(int, rounds, 7, "rounds, each measuring every row once");
@@ -137,6 +142,17 @@ void Run(const std::string& binary) {
   uint8_t* const touched = memory.data();
   std::memset(touched, 1, size);
   const auto warm = [&] { ReadWith(threads, fd, touched, size); };
+  // What a loop that checks what it reads does, a MiB at a time, while it is in the cache.
+  constexpr size_t kMiB = size_t{1} << 20;
+  std::atomic<uint64_t> sum{0};
+  const auto read_and_digest = [&] {
+    ReadWith<kMiB>(threads, fd, touched, size,
+                   [&](absl::Span<const uint8_t> piece) { sum += Xxh3(piece); });
+  };
+  const auto read_and_crc = [&] {
+    ReadWith<kMiB>(threads, fd, touched, size,
+                   [&](absl::Span<const uint8_t> piece) { sum += UpdateCrc32(0, piece); });
+  };
 
   client::LoadCheckpointOptions anew;
   anew.create_module = true;
@@ -167,12 +183,14 @@ void Run(const std::string& binary) {
        },
        [size] { TouchFreeMemory(size); }, [&] { pages = HugeBuffer(); }},
       {"cold: O_DIRECT", 2, [&] { ReadWith(threads, direct, touched, size); }, drop},
+      {"pread and XXH3", 3, read_and_digest, read_and_digest},
+      {"pread and CRC-32", 4, read_and_crc, read_and_crc},
       {"load into a new module", 1, load_new("plain.safetensors"), [] {}, drop_new},
       {"the same, digests checked", 1, load_new("digests.safetensors"), [] {}, drop_new},
       {"the same, a torch file", 1, load_new("torch.pt"), [] {}, drop_new},
-      {"reload", 0, reload("plain.safetensors")},
-      {"the same, digests checked", 0, reload("digests.safetensors")},
-      {"the same, a torch file", 0, reload("torch.pt")},
+      {"reload", 0, reload("plain.safetensors"), reload("plain.safetensors")},
+      {"reload, digests checked", 3, reload("digests.safetensors"), reload("digests.safetensors")},
+      {"reload, a torch file", 4, reload("torch.pt"), reload("torch.pt")},
       {"cold: load into a new module", 2, load_new("cold.safetensors"), drop, drop_new},
       {"cold: reload", 2, reload("cold.safetensors"), drop},
   };

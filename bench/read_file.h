@@ -10,11 +10,14 @@
 #include <thread>
 #include <vector>
 
+#include "absl/types/span.h"
+
 namespace modelstate {
 
-// Reads all of a file into `to`, in pieces of 8 MiB that threads take in turn.
-inline void ReadWith(unsigned threads, int fd, uint8_t* to, size_t size) {
-  constexpr size_t kPiece = size_t{8} << 20;
+// Reads all of a file into `to`, in pieces that threads take in turn; each is given to `use` by the
+// thread that has read it.
+template <size_t kPiece = size_t{8} << 20, typename Use>
+void ReadWith(unsigned threads, int fd, uint8_t* to, size_t size, Use use) {
   std::vector<std::thread> running;
   for (unsigned t = 0; t < threads; ++t) {
     running.emplace_back([=] {
@@ -26,10 +29,15 @@ inline void ReadWith(unsigned threads, int fd, uint8_t* to, size_t size) {
             static_cast<ssize_t>(piece)) {
           std::abort();
         }
+        use(absl::MakeConstSpan(to + begin, piece));
       }
     });
   }
   for (std::thread& thread : running) thread.join();
+}
+
+inline void ReadWith(unsigned threads, int fd, uint8_t* to, size_t size) {
+  ReadWith(threads, fd, to, size, [](absl::Span<const uint8_t>) {});
 }
 
 }  // namespace modelstate
