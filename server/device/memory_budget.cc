@@ -16,16 +16,21 @@ absl::StatusOr<MemoryBudget::Reservation> MemoryBudget::Reserve(uint64_t bytes) 
       return Reservation(shared_from_this(), bytes);
     }
   }
-  absl::Status error = MakeError(
-      reason_,
-      absl::StrCat(what_, ": ", bytes, " bytes are needed, ", used, " of ", limit, " are in use; ",
-                   bytes <= limit ? "try again later or " : "", "raise the server's ", flag_),
-      {{"requested_bytes", absl::StrCat(bytes)},
-       {"used_bytes", absl::StrCat(used)},
-       {"limit_bytes", absl::StrCat(limit)},
-       {"flag", flag_}});
+  const bool given_back = limit == 0 && is_part_.load(std::memory_order_relaxed);
+  const std::string text =
+      given_back ? absl::StrCat(what_, ": ", bytes,
+                                " bytes are needed, and none are set aside since the configuration "
+                                "changed: try again, other memory is used then")
+                 : absl::StrCat(what_, ": ", bytes, " bytes are needed, ", used, " of ", limit,
+                                " are in use; ", bytes <= limit ? "try again later or " : "",
+                                "raise the server's ", flag_);
+  absl::Status error = MakeError(reason_, text,
+                                 {{"requested_bytes", absl::StrCat(bytes)},
+                                  {"used_bytes", absl::StrCat(used)},
+                                  {"limit_bytes", absl::StrCat(limit)},
+                                  {"flag", flag_}});
   // Waiting does not help a request that is larger than the whole budget.
-  return bytes <= limit ? WithRetryAfter(std::move(error), absl::Seconds(1)) : error;
+  return bytes <= limit || given_back ? WithRetryAfter(std::move(error), absl::Seconds(1)) : error;
 }
 
 absl::Status MemoryBudget::SetAside(MemoryBudget& parent, uint64_t bytes) {
@@ -34,6 +39,7 @@ absl::Status MemoryBudget::SetAside(MemoryBudget& parent, uint64_t bytes) {
     MS_ASSIGN_OR_RETURN(Reservation more, parent.Reserve(bytes - held));
     set_aside_.Merge(std::move(more));
   }
+  is_part_.store(true, std::memory_order_relaxed);
   limit_.store(bytes, std::memory_order_relaxed);
   const uint64_t needed = std::max(bytes, used());
   if (needed < held) set_aside_.Shrink(held - needed);

@@ -54,7 +54,9 @@ class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
   // that of `parent`, nothing has changed. Not from two threads at once.
   absl::Status SetAside(MemoryBudget& parent, uint64_t bytes);
 
-  // RESOURCE_EXHAUSTED with the budget's reason and a retry hint when less than `bytes` are left.
+  // RESOURCE_EXHAUSTED with the budget's reason when less than `bytes` are left; with a retry hint
+  // where they could be free later. Where nothing is set aside (any more), who asks has looked at a
+  // configuration that has just ended: that has the hint too.
   absl::StatusOr<Reservation> Reserve(uint64_t bytes);
 
   uint64_t limit() const { return limit_.load(std::memory_order_relaxed); }
@@ -65,7 +67,8 @@ class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
   const std::string what_;
   const std::string flag_;
   std::atomic<uint64_t> limit_;
-  Reservation set_aside_;  // of the parent
+  Reservation set_aside_;             // of the parent
+  std::atomic<bool> is_part_{false};  // SetAside was called
   std::atomic<uint64_t> used_{0};
 };
 

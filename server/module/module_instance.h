@@ -235,7 +235,7 @@ class ModuleInstance : public std::enable_shared_from_this<ModuleInstance> {
   void TakeBack(const std::string& worker, StepRound::Member& member);
   // Gradients for parameters that are no more: gives up the round, and what was accumulated.
   void DropPending(const absl::Status& status);
-  // For the rounds of `optimizer` (null: none). RESOURCE_EXHAUSTED PUSH_MEMORY.
+  // For the rounds of `optimizer` (null: none). PUSH_MEMORY; INVALID_FIELD, for --max_workers.
   absl::Status SetMemoryAside(const Optimizer* optimizer, const ModuleSchema& schema);
   void TrimMemoryAside();  // gives back what was set aside for more, and is no longer in use
   void ShowTraining();     // what training_info() tells

@@ -11,6 +11,24 @@
 #include "server/state/optimizer_tensors.h"
 
 namespace modelstate {
+namespace {
+
+// A round of more workers than a module remembers could never have enough.
+absl::Status CheckQuorum(uint64_t quorum, uint64_t max_workers, const std::string& module) {
+  if (quorum <= 1 || quorum <= max_workers) return absl::OkStatus();
+  return MakeError(
+      Reason::kInvalidField,
+      absl::StrCat("rounds.quorum is ", quorum, ", and module \"", module, "\" remembers at most ",
+                   max_workers,
+                   " workers, so that no round could have enough: set a smaller quorum, or raise "
+                   "the server's --max_workers"),
+      {{"module", module},
+       {"field", "rounds.quorum"},
+       {"quorum", absl::StrCat(quorum)},
+       {"max_workers", absl::StrCat(max_workers)}});
+}
+
+}  // namespace
 
 absl::StatusOr<Snapshot> ModuleInstance::Hold() {
   MS_RETURN_IF_ERROR(CheckUsable());
@@ -113,6 +131,7 @@ StepDemand ModuleInstance::DemandOfSteps(const ModuleVersion& version,
 absl::Status ModuleInstance::SetMemoryAside(const Optimizer* optimizer,
                                             const ModuleSchema& schema) {
   const uint64_t quorum = optimizer == nullptr ? 1 : optimizer->config().rounds.quorum;
+  MS_RETURN_IF_ERROR(CheckQuorum(quorum, environment_.workers.max_workers, name_));
   uint64_t contribution = 0;
   uint64_t outputs = 0;
   for (uint32_t index = 0; index < schema.size() && quorum > 1; ++index) {

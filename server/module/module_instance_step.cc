@@ -220,6 +220,20 @@ absl::StatusOr<StepAnswer> ModuleInstance::PushOnStrand(StepRequest& request) {
       return *std::move(earlier);
     }
   }
+  if (!request.gradients && !request.payload_digest.empty()) {
+    // What it repeats was there when its header came, so its payload was not kept.
+    return WithRetryAfter(
+        MakeError(Reason::kRoundGivenUp,
+                  absl::StrCat("sequence ", request.sequence, " of worker \"", request.worker,
+                               "\" waited in module \"", name_,
+                               "\" when this repeat of it began, and was given up before the "
+                               "repeat had come: nothing of it counts; push the same sequence "
+                               "again"),
+                  {{"module", name_},
+                   {"worker", request.worker},
+                   {"sequence", absl::StrCat(request.sequence)}}),
+        kRoundRetry);
+  }
   if (!request.gradients) {
     return MakeError(
         Reason::kStepNotSeen,
@@ -231,12 +245,7 @@ absl::StatusOr<StepAnswer> ModuleInstance::PushOnStrand(StepRequest& request) {
   }
   if (request.arrival != nullptr) MS_RETURN_IF_ERROR(request.arrival->Finish());
   const std::shared_ptr<const Optimizer> optimizer = this->optimizer();
-  if (optimizer == nullptr) {
-    return MakeError(
-        Reason::kNoOptimizer,
-        absl::StrCat("module \"", name_, "\" has no optimizer: call ConfigureOptimizer first"),
-        {{"module", name_}});
-  }
+  if (optimizer == nullptr) return NoOptimizerError();
   MS_RETURN_IF_ERROR(CheckFields(request, *optimizer));
   if (!named) return TakePush(request, nullptr, optimizer);
   MS_RETURN_IF_ERROR(CheckMayPush(request.worker));

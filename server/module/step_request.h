@@ -26,7 +26,8 @@ namespace modelstate {
 // to. Only what was taken is recorded. INVALID_FIELD for a worker without a sequence or the
 // reverse, rounds or an accumulation without either, a weight or grad_scale that is not positive
 // and finite (of a round: in sum), overrides or `wait` on a push that accumulates, a base that was
-// never published. NOT_FOUND STEP_NOT_SEEN for a header alone whose step is not the worker's last.
+// never published. NOT_FOUND STEP_NOT_SEEN for a header alone whose step is not the worker's last;
+// ABORTED ROUND_GIVEN_UP with a retry hint for a whole repeat whose first was given up meanwhile.
 // With `wait`, the answer of a contribution is given when its round closes (or the server drains,
 // UNAVAILABLE DRAINING, or EndWait). A step that a round fails to make for want of memory is
 // refused to the worker that would have closed it, and the round stays open. A change that the

@@ -28,9 +28,13 @@ absl::StatusOr<std::optional<StepAnswer>> WorkerTable::FindAnswer(const std::str
                                {"sequence", absl::StrCat(sequence)},
                                {"last_sequence", absl::StrCat(record.sequence)}};
   // The last sequence there is has none after it.
-  const std::string next = record.sequence == std::numeric_limits<uint64_t>::max()
-                               ? "its sequences are used up: use another worker name"
-                               : absl::StrCat("go on with ", record.sequence + 1);
+  const std::string next =
+      record.sequence == std::numeric_limits<uint64_t>::max()
+          ? absl::StrCat(
+                "use another worker name, as the sequences of this one are used up (or "
+                "this one when it has been silent for ",
+                absl::FormatDuration(limits_.expiry), " and is forgotten)")
+          : absl::StrCat("go on with ", record.sequence + 1);
   if (sequence < record.sequence) {
     return MakeError(Reason::kSequenceReused,
                      absl::StrCat("worker \"", worker, "\" sent sequence ", sequence,
@@ -63,14 +67,29 @@ void WorkerTable::Touch(Worker& worker, absl::Time now) {
 absl::Status WorkerTable::CheckRoom(const std::string& worker, absl::Time now) {
   ExpireIdle(now);
   if (workers_.size() < limits_.max_workers) return absl::OkStatus();
+  // Those that wait in a round stay, however long it is open.
+  const Worker* idle = nullptr;
+  size_t in_round = 0;
+  for (const std::string& name : by_age_) {
+    const Worker& known = workers_.at(name);
+    if (known.in_round) {
+      ++in_round;
+    } else if (idle == nullptr) {
+      idle = &known;
+    }
+  }
   const absl::Duration wait =
-      workers_.at(by_age_.front()).last_seen + limits_.expiry - now + absl::Seconds(1);
+      (idle == nullptr ? now : idle->last_seen) + limits_.expiry - now + absl::Seconds(1);
+  const std::string waiting =
+      in_round == 0 ? ""
+                    : absl::StrCat("; ", in_round, " of them ", in_round == 1 ? "waits" : "wait",
+                                   " in the open round, which is no silence");
   return WithRetryAfter(
       MakeError(Reason::kWorkerLimit,
                 absl::StrCat("module \"", module_, "\" remembers ", workers_.size(),
                              " workers, as many as it may; worker \"", worker,
                              "\" can join when one has been silent for ",
-                             absl::FormatDuration(limits_.expiry),
+                             absl::FormatDuration(limits_.expiry), waiting,
                              "; use names again, or raise the server's --max_workers"),
                 {{"module", module_}, {"worker", worker}}),
       wait);

@@ -59,7 +59,7 @@ class WorkerTable {
 
   Worker* Find(const std::string& worker);  // null: not known
   // Whether a worker that is not known can be: RESOURCE_EXHAUSTED WORKER_LIMIT, with the time after
-  // which another is forgotten.
+  // which another is forgotten if it stays silent.
   absl::Status CheckRoom(const std::string& worker, absl::Time now);
   // Makes the worker known, and seen at `now`. As CheckRoom.
   absl::StatusOr<Worker*> Admit(const std::string& worker, absl::Time now);

@@ -47,6 +47,21 @@ TEST(MemoryBudget, RefusesWithReasonFlagAndRetryHint) {
   }
 }
 
+// Who asks a part that has just been given back looked at a configuration that has ended since.
+TEST(MemoryBudget, APartOfWhichNothingIsSetAsideAnyMoreIsAskedForAgain) {
+  std::shared_ptr<MemoryBudget> budget = Make(100);
+  std::shared_ptr<MemoryBudget> part = Make(0);
+  EXPECT_FALSE(GetRetryAfter(part->Reserve(1).status()).has_value()) << "no part of any";
+  ASSERT_TRUE(part->SetAside(*budget, 50).ok());
+  EXPECT_FALSE(GetRetryAfter(part->Reserve(51).status()).has_value());
+  ASSERT_TRUE(part->SetAside(*budget, 0).ok());
+  const absl::Status none = part->Reserve(1).status();
+  EXPECT_EQ(GetReason(none), Reason::kPushMemory);
+  EXPECT_TRUE(GetRetryAfter(none).has_value());
+  EXPECT_THAT(std::string(none.message()), HasSubstr("try again"));
+  EXPECT_EQ(budget->used(), 0u);
+}
+
 TEST(MemoryBudget, ReservationsMergeAndShrink) {
   std::shared_ptr<MemoryBudget> budget = Make(100);
   MemoryBudget::Reservation account;

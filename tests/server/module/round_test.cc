@@ -407,11 +407,32 @@ TEST_F(RoundTest, ACastThatItDoesNotFitGivesARoundUpAtOnce) {
   EXPECT_EQ(module_->training_info().round.contributions, 0u);
   EXPECT_EQ(module_->push_budget()->used(), 0u);
   EXPECT_EQ(push_budget_->used(), 6u * (1024 + 512 + 512) + 512);
-  EXPECT_THAT(ReasonOf(Apply(*module_, As("w1", 1))), Eq(Reason::kStepNotSeen));
+  StepRequest header = As("w1", 1);
+  header.payload_digest.clear();
+  EXPECT_THAT(ReasonOf(Apply(*module_, std::move(header))), Eq(Reason::kStepNotSeen));
   for (int w = 0; w < 6; ++w) {
     ASSERT_TRUE(PushInRound(push, As(absl::StrCat("w", w), 1)).ok()) << w;
   }
   EXPECT_EQ(module_->Current()->step, 1u);
+}
+
+// Of a whole repeat only the digest is kept. Where its round is given up while it comes, it is not
+// "send it whole" that its caller can do something with.
+TEST_F(RoundTest, AWholeRepeatOfWhatIsGivenUpMeanwhileIsPushedAgain) {
+  MakeWith(2);
+  StepRequest request = As("w1", 1);
+  request.overrides.resize(1);
+  request.overrides[0].hyperparameters.momentum = 0.9;  // AdamW has none
+  ASSERT_TRUE(Push(*module_, {{"a", 1}}, std::move(request)).ok());
+  StepRequest repeat = As("w1", 1);
+  config_ = AdamW();
+  config_.rounds.quorum = 2;
+  ASSERT_TRUE(Configure(*module_, config_).ok());
+  const absl::StatusOr<StepAnswer> answer = Apply(*module_, std::move(repeat));
+  EXPECT_THAT(ReasonOf(answer), Eq(Reason::kRoundGivenUp));
+  EXPECT_TRUE(GetRetryAfter(answer.status()).has_value());
+  EXPECT_THAT(std::string(answer.status().message()), HasSubstr("push the same sequence again"));
+  EXPECT_EQ(Contribute("w1", 1, 1)->outcome, StepOutcome::kPending);
 }
 
 TEST_F(RoundTest, ACastThatItFitsLetsARoundGoOn) {
@@ -534,6 +555,47 @@ TEST_F(RoundTest, MemoryOfARoundIsSetAsideWhenItIsConfigured) {
   EXPECT_THAT(std::string(refused.status().message()), HasSubstr("4096 contributions"));
   EXPECT_EQ(module_->optimizer(), nullptr);
   EXPECT_EQ(push_budget_->used(), 0u);
+}
+
+// A call looks for the memory of its push beside the strand: it may be a moment behind.
+TEST_F(RoundTest, APushBesideTheEndOfRoundsIsToTryAgain) {
+  MakeWith(2);
+  const std::shared_ptr<MemoryBudget> seen = module_->push_budget();
+  config_.rounds.quorum = 1;
+  ASSERT_TRUE(Configure(*module_, config_).ok());
+  const absl::Status late = StageIn(*seen, *module_, {{"a", 1}}).status();
+  EXPECT_THAT(ReasonOf(late), Eq(Reason::kPushMemory));
+  EXPECT_TRUE(GetRetryAfter(late).has_value()) << late;
+  EXPECT_TRUE(StageIn(*module_->push_budget(), *module_, {{"a", 1}}).ok());
+}
+
+TEST_F(RoundTest, AQuorumOfMoreWorkersThanAreRememberedIsRefused) {
+  worker_limits_.max_workers = 2;
+  MakeWith(2);
+  config_.rounds.quorum = 3;
+  const absl::StatusOr<VersionRef> refused = Configure(*module_, config_);
+  EXPECT_THAT(ReasonOf(refused), Eq(Reason::kInvalidField));
+  EXPECT_THAT(std::string(refused.status().message()),
+              testing::AllOf(HasSubstr("rounds.quorum is 3"), HasSubstr("at most 2 workers"),
+                             HasSubstr("--max_workers")));
+  EXPECT_EQ(GetErrorMetadata(refused.status())["field"], "rounds.quorum");
+  EXPECT_EQ(module_->optimizer()->config().rounds.quorum, 2u) << "as before";
+}
+
+// Whoever waits in a round is not forgotten, so no place is promised by that.
+TEST_F(RoundTest, APlaceIsPromisedOfNoWorkerThatWaitsInARound) {
+  worker_limits_ = {2, absl::Minutes(1)};
+  MakeWith(2);
+  ASSERT_TRUE(Contribute("w1", 1, 1).ok());
+  ASSERT_EQ(Contribute("w2", 1, 1)->outcome, StepOutcome::kApplied);
+  ASSERT_EQ(Contribute("w1", 2, 1)->outcome, StepOutcome::kPending);
+  now_ += absl::Seconds(30);
+  ASSERT_TRUE(Contribute("w2", 1, 1)->replayed) << "w2 is the last that was heard of";
+  now_ += absl::Seconds(40);
+  const absl::Status full = Contribute("w3", 1, 1).status();
+  EXPECT_THAT(ReasonOf(full), Eq(Reason::kWorkerLimit));
+  EXPECT_EQ(GetRetryAfter(full), absl::Seconds(21)) << "w2 is forgotten then, and w1 is not";
+  EXPECT_THAT(std::string(full.message()), HasSubstr("1 of them waits in the open round"));
 }
 
 // A round that a change of the quorum ends gives back what it held beyond the new formula.

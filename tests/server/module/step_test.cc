@@ -170,7 +170,9 @@ TEST_F(StepTest, WorkerAndSequenceComeTogether) {
   ASSERT_TRUE(Configure(*module_, Sgd()).ok());
   EXPECT_THAT(ReasonOf(Push(*module_, {{"weight", 1}}, Named("w", 0))), Eq(Reason::kInvalidField));
   EXPECT_THAT(ReasonOf(Push(*module_, {{"weight", 1}}, Named("", 1))), Eq(Reason::kInvalidField));
-  EXPECT_THAT(ReasonOf(Apply(*module_, Named("w", 1))), Eq(Reason::kStepNotSeen));
+  StepRequest header = Named("w", 1);
+  header.payload_digest.clear();
+  EXPECT_THAT(ReasonOf(Apply(*module_, std::move(header))), Eq(Reason::kStepNotSeen));
   EXPECT_EQ(module_->Current()->step, 0u);
 }
 

@@ -139,6 +139,33 @@ TEST_F(RoundRpcsTest, RoundTimeoutClosesByItself) {
   EXPECT_EQ(answer->quorum(), 2);
 }
 
+// A whole repeat of a contribution whose round ends without it, between its header and its trailer.
+TEST_F(RoundRpcsTest, ARepeatOfWhatIsGivenUpMeanwhileIsPushedAgain) {
+  absl::StatusOr<v1::ApplyStepResponse> answer;
+  // Where the server comes to the header only after the change, the repeat is a first push.
+  for (int attempt = 0; attempt < 100; ++attempt) {
+    ASSERT_TRUE(ConfigureRounds(2).ok());
+    std::vector<v1::StepPart> parts = BiasPush("w1", 1, 1);
+    parts[0].mutable_header()->add_group_overrides()->mutable_hyperparameters()->set_momentum(0.9);
+    ASSERT_TRUE(Push(parts).ok());
+    grpc::ClientContext context;
+    v1::ApplyStepResponse response;
+    auto writer = stub_->ApplyStep(&context, &response);
+    for (size_t i = 0; i + 1 < parts.size(); ++i) ASSERT_TRUE(writer->Write(parts[i]));
+    Optimizer();  // has come by the same connection, after those
+    ASSERT_TRUE(Configure("tiny", v1::ADAMW, 0.1).ok());  // has no momentum, nor rounds
+    writer->Write(parts.back());
+    writer->WritesDone();
+    const absl::Status status = FromGrpcStatus(writer->Finish());
+    ASSERT_FALSE(status.ok()) << "AdamW has no momentum to override";
+    answer = status;
+    if (GetReason(status) != Reason::kInvalidField) break;
+  }
+  EXPECT_THAT(answer, FailsWith(Reason::kRoundGivenUp));
+  EXPECT_TRUE(GetRetryAfter(answer.status()).has_value());
+  EXPECT_EQ(Push(BiasPush("w1", 1, 1))->outcome(), v1::APPLIED) << "the same sequence";
+}
+
 TEST_F(RoundRpcsTest, DrainTellsThoseThatWait) {
   ASSERT_TRUE(ConfigureRounds(2).ok());
   absl::StatusOr<v1::ApplyStepResponse> answer;
