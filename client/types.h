@@ -69,7 +69,7 @@ struct StepOptions {
   std::string worker;
   uint64_t sequence = 0;
   std::optional<Version> base;
-  double weight = 0;
+  double weight = 1;  // in a round's mean
   std::optional<double> grad_scale;
   std::vector<GroupOverride> overrides;
   bool wait = false;

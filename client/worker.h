@@ -23,7 +23,7 @@ struct WorkerOptions {
 };
 
 struct PushOptions {
-  double weight = 0;  // in a round's mean; 0: 1
+  double weight = 1;  // in a round's mean
   std::optional<double> grad_scale;
   std::vector<GroupOverride> overrides;
   bool wait = true;  // where the optimizer has rounds: for the round to close

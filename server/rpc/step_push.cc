@@ -175,7 +175,7 @@ absl::StatusOr<StepRequest> StepPush::CompleteRequest() {
   if (header_alone) return request;
   MS_RETURN_IF_ERROR(receiver_.CheckFinished());
   if (header_.has_base()) request.base = VersionFromProto(header_.base());
-  if (header_.weight() != 0) request.weight = header_.weight();
+  if (header_.has_weight()) request.weight = header_.weight();
   if (header_.has_grad_scale()) request.grad_scale = header_.grad_scale();
   request.accumulate = header_.accumulate();
   if (header_.has_accumulated()) request.accumulated = header_.accumulated();
@@ -217,7 +217,7 @@ std::string StepPush::PayloadDigest() const {
     for (int64_t dim : spec.shape.dims()) AppendNumber(static_cast<uint64_t>(dim), &text);
     AppendNumber(receiver_.digest(i).value_or(0), &text);
   }
-  AppendDouble(header_.weight() == 0 ? 1 : header_.weight(), &text);
+  AppendDouble(header_.has_weight() ? header_.weight() : 1, &text);
   AppendNumber(header_.has_grad_scale() ? 1 : 0, &text);
   AppendDouble(header_.grad_scale(), &text);
   for (const v1::GroupOverride& item : header_.group_overrides()) {

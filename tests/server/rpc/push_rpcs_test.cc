@@ -210,6 +210,8 @@ INSTANTIATE_TEST_SUITE_P(
                   Entry(parts, 0)->clear_shape();
                   Entry(parts, 0)->add_shape(6);
                 }},
+        BadPush{"WeightZero", Reason::kInvalidField, "weight is 0; it must be positive",
+                [](auto* parts) { (*parts)[0].mutable_header()->set_weight(0); }},
         BadPush{"Alias", Reason::kInvalidField, "alias_of",
                 [](auto* parts) { Entry(parts, 1)->set_alias_of("elsewhere"); }},
         BadPush{"ChunkTwice", Reason::kChunkInvalid, "",
