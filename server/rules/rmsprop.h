@@ -1,6 +1,8 @@
 #ifndef MODELSTATE_SERVER_RULES_RMSPROP_H_
 #define MODELSTATE_SERVER_RULES_RMSPROP_H_
 
+#include <limits>
+
 #include "server/rules/rule.h"
 
 namespace modelstate {
@@ -48,7 +50,13 @@ struct Rmsprop {
     T variance = slots[0];
     if constexpr ((kVariant & 4) != 0) {
       slots[2] = Lerp(slots[2], g, s.weight);
-      variance = variance - slots[2] * slots[2];
+      // Squares beyond the range of T are infinite, which must not be taken from an infinite mean
+      // of squares: that is NaN for good. torch's fused multiply-add subtracts the square before it
+      // overflows, so that the variance is infinite and the parameter stays. As a minimum, because
+      // compilers make vectors of that.
+      constexpr T kLargest = std::numeric_limits<T>::max();
+      const T square = slots[2] * slots[2];
+      variance = variance - (square > kLargest ? kLargest : square);
     }
     const T average = std::sqrt(variance) + s.eps;
     if constexpr ((kVariant & 2) != 0) {

@@ -218,6 +218,26 @@ TEST_F(StepTest, ElementsWhoseSquaresOverflowAreFinite) {
   EXPECT_EQ(module_.Get<double>("w"), (std::vector<double>{-1e200, -1, 1e300}));
 }
 
+// The squares are infinite, and stay so. torch's fused code leaves the parameter as it is; what
+// does not fuse subtracts one infinity from the other.
+TEST_F(StepTest, SquaresThatOverflowLeaveACenteredRmspropAsItIs) {
+  for (double momentum : {0.0, 0.9}) {
+    OptimizerConfig config;
+    config.algorithm = Algorithm::kRmsprop;
+    config.hyperparameters.centered = true;
+    config.hyperparameters.momentum = momentum;
+    module_.Create({SteppedModule::Parameter("w", {9})}, config);
+    const std::vector<float> large(9, 1e30F);
+    for (int step = 0; step < 3; ++step) {
+      const auto result = module_.Step({{"w", SteppedModule::Bytes<float>(large)}});
+      ASSERT_TRUE(result.ok()) << result.status();
+      ASSERT_TRUE(result->applied);
+    }
+    EXPECT_EQ(module_.Get<float>("w"), std::vector<float>(9, 0)) << momentum;
+    EXPECT_TRUE(std::isinf(module_.Slot<float>("w", 1)[0]));
+  }
+}
+
 TEST_F(StepTest, OverflowOfUnscalingIsNonfinite) {
   module_.Create({SteppedModule::Parameter("w", {1})}, Sgd(1));
   absl::StatusOr<StepResult> result =
