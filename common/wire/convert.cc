@@ -329,11 +329,20 @@ void ByteRangeToProto(const ByteRange& range, v1::ByteRange* proto) {
 absl::StatusOr<absl::Duration> DurationFromProto(const google::protobuf::Duration& duration,
                                                  absl::string_view field) {
   constexpr int64_t kMaxSeconds = 315576000000;  // 10,000 years, as duration.proto says
+  constexpr int32_t kMaxNanos = 999'999'999;
+  std::string problem;
   if (duration.seconds() < 0 || duration.nanos() < 0) {
-    return FieldError(field, "a duration may not be negative");
+    problem = "a duration may not be negative";
+  } else if (duration.seconds() > kMaxSeconds) {
+    problem = absl::StrCat("the duration has ", duration.seconds(), " seconds; at most ",
+                           kMaxSeconds, " (10,000 years) are allowed, give a shorter one");
+  } else if (duration.nanos() > kMaxNanos) {
+    problem = absl::StrCat("the duration has ", duration.nanos(), " nanos; at most ", kMaxNanos,
+                           " are allowed, put whole seconds into `seconds`");
   }
-  if (duration.seconds() > kMaxSeconds || duration.nanos() > 999999999) {
-    return FieldError(field, "the duration is malformed; write it as \"60s\"");
+  if (!problem.empty()) {
+    return MakeError(Reason::kInvalidField, absl::StrCat(field, ": ", problem),
+                     {{"field", std::string(field)}});
   }
   return absl::Seconds(duration.seconds()) + absl::Nanoseconds(duration.nanos());
 }

@@ -12,7 +12,11 @@
 namespace modelstate {
 namespace {
 
-absl::Status OrderError(absl::string_view text) { return MakeError(Reason::kChunkInvalid, text); }
+absl::Status OrderError(absl::string_view text, ErrorMetadata metadata = {}) {
+  return MakeError(Reason::kChunkInvalid, text, std::move(metadata));
+}
+
+std::string Text(uint64_t number) { return absl::StrCat(number); }
 
 const char* PartName(PartKind kind) {
   switch (kind) {
@@ -107,18 +111,21 @@ absl::Status TensorReceiver::AddTable(const v1::TensorTable& part) {
   if (state_ == State::kStart) return NoHeader(PartKind::kTable);
   if (state_ != State::kHeader) {
     return OrderError(absl::StrCat("a part of the tensor table came after the table was complete (",
-                                   tensors_.size(), " tensors)"));
+                                   tensors_.size(), " tensors)"),
+                      {{"tensor_count", Text(options_.tensor_count)}});
   }
   table_bytes_ += part.ByteSizeLong();
   if (table_bytes_ > options_.max_table_bytes) {
     return OrderError(absl::StrCat("the tensor table exceeds ", options_.max_table_bytes,
-                                   " bytes after ", tensors_.size(), " tensors"));
+                                   " bytes after ", tensors_.size(), " tensors"),
+                      {{"max_table_bytes", Text(options_.max_table_bytes)}});
   }
   for (const v1::TensorInfo& info : part.tensors()) {
     if (tensors_.size() == options_.tensor_count) {
       return OrderError(absl::StrCat("the table has more tensors than the ", options_.tensor_count,
                                      " of the header's tensor_count; the first of these is \"",
-                                     info.name(), "\""));
+                                     info.name(), "\""),
+                        {{"tensor", info.name()}, {"tensor_count", Text(options_.tensor_count)}});
     }
     ReceivedTensor tensor;
     MS_ASSIGN_OR_RETURN(tensor.spec, TensorSpecFromProto(info, options_.default_kind));
@@ -141,9 +148,10 @@ absl::Status TensorReceiver::AddTable(const v1::TensorTable& part) {
       if (!encoded.ok()) return Annotate(encoded, absl::StrCat("tensor \"", info.name(), "\""));
       inline_bytes_ += values.size();
       if (inline_bytes_ > options_.max_inline_bytes) {
-        return OrderError(absl::StrCat("tensor \"", info.name(), "\": inline values exceed ",
-                                       options_.max_inline_bytes,
-                                       " bytes together; send the elements in chunks"));
+        return OrderError(
+            absl::StrCat("tensor \"", info.name(), "\": inline values exceed ",
+                         options_.max_inline_bytes, " bytes together; send the elements in chunks"),
+            {{"tensor", info.name()}, {"max_inline_bytes", Text(options_.max_inline_bytes)}});
       }
       tensor.values = std::move(values);
       tensor.owns_bytes = false;
@@ -212,9 +220,10 @@ absl::Status TensorReceiver::PlaceTensors() {
       specs.push_back(tensor.spec);
       if (!tensor.owns_bytes) continue;
       if (tensor.spec.nbytes() > options_.total_bytes - sum) {
-        return OrderError(absl::StrCat("tensor \"", DisplayName(tensor.spec),
-                                       "\" ends beyond the header's total_bytes of ",
-                                       options_.total_bytes));
+        return OrderError(
+            absl::StrCat("tensor \"", DisplayName(tensor.spec),
+                         "\" ends beyond the header's total_bytes of ", options_.total_bytes),
+            {{"tensor", tensor.spec.name}, {"total_bytes", Text(options_.total_bytes)}});
       }
       sum += tensor.spec.nbytes();
     }
@@ -222,7 +231,10 @@ absl::Status TensorReceiver::PlaceTensors() {
     for (size_t i = 0; i < tensors_.size(); ++i) {
       if (tensors_[i].owns_bytes && tensors_[i].offset != layout.range(i).begin) {
         return OrderError(absl::StrCat("tensor \"", name(i), "\" has offset ", tensors_[i].offset,
-                                       ", the layout's is ", layout.range(i).begin));
+                                       ", the layout's is ", layout.range(i).begin),
+                          {{"tensor", name(i)},
+                           {"offset", Text(tensors_[i].offset)},
+                           {"expected_offset", Text(layout.range(i).begin)}});
       }
     }
     if (!options_.layout_digest.empty() && layout.digest() != options_.layout_digest) {
@@ -242,22 +254,27 @@ absl::Status TensorReceiver::PlaceTensors() {
   for (uint32_t i : by_offset_) {
     const ReceivedTensor& tensor = tensors_[i];
     if (tensor.offset != end) {
-      return OrderError(absl::StrCat("tensor \"", DisplayName(tensor.spec), "\" has offset ",
-                                     tensor.offset, ", where ", end,
-                                     " is due: the tensors with chunks fill [0, ",
-                                     options_.total_bytes, ") without gap or overlap"));
+      return OrderError(
+          absl::StrCat("tensor \"", DisplayName(tensor.spec), "\" has offset ", tensor.offset,
+                       ", where ", end, " is due: the tensors with chunks fill [0, ",
+                       options_.total_bytes, ") without gap or overlap"),
+          {{"tensor", tensor.spec.name},
+           {"offset", Text(tensor.offset)},
+           {"expected_offset", Text(end)}});
     }
     if (tensor.spec.nbytes() > options_.total_bytes - end) {
-      return OrderError(absl::StrCat("tensor \"", DisplayName(tensor.spec),
-                                     "\" ends beyond the header's total_bytes of ",
-                                     options_.total_bytes));
+      return OrderError(
+          absl::StrCat("tensor \"", DisplayName(tensor.spec),
+                       "\" ends beyond the header's total_bytes of ", options_.total_bytes),
+          {{"tensor", tensor.spec.name}, {"total_bytes", Text(options_.total_bytes)}});
     }
     end += tensor.spec.nbytes();
   }
   if (end != options_.total_bytes) {
-    return OrderError(absl::StrCat("the tensors of the table have ", end,
-                                   " bytes in chunks, the header's total_bytes is ",
-                                   options_.total_bytes));
+    return OrderError(
+        absl::StrCat("the tensors of the table have ", end,
+                     " bytes in chunks, the header's total_bytes is ", options_.total_bytes),
+        {{"table_bytes", Text(end)}, {"total_bytes", Text(options_.total_bytes)}});
   }
   // Tensors without bytes are done already and would only be in the way.
   by_offset_.erase(std::remove_if(by_offset_.begin(), by_offset_.end(),
@@ -291,7 +308,8 @@ absl::Status TensorReceiver::OnChunk(uint64_t offset, uint64_t length) {
   if (state_ == State::kFinished) return OrderError("a chunk came after the trailer");
   if (state_ == State::kHeader) {
     return OrderError(absl::StrCat("a chunk came before the table was complete (", tensors_.size(),
-                                   " of ", options_.tensor_count, " tensors)"));
+                                   " of ", options_.tensor_count, " tensors)"),
+                      {{"tensor_count", Text(options_.tensor_count)}});
   }
   if (length > options_.max_chunk_bytes) {
     return MakeError(Reason::kChunkInvalid,
@@ -304,18 +322,22 @@ absl::Status TensorReceiver::OnChunk(uint64_t offset, uint64_t length) {
   if (length == 0) return absl::OkStatus();
   if (range_ == options_.ranges.size()) {
     return OrderError(
-        absl::StrCat("a chunk at offset ", offset, " came after all ", expected_bytes_, " bytes"));
+        absl::StrCat("a chunk at offset ", offset, " came after all ", expected_bytes_, " bytes"),
+        {{"offset", Text(offset)}, {"total_bytes", Text(expected_bytes_)}});
   }
   const std::string where = name(by_offset_[position_]);
   if (offset != next_offset_) {
-    return OrderError(absl::StrCat("a chunk has offset ", offset, ", where ", next_offset_,
-                                   " is due (in tensor \"", where,
-                                   "\"): chunks come in ascending order without gap or overlap"));
+    return OrderError(
+        absl::StrCat("a chunk has offset ", offset, ", where ", next_offset_,
+                     " is due (in tensor \"", where,
+                     "\"): chunks come in ascending order without gap or overlap"),
+        {{"tensor", where}, {"offset", Text(offset)}, {"expected_offset", Text(next_offset_)}});
   }
   const uint64_t end = options_.ranges[range_].end;
   if (length > end - offset) {
     return OrderError(absl::StrCat("a chunk of ", length, " bytes at offset ", offset,
-                                   " (in tensor \"", where, "\") ends beyond ", end));
+                                   " (in tensor \"", where, "\") ends beyond ", end),
+                      {{"tensor", where}, {"offset", Text(offset)}, {"end", Text(end)}});
   }
   return absl::OkStatus();
 }
@@ -383,7 +405,8 @@ absl::Status TensorReceiver::AddTrailer(const v1::Trailer& trailer) {
   }
   if (state_ == State::kHeader) {
     return OrderError(absl::StrCat("the trailer came before the table was complete (",
-                                   tensors_.size(), " of ", options_.tensor_count, " tensors)"));
+                                   tensors_.size(), " of ", options_.tensor_count, " tensors)"),
+                      {{"tensor_count", Text(options_.tensor_count)}});
   }
   if (received_bytes_ != expected_bytes_) {
     return MakeError(
@@ -394,23 +417,28 @@ absl::Status TensorReceiver::AddTrailer(const v1::Trailer& trailer) {
         {{"tensor", name(by_offset_[position_])}, {"offset", absl::StrCat(next_offset_)}});
   }
   if (trailer.total_bytes() != 0 && trailer.total_bytes() != received_bytes_) {
-    return OrderError(absl::StrCat("the trailer says ", trailer.total_bytes(), " bytes, ",
-                                   received_bytes_, " came in chunks"));
+    return OrderError(
+        absl::StrCat("the trailer says ", trailer.total_bytes(), " bytes, ", received_bytes_,
+                     " came in chunks"),
+        {{"total_bytes", Text(trailer.total_bytes())}, {"received_bytes", Text(received_bytes_)}});
   }
   for (const v1::TensorDigest& entry : trailer.digests()) {
     if (entry.index() >= tensors_.size()) {
       return OrderError(absl::StrCat("the trailer has a digest of tensor ", entry.index(),
-                                     ", the table has ", tensors_.size()));
+                                     ", the table has ", tensors_.size()),
+                        {{"index", Text(entry.index())}});
     }
     const std::optional<uint64_t> stated = DigestFromHex(entry.xxh3());
     if (!stated) {
       return OrderError(absl::StrCat("the trailer's digest of tensor \"", name(entry.index()),
-                                     "\" is not 16 lower-case hex digits"));
+                                     "\" is not 16 lower-case hex digits"),
+                        {{"tensor", name(entry.index())}});
     }
     const std::optional<uint64_t> actual = digest(entry.index());
     if (!actual) {
       return OrderError(absl::StrCat("the trailer has a digest of tensor \"", name(entry.index()),
-                                     "\", which was not whole in this stream"));
+                                     "\", which was not whole in this stream"),
+                        {{"tensor", name(entry.index())}});
     }
     if (*stated != *actual) {
       return MakeError(
@@ -431,14 +459,16 @@ absl::Status TensorReceiver::CheckFinished() const {
     case State::kStart:
       return OrderError("the stream ended without a header");
     case State::kHeader:
-      return OrderError(absl::StrCat("the stream ended before the table was complete (",
-                                     tensors_.size(), " of ", options_.tensor_count,
-                                     " tensors); nothing of it was used"));
+      return OrderError(
+          absl::StrCat("the stream ended before the table was complete (", tensors_.size(), " of ",
+                       options_.tensor_count, " tensors); nothing of it was used"),
+          {{"tensor_count", Text(options_.tensor_count)}});
     case State::kTable:
     case State::kChunks:
-      return OrderError(absl::StrCat("the stream ended without its trailer, after ",
-                                     received_bytes_, " of ", expected_bytes_,
-                                     " bytes; nothing of it was used"));
+      return OrderError(
+          absl::StrCat("the stream ended without its trailer, after ", received_bytes_, " of ",
+                       expected_bytes_, " bytes; nothing of it was used"),
+          {{"received_bytes", Text(received_bytes_)}, {"total_bytes", Text(expected_bytes_)}});
     case State::kFinished:
       return absl::OkStatus();
   }

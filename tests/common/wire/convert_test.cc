@@ -202,6 +202,14 @@ TEST(Convert, Durations) {
   proto.set_seconds(-1);
   EXPECT_THAT(std::string(DurationFromProto(proto, "lease").status().message()),
               HasSubstr("lease"));
+  proto.set_seconds(int64_t{1} << 62);
+  const absl::Status longest = DurationFromProto(proto, "lease").status();
+  EXPECT_THAT(std::string(longest.message()), HasSubstr("at most 315576000000 (10,000 years)"));
+  EXPECT_EQ(GetErrorMetadata(longest)["field"], "lease");
+  proto.set_seconds(1);
+  proto.set_nanos(1'000'000'000);
+  EXPECT_THAT(std::string(DurationFromProto(proto, "lease").status().message()),
+              HasSubstr("at most 999999999"));
   google::protobuf::Timestamp time;
   TimeToProto(absl::FromUnixMillis(1700000000123), &time);
   EXPECT_EQ(TimeFromProto(time), absl::FromUnixMillis(1700000000123));

@@ -233,6 +233,27 @@ TEST_F(TensorReceiverTest, RefusesGapsOverlapsAndOverruns) {
   ExpectChunkInvalid(Chunk(8, ""), "after the trailer");
 }
 
+// What a program decides by is not only in the text.
+TEST_F(TensorReceiverTest, RefusalsHaveTheirValuesInTheMetadata) {
+  using testing::Pair;
+  using testing::UnorderedElementsAre;
+  ASSERT_TRUE(Header().ok());
+  EXPECT_THAT(GetErrorMetadata(Chunk(0, "a")), UnorderedElementsAre(Pair("tensor_count", "2")));
+  ASSERT_TRUE(Table().ok());
+  EXPECT_THAT(
+      GetErrorMetadata(Chunk(1, "bc")),
+      UnorderedElementsAre(Pair("tensor", "a"), Pair("offset", "1"), Pair("expected_offset", "0")));
+  EXPECT_THAT(GetErrorMetadata(Chunk(0, "abcdefghi")),
+              UnorderedElementsAre(Pair("tensor", "a"), Pair("offset", "0"), Pair("end", "8")));
+  ASSERT_TRUE(Chunk(0, "abcd").ok());
+  EXPECT_THAT(GetErrorMetadata(receiver_.CheckFinished()),
+              UnorderedElementsAre(Pair("received_bytes", "4"), Pair("total_bytes", "8")));
+  ASSERT_TRUE(Chunk(4, "efgh").ok());
+  EXPECT_THAT(GetErrorMetadata(Trailer({}, 7)),
+              UnorderedElementsAre(Pair("total_bytes", "7"), Pair("received_bytes", "8")));
+  EXPECT_THAT(GetErrorMetadata(Trailer({{1, "xyz"}})), UnorderedElementsAre(Pair("tensor", "b")));
+}
+
 TEST_F(TensorReceiverTest, RefusesWrongDigestsAndTotals) {
   ASSERT_TRUE(Header().ok());
   ASSERT_TRUE(Table().ok());
