@@ -10,6 +10,7 @@
 #include "absl/strings/str_split.h"
 #include "client/cli/context.h"
 #include "client/cli/output.h"
+#include "client/cli/validators.h"
 #include "client/files/optimizer_file.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
@@ -49,12 +50,12 @@ absl::StatusOr<std::vector<std::string>> ReadOrder(const std::string& path) {
 absl::Status WithOptions(const absl::Status& status) {
   const std::optional<Reason> reason = GetReason(status);
   if (!reason) return status;
-  return MakeError(
-      *reason,
-      absl::StrReplaceAll(status.message(),
-                          {{"give the order", "give the order (--order FILE)"},
-                           {"give the algorithm", "give the algorithm (--algorithm)"}}),
-      GetErrorMetadata(status));
+  return MakeError(*reason,
+                   absl::StrReplaceAll(status.message(),
+                                       {{"give the order", "give the order (--order FILE)"},
+                                        {"give the algorithm", "give the algorithm (--algorithm)"},
+                                        {"leave the algorithm out", "leave --algorithm out"}}),
+                   GetErrorMetadata(status));
 }
 
 absl::Status Export(const Context& context, const Arguments& arguments) {
@@ -157,9 +158,11 @@ void AddOptimizerFileCommands(CLI::App* optim, Context* context) {
   std::vector<std::string> names;
   for (Algorithm algorithm : AllAlgorithms()) names.push_back(AlgorithmName(algorithm));
   read->add_option("--algorithm", arguments->algorithm,
-                   "What wrote the file; needed where its keys do not say")
+                   "What wrote the file; needed where its keys do not say, refused where they say "
+                   "otherwise")
       ->check(CLI::IsMember(names, CLI::ignore_case));
-  read->add_option("--step", arguments->step, "Steps so far, where the file counts none (SGD)");
+  read->add_option("--step", arguments->step, "Steps so far, where the file counts none (SGD)")
+      ->check(WholeNumber<uint64_t>());
   write->callback([context, arguments] { context->Finish(Export(*context, *arguments)); });
   read->callback([context, arguments] { context->Finish(Import(*context, *arguments)); });
 }

@@ -116,6 +116,7 @@ class OptimizerImporter {
 
   absl::StatusOr<OptimizerFile> Run() {
     if (options_.algorithm) {
+      MS_RETURN_IF_ERROR(file_.CheckAlgorithm(*options_.algorithm));
       algorithm_ = *options_.algorithm;
     } else {
       MS_ASSIGN_OR_RETURN(algorithm_, file_.GuessAlgorithm());

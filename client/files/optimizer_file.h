@@ -24,7 +24,8 @@ struct ReadOptimizerOptions {
   // it is clear which of them the file is about: those of one group, all or all trainable ones; of
   // several, those of as many groups of `current`, group by group.
   std::vector<std::string> order;
-  std::optional<Algorithm> algorithm;    // unset: by the keys of the file
+  // Unset: by the keys of the file. Refused where they say otherwise.
+  std::optional<Algorithm> algorithm;
   std::optional<OptimizerInfo> current;  // of the module; unset: it has no optimizer
   // Steps so far, for a file that counts none: SGD of torch does not. Unset: 1.
   std::optional<uint64_t> step;

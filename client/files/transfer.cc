@@ -94,7 +94,7 @@ TransferRecord Transfer::record() const {
 
 absl::Status Transfer::Open(bool keep) {
   const int fd = ::open(partial_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (fd < 0) return ErrnoError(errno, absl::StrCat("open ", partial_));
+  if (fd < 0) return ErrnoError(errno, absl::StrCat("create ", path_, ", at first as ", partial_));
   file_ = File(fd, partial_);
   if (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
     return MakeError(Reason::kInvalidField,

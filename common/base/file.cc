@@ -280,12 +280,19 @@ absl::StatusOr<File> OpenForRead(const std::string& path) {
   return file;
 }
 
-absl::StatusOr<File> CreateForWrite(const std::string& path) {
+absl::StatusOr<File> CreateForWrite(const std::string& path, const std::string& name) {
+  const std::string& shown = name.empty() ? path : name;
   const int fd =
       open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_NONBLOCK | O_CLOEXEC | O_NOCTTY, 0640);
-  if (fd < 0) return PathError(errno, "create", path);
-  File file(fd, path);
-  MS_RETURN_IF_ERROR(CheckRegular(fd, path));
+  if (fd < 0 && (errno == ENOENT || errno == ENOTDIR)) {
+    return MakeError(
+        Reason::kCheckpointNotFound,
+        absl::StrCat("there is no folder for ", Quoted(shown), "; make it, or give another path"),
+        {{"path", shown}});
+  }
+  if (fd < 0) return PathError(errno, "create", shown);
+  File file(fd, shown);
+  MS_RETURN_IF_ERROR(CheckRegular(fd, shown));
   return file;
 }
 

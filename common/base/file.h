@@ -52,7 +52,8 @@ class File {
 
 // Opens a path of the caller's own choosing, for command-line tools and tests.
 absl::StatusOr<File> OpenForRead(const std::string& path);
-absl::StatusOr<File> CreateForWrite(const std::string& path);
+// `name` is what messages call the file; empty: by its path.
+absl::StatusOr<File> CreateForWrite(const std::string& path, const std::string& name = "");
 // Puts a file of these pieces in the place of `path` in one rename, after its bytes are synced;
 // then syncs the folder. On failure what was there stays, and nothing else is left.
 absl::Status ReplaceFile(const std::string& path,

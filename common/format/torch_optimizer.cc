@@ -339,6 +339,12 @@ bool TorchOptimizerFile::HasStateKey(absl::string_view key) const {
                      [&](const TorchOptimizerTensor& tensor) { return tensor.key == key; });
 }
 
+bool TorchOptimizerFile::Decays() const {
+  return std::any_of(groups_.begin(), groups_.end(), [](const TorchOptimizerGroup& group) {
+    return group.hyperparameters.weight_decay.value_or(0) != 0;
+  });
+}
+
 absl::StatusOr<Algorithm> TorchOptimizerFile::GuessAlgorithm() const {
   if (HasGroupKey("dampening")) return Algorithm::kSgd;
   if (HasGroupKey("momentum_decay")) return Algorithm::kNAdam;
@@ -346,14 +352,12 @@ absl::StatusOr<Algorithm> TorchOptimizerFile::GuessAlgorithm() const {
   if (HasGroupKey("rho")) return Algorithm::kAdadelta;
   if (HasGroupKey("centered")) return Algorithm::kRmsprop;
   if (HasGroupKey("amsgrad")) {
-    bool decays = false;
     bool decoupled = true;
     for (const TorchOptimizerGroup& group : groups_) {
-      decays |= group.hyperparameters.weight_decay.value_or(0) != 0;
       decoupled &= group.hyperparameters.decoupled_weight_decay.value_or(false);
     }
     if (decoupled) return Algorithm::kAdamW;
-    if (HasGroupKey("decoupled_weight_decay") || !decays) return Algorithm::kAdam;
+    if (HasGroupKey("decoupled_weight_decay") || !Decays()) return Algorithm::kAdam;
     return NotClear(
         "the file is of Adam or AdamW, of a torch that wrote both alike, and their weight_decay "
         "means different things");
@@ -374,6 +378,37 @@ absl::StatusOr<Algorithm> TorchOptimizerFile::GuessAlgorithm() const {
                                                        : "the optimizer of the file has the keys ",
                                   QuotedList(group_keys_),
                                   ", which are those of none that is supported (", supported, ")"));
+}
+
+absl::Status TorchOptimizerFile::CheckAlgorithm(Algorithm algorithm) const {
+  const absl::StatusOr<Algorithm> guess = GuessAlgorithm();
+  if (guess.ok() && *guess == algorithm) return absl::OkStatus();
+  const bool adam = algorithm == Algorithm::kAdam || algorithm == Algorithm::kAdamW;
+  bool may_be = false;
+  if (GetReason(guess.status()) == Reason::kCheckpointUnsupported) {
+    may_be = !HasGroupKey("lambd");  // ASGD; else the keys say nothing
+  } else if (guess.ok() && (*guess == Algorithm::kAdam || *guess == Algorithm::kAdamW)) {
+    // Adam can have AdamW's decoupled decay, AdamW no other. Without any they are the same.
+    may_be = adam && (*guess == Algorithm::kAdamW || !Decays());
+  } else if (!guess.ok() && HasGroupKey("amsgrad")) {
+    may_be = adam;
+  } else if (!guess.ok() || *guess == Algorithm::kRAdam) {
+    const bool not_clear =
+        !guess.ok() && (algorithm == Algorithm::kAdamax || algorithm == Algorithm::kRAdam);
+    const bool torchs = HasGroupKey("foreach") || HasGroupKey("decoupled_weight_decay");
+    may_be = not_clear || (adam && !torchs);
+  }
+  if (may_be) return absl::OkStatus();
+  if (!guess.ok()) {
+    return Annotate(guess.status(), absl::StrCat("not of ", AlgorithmName(algorithm)));
+  }
+  return MakeError(Reason::kInvalidField,
+                   absl::StrCat("the file is of ", AlgorithmName(*guess),
+                                " by the keys of its groups, and the algorithm that is given is ",
+                                AlgorithmName(algorithm), ": leave the algorithm out"),
+                   {{"field", "algorithm"},
+                    {"algorithm", AlgorithmName(algorithm)},
+                    {"file_algorithm", AlgorithmName(*guess)}});
 }
 
 Hyperparameters TorchHyperparameters(Algorithm algorithm, const Hyperparameters& h) {

@@ -59,6 +59,10 @@ class TorchOptimizerFile {
   // torch nothing tells Adam from AdamW: it is Adam where there is no weight decay, in which
   // case they are the same. INVALID_ARGUMENT INVALID_FIELD where it is not clear, or none of ours.
   absl::StatusOr<Algorithm> GuessAlgorithm() const;
+  // Whether it can be of `algorithm`, as somebody says. INVALID_ARGUMENT INVALID_FIELD where the
+  // keys are those of another of torch's optimizers. An optimizer that is not torch's may have the
+  // keys of any that is; of RAdam, which has none of its own, torch's have `foreach`.
+  absl::Status CheckAlgorithm(Algorithm algorithm) const;
 
  private:
   friend class TorchOptimizerParser;
@@ -71,6 +75,7 @@ class TorchOptimizerFile {
   TorchOptimizerFile() = default;
   bool HasGroupKey(absl::string_view key) const;
   bool HasStateKey(absl::string_view key) const;
+  bool Decays() const;  // by a weight_decay that is not 0
 
   std::vector<TorchOptimizerGroup> groups_;
   std::vector<std::string> group_keys_;  // of the first group

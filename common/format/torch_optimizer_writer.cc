@@ -145,12 +145,12 @@ absl::Status WriteArchive(const File& file, const TorchOptimizerContent& content
 absl::Status WriteTorchOptimizer(const std::string& path, const TorchOptimizerContent& content,
                                  TorchOptimizerBytes bytes) {
   const std::string partial = path + ".partial";
-  MS_ASSIGN_OR_RETURN(const File file, CreateForWrite(partial));
+  MS_ASSIGN_OR_RETURN(const File file, CreateForWrite(partial, path));
   absl::Cleanup remove = [&partial] { unlink(partial.c_str()); };
   MS_RETURN_IF_ERROR(WriteArchive(file, content, bytes));
   MS_RETURN_IF_ERROR(file.SyncData());
   if (std::rename(partial.c_str(), path.c_str()) != 0) {
-    return ErrnoError(errno, absl::StrCat("rename ", partial));
+    return ErrnoError(errno, absl::StrCat("rename ", partial, " to ", path));
   }
   std::move(remove).Cancel();
   return SyncFolderOf(path);

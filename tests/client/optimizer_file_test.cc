@@ -217,7 +217,7 @@ TEST(OptimizerFileTest, AnOrderThatDoesNotFitIsRefused) {
               "shape [2, 4]");
 }
 
-TEST(OptimizerFileTest, TheAlgorithmThatIsGivenWins) {
+TEST(OptimizerFileTest, TheAlgorithmThatIsGivenDecidesWhatTheFileLeavesOpen) {
   ReadOptimizerOptions options;
   options.order = kTwoGroups;
   ExpectError(OptimizerFile::Read(Golden("adamw", "1.13.1"), Module(), options).status(),
@@ -226,6 +226,9 @@ TEST(OptimizerFileTest, TheAlgorithmThatIsGivenWins) {
   const auto file = OptimizerFile::Read(Golden("adamw", "1.13.1"), Module(), options);
   ASSERT_EQ(file.status(), absl::OkStatus());
   EXPECT_EQ(file->config().algorithm, Algorithm::kAdamW);
+  options.algorithm = Algorithm::kRAdam;
+  ExpectError(OptimizerFile::Read(Golden("adamw"), Module(), options).status(),
+              Reason::kInvalidField, "the algorithm that is given is radam");
 }
 
 TEST(OptimizerFileTest, EveryParameterHasAStepAndOnlyThoseThatHaveStepped) {

@@ -73,6 +73,13 @@ case_WhatDoesNotFitIsRefusedWithTheWayOut() {
   grep -q 'give the algorithm (--algorithm)' "$WORK/cli.err" || fail "import of 1.13: $(<"$WORK/cli.err")"
   json .algorithm '"ADAMW"' optim import net "$MODELSTATE_SOURCE/tests/data/optimizer-torch-1.13.1/adamw.pt" \
     --order "$GOLDENS/adamw-order.txt" --algorithm adamw
+  # The file says what it is of.
+  cli 4 optim import net "$GOLDENS/adamw.pt" --order "$GOLDENS/adamw-order.txt" --algorithm radam >/dev/null
+  grep -q 'the file is of adamw.*given is radam: leave --algorithm out' "$WORK/cli.err" ||
+    fail "import as of another: $(<"$WORK/cli.err")"
+  cli 3 optim export net "$WORK/nowhere/out.pt" --order "$GOLDENS/adamw-order.txt" >/dev/null
+  grep -q "no folder for \"$WORK/nowhere/out.pt\"; make it" "$WORK/cli.err" ||
+    fail "export to no folder: $(<"$WORK/cli.err")"
   head -c 2000 "$GOLDENS/adamw.pt" >"$WORK/short.pt"
   cli 6 optim import net "$WORK/short.pt" >/dev/null
   cli 3 optim import net "$WORK/none.pt" >/dev/null

@@ -316,6 +316,68 @@ TEST(TorchOptimizerTest, AdamOfAnOldTorchWithWeightDecayIsNotGuessed) {
   EXPECT_NE(status.message().find("give the algorithm"), absl::string_view::npos) << status;
 }
 
+// Of all algorithms those that a file can be of.
+std::vector<Algorithm> CanBeOf(const TorchOptimizerFile& file) {
+  std::vector<Algorithm> possible;
+  for (Algorithm algorithm : AllAlgorithms()) {
+    const absl::Status status = file.CheckAlgorithm(algorithm);
+    if (status.ok()) possible.push_back(algorithm);
+    EXPECT_TRUE(status.ok() || GetReason(status).has_value()) << status;
+  }
+  return possible;
+}
+
+TEST(TorchOptimizerTest, AFileIsOfNoAlgorithmThatItsKeysSpeakAgainst) {
+  using A = Algorithm;
+  const std::vector<std::pair<std::string, std::vector<A>>> files = {
+      {"2.15.0/sgd", {A::kSgd}},         {"2.15.0/adamw", {A::kAdamW, A::kAdam}},
+      {"2.15.0/nadam", {A::kNAdam}},     {"2.15.0/radam", {A::kRAdam}},
+      {"2.15.0/adamax", {A::kAdamax}},   {"2.15.0/lion", {A::kLion}},
+      {"2.15.0/rmsprop", {A::kRmsprop}}, {"2.15.0/adadelta", {A::kAdadelta}},
+      {"2.15.0/adagrad", {A::kAdagrad}}, {"1.13.1/adamw", {A::kAdamW, A::kAdam}},
+      {"1.13.1/radam", {A::kRAdam}},
+  };
+  for (const auto& [name, expected] : files) {
+    const auto file =
+        OpenText(ReadWholeFile(DataPath(absl::StrCat("optimizer-torch-", name, ".pt"))));
+    ASSERT_EQ(file.status(), absl::OkStatus());
+    EXPECT_EQ(CanBeOf(*file), expected) << name;
+  }
+  const auto adam = OpenText(ReadWholeFile(DataPath("optimizer-torch-2.15.0/adam.pt")));
+  ASSERT_EQ(adam.status(), absl::OkStatus());
+  const bool decays = adam->groups()[0].hyperparameters.weight_decay.value_or(0) != 0;
+  EXPECT_EQ(adam->CheckAlgorithm(A::kAdamW).ok(), !decays);
+  const absl::Status status = adam->CheckAlgorithm(A::kRAdam);
+  EXPECT_EQ(GetReason(status), Reason::kInvalidField);
+  EXPECT_NE(status.message().find("of adam by the keys"), absl::string_view::npos) << status;
+  EXPECT_NE(status.message().find("leave the algorithm out"), absl::string_view::npos) << status;
+}
+
+// AdamW of another library: keys of torch's RAdam, but for what only torch writes.
+TEST(TorchOptimizerTest, AnOptimizerThatIsNotTorchsIsWhatItsUserSays) {
+  const auto file = [](const std::vector<std::string>& keys) {
+    std::vector<std::string> group;
+    for (const std::string& key : keys) {
+      group.push_back(PickleString(key));
+      group.push_back(PickleInt(0));
+    }
+    group.push_back(PickleString("betas"));
+    group.push_back(List({PickleInt(0), PickleInt(0)}));
+    group.push_back(PickleString("params"));
+    group.push_back(List({PickleInt(0)}));
+    return OpenText(
+        OptimizerZip(Dict({PickleInt(0), Dict({PickleString("exp_avg_sq"), PickleInt(1)})}),
+                     List({Dict(group)})));
+  };
+  const auto others = file({"lr", "eps", "weight_decay", "correct_bias"});
+  ASSERT_EQ(others.status(), absl::OkStatus());
+  EXPECT_EQ(CanBeOf(*others),
+            (std::vector<Algorithm>{Algorithm::kAdamW, Algorithm::kAdam, Algorithm::kRAdam}));
+  const auto torchs = file({"lr", "eps", "weight_decay", "foreach"});
+  ASSERT_EQ(torchs.status(), absl::OkStatus());
+  EXPECT_EQ(CanBeOf(*torchs), (std::vector<Algorithm>{Algorithm::kRAdam}));
+}
+
 TEST(TorchOptimizerTest, AnOptimizerThatIsNotSupportedIsNamed) {
   const auto file = OpenText(OptimizerZip(
       Dict({}), List({Dict({PickleString("lambd"), PickleInt(0), PickleString("t0"), PickleInt(1),
@@ -327,6 +389,7 @@ TEST(TorchOptimizerTest, AnOptimizerThatIsNotSupportedIsNamed) {
   EXPECT_NE(status.message().find("none that is supported (sgd, adamw"), absl::string_view::npos)
       << status;
   EXPECT_EQ(status.message().find("give the algorithm"), absl::string_view::npos) << status;
+  EXPECT_EQ(GetReason(file->CheckAlgorithm(Algorithm::kSgd)), Reason::kCheckpointUnsupported);
 }
 
 // What a caller does with a file that may be anything.
@@ -338,6 +401,7 @@ void Try(const std::string& content, size_t* accepted) {
   }
   ++*accepted;
   file->GuessAlgorithm().IgnoreError();
+  file->CheckAlgorithm(Algorithm::kAdam).IgnoreError();
   for (size_t i = 0; i < file->tensors().size(); ++i) {
     if (file->tensors()[i].nbytes() > (size_t{1} << 20)) continue;
     std::vector<uint8_t> bytes(file->tensors()[i].nbytes());
