@@ -13,6 +13,7 @@
 #include "absl/time/clock.h"
 #include "client/cli/context.h"
 #include "client/cli/output.h"
+#include "client/cli/validators.h"
 #include "common/base/status.h"
 
 namespace modelstate::cli {
@@ -187,6 +188,7 @@ void AddBenchCommand(CLI::App* app, Context* context) {
   command->add_option("SERVER", arguments->server, "In place of --server");
   command->add_option("--size", arguments->bytes, "Of the module: 64MB, 1GiB; its gradients too")
       ->transform(CLI::AsSizeValue(false))
+      ->transform(WholeNumber<uint64_t>())  // looks first
       ->check(CLI::Range(uint64_t{4}, uint64_t{1} << 40));
   command->add_option("--rounds", arguments->rounds, "Pushes and fetches to measure")
       ->check(CLI::Range(1, 1000));

@@ -6,6 +6,7 @@
 #include "absl/strings/str_join.h"
 #include "client/cli/context.h"
 #include "client/cli/output.h"
+#include "client/cli/validators.h"
 #include "common/base/status.h"
 
 namespace modelstate::cli {
@@ -114,9 +115,12 @@ void AddCatCommand(CLI::App* app, Context* context) {
   command->add_option("TENSOR", cat->tensor)->required();
   command->add_option("--slice", cat->options.slice,
                       "A part as Python's indexing writes it: \"0\", \"-1, ::2\", \"..., 3:5\"");
-  command->add_option("--first", cat->options.first, "Row-major index of the first element");
-  command->add_option("--count", cat->options.count,
-                      "How many elements, at most 65536; without it at most 64");
+  command->add_option("--first", cat->options.first, "Row-major index of the first element")
+      ->check(WholeNumber<uint64_t>());
+  command
+      ->add_option("--count", cat->options.count,
+                   "How many elements, at most 65536; without it at most 64")
+      ->check(WholeNumber<uint32_t>());
   command->add_option("--snapshot", cat->options.snapshot_id,
                       "Of the version that this pin holds, not the newest");
   command->callback([context, cat] { context->Finish(Cat(*context, *cat)); });

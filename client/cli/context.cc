@@ -29,6 +29,17 @@ ExitCode ExitCodeOf(const absl::Status& status) {
   }
 }
 
+namespace {
+
+// A server's texts name its calls: what a person can do about them here.
+std::string Message(const absl::Status& status) {
+  if (GetReason(status) != Reason::kNoOptimizer) return std::string(status.message());
+  return absl::StrCat(status.message(),
+                      " (on the command line: modelstate optim set MODULE --ALGORITHM)");
+}
+
+}  // namespace
+
 absl::Status Context::CheckNotInterrupted() const {
   return interrupt->cancelled() ? absl::CancelledError("interrupted") : absl::OkStatus();
 }
@@ -45,8 +56,7 @@ void Context::Finish(const absl::Status& status) {
   exit_code = ExitCodeOf(status);
   const std::optional<Reason> reason = GetReason(status);
   if (json) {
-    Json error = {{"code", absl::StatusCodeToString(status.code())},
-                  {"message", std::string(status.message())}};
+    Json error = {{"code", absl::StatusCodeToString(status.code())}, {"message", Message(status)}};
     if (reason) error["reason"] = std::string(ReasonName(*reason));
     if (reason) error["metadata"] = GetErrorMetadata(status);
     if (const std::optional<absl::Duration> delay = GetRetryAfter(status)) {
@@ -57,7 +67,7 @@ void Context::Finish(const absl::Status& status) {
   }
   std::cerr << "modelstate: " << absl::StatusCodeToString(status.code())
             << (reason ? absl::StrCat(" ", ReasonName(*reason)) : "") << ": "
-            << Printable(status.message()) << "\n";
+            << Printable(Message(status)) << "\n";
 }
 
 void Context::Print(const Json& document) {

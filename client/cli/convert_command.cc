@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "client/cli/context.h"
 #include "client/cli/output.h"
+#include "client/cli/validators.h"
 #include "common/base/status.h"
 #include "common/format/convert_checkpoint.h"
 #include "common/format/open_path.h"
@@ -78,7 +79,8 @@ void AddConvertCommand(CLI::App* app, Context* context) {
       ->add_option("--max-shard-size", convert->options.max_shard_bytes,
                    "Write shards of at most so many bytes, as 5GB or 500MiB, and their index")
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
-      ->check(CLI::PositiveNumber);
+      ->transform(WholeNumber<uint64_t>())  // looks first
+      ->check(Positive());
   command->add_option("--state-dict-key", convert->state_dict_key,
                       "Where in a nested PyTorch file the state_dict is, as ema.model");
   command->add_flag("--force", convert->options.force, "Replace what is at OUT");

@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "client/cli/context.h"
 #include "client/cli/output.h"
+#include "client/cli/validators.h"
 #include "client/files/follow_file.h"
 #include "common/base/status.h"
 
@@ -68,7 +69,7 @@ void AddFollowCommand(CLI::App* app, Context* context) {
   command->add_option("--glob", selection.globs, "Only names that match; repeatable")
       ->allow_extra_args(false);
   command->add_option("--versions", follow->versions, "End after so many; 0: never")
-      ->check(CLI::NonNegativeNumber);
+      ->check(WholeNumber<uint64_t>());
   command->callback([context, follow] { context->Finish(Follow(*context, *follow)); });
 }
 

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "client/cli/context.h"
 #include "client/cli/output.h"
+#include "client/cli/validators.h"
 #include "common/base/status.h"
 
 namespace modelstate::cli {
@@ -259,14 +260,16 @@ void AddModuleCommands(CLI::App* app, Context* context) {
       app->add_subcommand("history", "List the last versions: what changed in each, and why");
   history->group(kModulesGroup);
   history->add_option("MODULE", *name)->required();
-  history->add_option("--limit", *limit, "At most so many; 0: all that the server remembers");
+  history->add_option("--limit", *limit, "At most so many; 0: all that the server remembers")
+      ->check(WholeNumber<uint64_t>());
   history->callback([context, name, limit] { context->Finish(History(*context, *name, *limit)); });
 
   auto count = std::make_shared<uint64_t>(0);
   CLI::App* watch = app->add_subcommand("watch", "Print each newer version until interrupted");
   watch->group(kModulesGroup);
   watch->add_option("MODULE", *name)->required();
-  watch->add_option("--count", *count, "Stop after this many; 0: never");
+  watch->add_option("--count", *count, "Stop after this many; 0: never")
+      ->check(WholeNumber<uint64_t>());
   watch->callback([context, name, count] { context->Finish(Watch(*context, *name, *count)); });
 
   auto move = std::make_shared<MoveArguments>();

@@ -188,6 +188,11 @@ void Change(const SetArguments& arguments, OptimizerConfig* config) {
   if (arguments.quorum == 1u) rounds = Rounds();  // without rounds there is nothing to time out
   if (arguments.min_contributions) rounds.min_contributions = *arguments.min_contributions;
   if (arguments.round_timeout) rounds.round_timeout = absl::Seconds(*arguments.round_timeout);
+  // 0 of one says "no timeout", which leaves nothing of the other.
+  if (arguments.min_contributions == 0u && !arguments.round_timeout) {
+    rounds.round_timeout = absl::ZeroDuration();
+  }
+  if (arguments.round_timeout == 0.0 && !arguments.min_contributions) rounds.min_contributions = 0;
 }
 
 // A glob that is mistyped takes nothing, which the server does not mind.
@@ -295,10 +300,14 @@ void AddGroups(CLI::App* command, SetArguments* set) {
 }
 
 void AddRounds(CLI::App* command, SetArguments* set) {
-  command->add_option("--quorum", set->quorum,
-                      "Workers that make a round; 1: each push steps, and the timeout goes too");
-  command->add_option("--min-contributions", set->min_contributions,
-                      "Enough when --round-timeout is over; 0: no timeout");
+  command
+      ->add_option("--quorum", set->quorum,
+                   "Workers that make a round; 1: each push steps, and the timeout goes too")
+      ->check(WholeNumber<uint32_t>());
+  command
+      ->add_option("--min-contributions", set->min_contributions,
+                   "Enough when --round-timeout is over; 0: no timeout")
+      ->check(WholeNumber<uint32_t>());
   command
       ->add_option("--round-timeout", set->round_timeout,
                    "Seconds from the first contribution; 0: no timeout")
@@ -320,8 +329,10 @@ void AddSet(CLI::App* optim, Context* context) {
   norm->excludes(value);
   command->add_flag("--no-clipping", set->no_clipping)->excludes(norm)->excludes(value);
   CLI::Option* staleness =
-      command->add_option("--max-staleness", set->max_staleness,
-                          "How many steps a push's base may be behind before the push is refused");
+      command
+          ->add_option("--max-staleness", set->max_staleness,
+                       "How many steps a push's base may be behind before the push is refused")
+          ->check(WholeNumber<uint64_t>());
   command->add_flag("--any-staleness", set->any_staleness)->excludes(staleness);
   AddSwitch(command, "master-weights", &set->master_weights,
             "F32 copies of narrower parameters; on unless set");

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "client/cli/context.h"
 #include "client/cli/output.h"
+#include "client/cli/validators.h"
 #include "client/files/spec_file.h"
 #include "common/base/status.h"
 
@@ -110,7 +111,8 @@ void AddSpecCommands(CLI::App* app, Context* context) {
                       "prints it; - is stdin");
   command->add_option("--device", create->device,
                       "A device that `modelstate info` lists; default: the server's first");
-  command->add_option("--seed", create->seed, "Of random initializers, in place of the spec's");
+  command->add_option("--seed", create->seed, "Of random initializers, in place of the spec's")
+      ->check(WholeNumber<uint64_t>());
   command
       ->add_option("--metadata", create->metadata,
                    "KEY=VALUE that checkpoints keep; adds to the spec's")

@@ -33,7 +33,7 @@ struct StepArguments {
 struct FileArguments {
   StepArguments step;
   std::string file;
-  double weight = 0;
+  double weight = 1;
   std::optional<double> grad_scale;
   bool accumulate = false;
   std::optional<uint32_t> accumulated;
@@ -292,7 +292,8 @@ CLI::Option* AddStepOptions(CLI::App* command, StepArguments* step, const char* 
                           "is not sent again");
   command->add_option("--sequence", step->sequence, sequence_help)
       ->needs(worker)
-      ->check(Positive());
+      ->check(Positive())
+      ->check(WholeNumber<uint64_t>());
   command->add_flag("--ignore-frozen", step->ignore_frozen,
                     "Leave out gradients of frozen parameters instead of refusing the step");
   AddHyperparameterOptions(command, &step->overrides);
@@ -341,8 +342,10 @@ void AddStepFrom(CLI::App* app, Context* context) {
   CLI::Option* accumulate = command->add_flag("--accumulate", from->accumulate,
                                               "Keep the gradients for this worker's next step");
   accumulate->needs("--worker");
-  command->add_option("--accumulated", from->accumulated,
-                      "How many the server must have accumulated of this worker before");
+  command
+      ->add_option("--accumulated", from->accumulated,
+                   "How many the server must have accumulated of this worker before")
+      ->check(WholeNumber<uint32_t>());
   wait->excludes(accumulate);
   command->callback([context, from] { context->Finish(StepFrom(context, *from)); });
 }
@@ -359,9 +362,12 @@ void AddStepCommands(CLI::App* app, Context* context) {
           "--random", push->random,
           "Random gradients for every trainable parameter: said aloud, as they spoil a model")
       ->required();
-  command->add_option("--seed", push->seed, "Of the random gradients");
-  command->add_option("--steps", push->steps,
-                      "How many; more than one where the optimizer has rounds needs --wait");
+  command->add_option("--seed", push->seed, "Of the random gradients")
+      ->check(WholeNumber<uint64_t>());
+  command
+      ->add_option("--steps", push->steps,
+                   "How many; more than one where the optimizer has rounds needs --wait")
+      ->check(WholeNumber<uint64_t>());
   command->add_option("--scale", push->scale, "Standard deviation, 0.01");
   AddStepOptions(command, &push->step,
                  "With --worker: number of the first step. Without it one more than this worker's "

@@ -143,6 +143,7 @@ void AddTransferCommands(CLI::App* app, Context* context) {
       ->add_option("--version", fetch->options.version,
                    "This version: it is current, or a pin holds it")
       ->check(Positive())
+      ->check(WholeNumber<uint64_t>())
       ->excludes(snapshot);
   command
       ->add_option("--parallel", fetch->options.streams,

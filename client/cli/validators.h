@@ -2,6 +2,10 @@
 #define MODELSTATE_CLIENT_CLI_VALIDATORS_H_
 
 #include <CLI/CLI.hpp>
+#include <cerrno>
+#include <cstdint>
+#include <cstdlib>
+#include <limits>
 #include <string>
 
 #include "absl/strings/numbers.h"
@@ -14,6 +18,23 @@ namespace modelstate::cli {
 
 // The longest google.protobuf.Duration: about 10,000 years.
 inline constexpr double kMaxSeconds = 315576000000;
+
+// For every option of an unsigned integer: CLI11 takes -1 for the largest there is, and so what is
+// larger. Looks at the digits that the text begins with, so that it also goes before a unit.
+template <typename T>
+CLI::Validator WholeNumber() {
+  return CLI::Validator(
+      [](const std::string& text) {
+        errno = 0;
+        const uint64_t number = std::strtoull(text.c_str(), nullptr, 0);
+        const bool fits = errno != ERANGE && number <= std::numeric_limits<T>::max() &&
+                          text.find('-') == std::string::npos;
+        return fits ? std::string()
+                    : absl::StrCat(text, " is not a whole number from 0 to ",
+                                   std::numeric_limits<T>::max());
+      },
+      "");
+}
 
 inline CLI::Validator Positive() {
   return CLI::Validator(

@@ -90,8 +90,11 @@ void OptimizerConfigToProto(const OptimizerConfig& config, v1::OptimizerConfig* 
   if (config.max_staleness) proto->set_max_staleness(*config.max_staleness);
   if (!config.master_weights) proto->set_master_weights(false);
   if (config.rounds.quorum > 1) proto->mutable_rounds()->set_quorum(config.rounds.quorum);
+  // One without the other is for the server to refuse.
   if (config.rounds.min_contributions > 0) {
     proto->mutable_rounds()->set_min_contributions(config.rounds.min_contributions);
+  }
+  if (config.rounds.round_timeout > absl::ZeroDuration()) {
     DurationToProto(config.rounds.round_timeout, proto->mutable_rounds()->mutable_round_timeout());
   }
 }

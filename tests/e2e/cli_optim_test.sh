@@ -43,7 +43,7 @@ case_SetTakesEveryAlgorithmAndItsHyperparameters() {
 case_SetChangesWhatIsGiven() {
   create_tiny || return
   cli 4 optim show tiny >/dev/null
-  said NO_OPTIMIZER 'none configured'
+  said 'NO_OPTIMIZER.*modelstate optim set MODULE' 'none configured'
   cli 4 optim set tiny --lr 0.1 >/dev/null
   said NO_OPTIMIZER 'a part of none'
   cli 0 optim set tiny --adamw --lr 0.1 --max-grad-norm 2 --max-staleness 3 >/dev/null
@@ -58,6 +58,21 @@ case_SetChangesWhatIsGiven() {
   cli 2 optim set tiny --max-grad-norm 1 --max-grad-value 1 >/dev/null
   cli 3 optim set nobody --sgd >/dev/null
   cli 3 optim show nobody >/dev/null
+}
+
+# The times of a round come together; 0 of one is the end of both.
+case_SetRefusesHalfATimeout() {
+  create_tiny || return
+  local times='[.rounds.min_contributions, .rounds.round_timeout_seconds]'
+  cli 4 optim set tiny --sgd --quorum 2 --round-timeout 5 >/dev/null
+  said 'INVALID_FIELD.*round_timeout.*set both above 0, or neither' 'a timeout alone'
+  cli 4 optim set tiny --sgd --quorum 2 --min-contributions 1 >/dev/null
+  said 'INVALID_FIELD.*set both above 0, or neither' 'a minimum alone'
+  json "$times" '[1,5]' optim set tiny --sgd --quorum 2 --min-contributions 1 --round-timeout 5
+  json "$times" '[1,7]' optim set tiny --round-timeout 7
+  json "$times" '[0,0]' optim set tiny --min-contributions 0
+  json "$times" '[1,5]' optim set tiny --min-contributions 1 --round-timeout 5
+  json "$times" '[0,0]' optim set tiny --round-timeout 0
 }
 
 case_SetTakesGroups() {
@@ -251,6 +266,42 @@ case_WrongValuesAreToldInWords() {
   ! grep -q rest "$WORK/cli.err" || fail "a group of some: $(<"$WORK/cli.err")"
 }
 
+# CLI11 would take -1, and what is larger, for the largest number.
+case_NumbersThatDoNotFitAreRefused() {
+  create_tiny_and_gradients || return
+  local file=$WORK/gradients.safetensors huge=99999999999999999999999 value
+  local wide="is not a whole number from 0 to 18446744073709551615" narrow="is not a whole number from 0 to 4294967295"
+  for value in -1 "$huge"; do
+    refuses_number "$wide" "$value" --max-staleness optim set tiny --sgd
+    refuses_number "$narrow" "$value" --quorum optim set tiny --sgd
+    refuses_number "$narrow" "$value" --min-contributions optim set tiny --sgd
+    refuses_number "$wide" "$value" --step optim import tiny x.pt
+    refuses_number "$narrow" "$value" --accumulated step-from tiny "$file" --worker a
+    refuses_number "$wide" "$value" --steps push tiny --random
+    refuses_number "$wide" "$value" --seed push tiny --random
+    refuses_number "$wide" "$value" --seed create other
+    refuses_number "$wide" "$value" --limit history tiny
+    refuses_number "$wide" "$value" --count watch tiny
+    refuses_number "$wide" "$value" --versions follow tiny --to x.safetensors
+    refuses_number "$wide" "$value" --first cat tiny weight
+    refuses_number "$narrow" "$value" --count cat tiny weight
+    refuses_number "$wide" "$value" --size bench
+    refuses_number "$wide" "$value" --max-shard-size convert "$file" "$WORK/shards"
+  done
+  # The others are held against 0 before.
+  refuses_number "$wide" "$huge" --sequence step-from tiny "$file" --worker a
+  refuses_number "$wide" "$huge" --sequence push tiny --random --worker a
+  refuses_number "$wide" "$huge" --version fetch tiny "$WORK/x"
+  refuses_number 'is not more than 0' -1 --sequence step-from tiny "$file" --worker a
+  cli 2 convert "$file" "$WORK/shards" --max-shard-size 99999999999GB >/dev/null
+  cli 0 optim set tiny --sgd --max-staleness 18446744073709551615 >/dev/null
+}
+# refuses_number WHY VALUE OPTION COMMAND...
+refuses_number() {
+  cli 2 "${@:4}" "$3=$2" >/dev/null
+  said "^$3: $2 $1\$" "$2 of ${*:3}"
+}
+
 case_JsonErrorsSayWhenToTryAgain() {
   create_tiny && cli 0 optim set tiny --sgd --quorum 2 >/dev/null || return
   cli 0 push tiny --random --worker a >/dev/null
@@ -265,6 +316,8 @@ case_OptimizerStateIsFetched() {
   create_tiny_and_gradients && cli 0 optim set tiny --adamw >/dev/null || return
   cli 0 step-from tiny "$WORK/gradients.safetensors" >/dev/null
   local out=$WORK/all.safetensors pin
+  cli 4 fetch tiny "$WORK/nowhere/x.safetensors" >/dev/null
+  said "create $WORK/nowhere/x.safetensors, " 'a folder that is not there'
   json '[.tensors, .digests_verified]' '[5,5]' fetch tiny "$out" --optimizer-state
   expect '["exp_avg/weight","exp_avg_sq/weight","running_mean","step/weight","weight"]' \
     "$(header_of "$out" | jq -c 'del(.__metadata__) | keys')" 'names in the file'
