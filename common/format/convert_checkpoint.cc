@@ -244,10 +244,10 @@ absl::StatusOr<ConvertResult> ConvertCheckpoint(const CheckpointReader& reader,
   const fs::path parent = fs::path(out).parent_path();
   std::error_code unknown;
   if (!parent.empty() && !fs::is_directory(parent, unknown)) {
-    return MakeError(Reason::kInvalidField,
-                     absl::StrCat(ShowName(out), ": there is no folder ", ShowName(parent.string()),
-                                  "; make it first, or give another name"),
-                     {{"path", out}});
+    return MakeError(
+        Reason::kCheckpointNotFound,
+        absl::StrCat("there is no folder for ", ShowName(out), "; make it, or give another path"),
+        {{"path", out}});
   }
   MS_ASSIGN_OR_RETURN(const bool replaces, CheckTarget(out, folder, options.force));
   const std::string temporary = absl::StrCat(out, ".", getpid(), ".tmp");
