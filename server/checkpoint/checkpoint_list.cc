@@ -128,9 +128,12 @@ std::optional<CheckpointInfo> CheckpointStore::Describe(const std::string& path,
   const auto describe_directory = [&](const RootDirectory& directory) -> absl::Status {
     info = blank;
     is_checkpoint = true;
-    const bool saved = directory.Stat(kManifestFile).ok();
-    if (saved || HoldsOnlyParts(directory)) info.format = kDirectoryFormat;
-    if (saved) return DescribeSaved(directory, path, verify, &info);
+    const absl::StatusOr<RootDirectory::Entry> manifest = directory.Stat(kManifestFile);
+    // A disk that does not answer has not said that there is none.
+    const bool unknown = GetReason(manifest.status()) == Reason::kStorageError;
+    if (manifest.ok() || unknown || HoldsOnlyParts(directory)) info.format = kDirectoryFormat;
+    if (unknown) return Annotate(manifest.status(), path);
+    if (manifest.ok()) return DescribeSaved(directory, path, verify, &info);
     MS_ASSIGN_OR_RETURN(const std::optional<FolderCheckpoint> folder, OpenFolder(directory, path));
     is_checkpoint = folder.has_value();
     if (!is_checkpoint) return absl::OkStatus();

@@ -98,8 +98,13 @@ absl::Status CheckpointStore::CheckIsNoPart(const std::string& file) const {
       {{"path", file}});
 }
 
-absl::Status CheckpointStore::Delete(const std::string& path) const {
-  MS_ASSIGN_OR_RETURN(const RootDirectory::Entry entry, root_.Stat(path));
+absl::Status CheckpointStore::CheckMayDelete(const std::string& path,
+                                             const RootDirectory::Entry& entry) const {
+  bool saved = false;
+  if (entry.is_directory && path != "." && !IsTemporaryName(LastPart(path))) {
+    MS_ASSIGN_OR_RETURN(saved, HasManifest(path));
+  }
+  if (saved) return absl::OkStatus();
   const std::optional<CheckpointInfo> info = Describe(path, entry, /*verify=*/false);
   // A directory that others made may hold more than the checkpoint.
   const bool foreign = info && entry.is_directory && info->format != kDirectoryFormat;
@@ -110,6 +115,12 @@ absl::Status CheckpointStore::Delete(const std::string& path) const {
                                   ", so it is left alone: remove it by hand"),
                      {{"path", path}});
   }
+  return entry.is_directory ? absl::OkStatus() : CheckIsNoPart(path);
+}
+
+absl::Status CheckpointStore::Delete(const std::string& path) const {
+  MS_ASSIGN_OR_RETURN(const RootDirectory::Entry entry, root_.Stat(path));
+  MS_RETURN_IF_ERROR(CheckMayDelete(path, entry));
   {
     absl::MutexLock lock(&mutex_);
     if (saving_.contains(path)) {
@@ -119,7 +130,6 @@ absl::Status CheckpointStore::Delete(const std::string& path) const {
     }
   }
   if (!entry.is_directory) {
-    MS_RETURN_IF_ERROR(CheckIsNoPart(path));
     MS_RETURN_IF_ERROR(root_.RemoveRecursively(path));
     return root_.SyncDirectory(ParentPath(path));
   }

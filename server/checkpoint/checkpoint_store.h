@@ -93,6 +93,7 @@ class CheckpointStore {
                                          bool verify) const;
   absl::StatusOr<bool> IsCheckpointDirectory(const std::string& path) const;
   absl::StatusOr<bool> HasManifest(const std::string& path) const;
+  absl::Status CheckMayDelete(const std::string& path, const RootDirectory::Entry& entry) const;
   absl::Status CheckIsNoPart(const std::string& file) const;
   absl::Status ListBelow(const std::string& directory, const ListOptions& options, int depth,
                          std::vector<CheckpointInfo>* found) const;

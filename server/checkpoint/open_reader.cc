@@ -42,9 +42,10 @@ absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenListed(const RootDirectory
 absl::StatusOr<std::optional<FolderCheckpoint>> OpenFolder(const RootDirectory& directory,
                                                            const std::string& path,
                                                            const std::string& state_dict_key) {
-  MS_ASSIGN_OR_RETURN(const std::vector<RootDirectory::Entry> entries, directory.List("."));
+  const absl::StatusOr<std::vector<RootDirectory::Entry>> entries = directory.List(".");
+  if (!entries.ok()) return Annotate(entries.status(), path);
   std::vector<std::string> names;
-  for (const RootDirectory::Entry& entry : entries) {
+  for (const RootDirectory::Entry& entry : *entries) {
     if (entry.name == kManifestFile) return std::nullopt;
     names.push_back(entry.name);
   }
