@@ -131,9 +131,10 @@ std::optional<CheckpointInfo> CheckpointStore::Describe(const std::string& path,
     const absl::StatusOr<RootDirectory::Entry> manifest = directory.Stat(kManifestFile);
     // A disk that does not answer has not said that there is none.
     const bool unknown = GetReason(manifest.status()) == Reason::kStorageError;
-    if (manifest.ok() || unknown || HoldsOnlyParts(directory)) info.format = kDirectoryFormat;
+    const bool saved = manifest.ok() && !manifest->is_directory;
+    if (saved || unknown || HoldsOnlyParts(directory)) info.format = kDirectoryFormat;
     if (unknown) return Annotate(manifest.status(), path);
-    if (manifest.ok()) return DescribeSaved(directory, path, verify, &info);
+    if (saved) return DescribeSaved(directory, path, verify, &info);
     MS_ASSIGN_OR_RETURN(const std::optional<FolderCheckpoint> folder, OpenFolder(directory, path));
     is_checkpoint = folder.has_value();
     if (!is_checkpoint) return absl::OkStatus();
@@ -168,7 +169,7 @@ absl::Status CheckpointStore::ListBelow(const std::string& directory, const List
     const std::string path = JoinPath(directory, entry.name);
     items.push_back({path, &entry, /*descend=*/false});
     const bool descend = options.recursive && entry.is_directory && !IsTemporaryName(entry.name) &&
-                         !root_.Stat(JoinPath(path, kManifestFile)).ok();
+                         !HasManifest(path).value_or(true);
     if (descend) items.push_back({path + "/", &entry, /*descend=*/true});
   }
   std::sort(items.begin(), items.end(), [](const Item& a, const Item& b) { return a.key < b.key; });

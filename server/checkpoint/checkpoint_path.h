@@ -54,6 +54,8 @@ inline std::string JoinPath(const std::string& directory, absl::string_view name
 
 // Whether a directory has nothing but what a save, or a deletion that was cut off, leaves.
 bool HoldsOnlyParts(const RootDirectory& directory);
+// CHECKPOINT_UNSUPPORTED with the first other entry, which a deletion of `path` would take along.
+absl::Status CheckHoldsOnlyParts(const RootDirectory& root, const std::string& path);
 
 // Of the `entries` of `directory`, which has no manifest, the names of those that are the
 // checkpoint that the directory itself is.

@@ -102,6 +102,8 @@ absl::Status CheckpointStore::CheckNewPath(const std::string& path) const {
       problem = "has a part with the name of a temporary, which a start of the server removes";
     } else if (part == kLatestName) {
       problem = "has a part with the name by which loads find the newest checkpoint";
+    } else if (part == kManifestFile || part == kModelFile || part == kOptimizerFile) {
+      problem = "has a part with the name of a checkpoint's file";
     }
   }
   if (!problem.empty()) {
@@ -183,6 +185,7 @@ absl::StatusOr<CheckpointInfo> CheckpointStore::SaveAs(const CapturedState& stat
           {{"field", "path"}});
     }
     if (!options.overwrite) return Exists(path, "set overwrite, or choose another path");
+    MS_RETURN_IF_ERROR(CheckHoldsOnlyParts(root_, path));
     if (options.same_module) {
       const std::optional<CheckpointInfo> other = Describe(path, *present, /*verify=*/false);
       // One that is damaged does not say whose it is.

@@ -12,6 +12,11 @@
 namespace modelstate {
 namespace {
 
+bool IsPart(const RootDirectory::Entry& entry) {
+  return !entry.is_directory &&
+         (entry.name == kModelFile || entry.name == kOptimizerFile || entry.name == kManifestFile);
+}
+
 // Removes what saves that a crash cut off have left; not what another server has under way.
 void RemoveTemporaries(const RootDirectory& root, const std::string& directory, int depth,
                        const CheckpointStore::Log& log) {
@@ -23,7 +28,8 @@ void RemoveTemporaries(const RootDirectory& root, const std::string& directory, 
     if (!entry.is_directory) continue;
     const std::string path = JoinPath(directory, entry.name);
     if (!IsTemporaryName(entry.name)) {
-      if (!root.Stat(JoinPath(path, kManifestFile)).ok()) {
+      const auto manifest = root.Stat(JoinPath(path, kManifestFile));
+      if (!manifest.ok() || manifest->is_directory) {
         RemoveTemporaries(root, path, depth + 1, log);
       }
       continue;
@@ -53,12 +59,20 @@ void RemoveTemporaries(const RootDirectory& root, const std::string& directory, 
 
 bool HoldsOnlyParts(const RootDirectory& directory) {
   const absl::StatusOr<std::vector<RootDirectory::Entry>> entries = directory.List(".");
-  return entries.ok() &&
-         std::all_of(entries->begin(), entries->end(), [](const RootDirectory::Entry& entry) {
-           return !entry.is_directory &&
-                  (entry.name == kModelFile || entry.name == kOptimizerFile ||
-                   entry.name == kManifestFile);
-         });
+  return entries.ok() && std::all_of(entries->begin(), entries->end(), IsPart);
+}
+
+absl::Status CheckHoldsOnlyParts(const RootDirectory& root, const std::string& path) {
+  MS_ASSIGN_OR_RETURN(const std::vector<RootDirectory::Entry> entries, root.List(path));
+  for (const RootDirectory::Entry& entry : entries) {
+    if (IsPart(entry)) continue;
+    return MakeError(Reason::kCheckpointUnsupported,
+                     absl::StrCat("\"", path, "\" also holds \"", entry.name,
+                                  "\", which no save made and which would be lost, so it is left "
+                                  "alone: move that away, or remove the directory by hand"),
+                     {{"path", path}});
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::unique_ptr<CheckpointStore>> CheckpointStore::Open(const std::string& root_path,
@@ -104,7 +118,7 @@ absl::Status CheckpointStore::CheckMayDelete(const std::string& path,
   if (entry.is_directory && path != "." && !IsTemporaryName(LastPart(path))) {
     MS_ASSIGN_OR_RETURN(saved, HasManifest(path));
   }
-  if (saved) return absl::OkStatus();
+  if (saved) return CheckHoldsOnlyParts(root_, path);
   const std::optional<CheckpointInfo> info = Describe(path, entry, /*verify=*/false);
   // A directory that others made may hold more than the checkpoint.
   const bool foreign = info && entry.is_directory && info->format != kDirectoryFormat;

@@ -46,7 +46,7 @@ absl::StatusOr<std::optional<FolderCheckpoint>> OpenFolder(const RootDirectory& 
   if (!entries.ok()) return Annotate(entries.status(), path);
   std::vector<std::string> names;
   for (const RootDirectory::Entry& entry : *entries) {
-    if (entry.name == kManifestFile) return std::nullopt;
+    if (entry.name == kManifestFile && !entry.is_directory) return std::nullopt;
     names.push_back(entry.name);
   }
   const absl::StatusOr<std::optional<std::string>> name = FindFolderFile(names);

@@ -27,7 +27,11 @@ absl::Status ModuleRegistry::ValidateName(absl::string_view name) {
   if (good) {
     // It is the directory of the module's periodic saves.
     for (const absl::string_view part : absl::StrSplit(name, '/')) {
-      if (!part.empty() && part != "." && part != ".." && part != "latest") continue;
+      if (!part.empty() && part != "." && part != ".." && part != "latest" &&
+          part != "manifest.json" && part != "model.safetensors" &&
+          part != "optimizer.safetensors") {
+        continue;
+      }
       return MakeError(Reason::kInvalidField,
                        absl::StrCat("module name ", Shown(name), " has the part \"", part,
                                     "\" between slashes, which no checkpoint's path can have: "

@@ -100,7 +100,8 @@ TEST_F(CheckpointStoreTest, SaveRefusesPathsThatWouldLoseOtherFiles) {
   WriteWhole(root_ / "file.safetensors", "x");
   ASSERT_TRUE(Save(*module_, "c").ok());
   for (const char* path : {"mine", "file.safetensors", "c/inner", ".", "../out", "/abs", "", "a//b",
-                           "x.tmp-0123456789abcdef", "latest", "runs/latest"}) {
+                           "x.tmp-0123456789abcdef", "latest", "runs/latest", "m/manifest.json",
+                           "model.safetensors", "optimizer.safetensors/x"}) {
     EXPECT_THAT(ReasonOf(Save(*module_, path, {.overwrite = true})), Eq(Reason::kInvalidField))
         << path;
   }

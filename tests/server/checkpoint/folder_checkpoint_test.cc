@@ -109,6 +109,26 @@ TEST_F(FolderCheckpointTest, APartOfACheckpointIsNotDeletedAlone) {
   EXPECT_TRUE(store_->Delete("shards/model.safetensors").ok());
 }
 
+// Whatever has a manifest.json: what no save made would be gone with it.
+TEST_F(FolderCheckpointTest, NoDeletionOrSaveTakesFilesAlongThatNoSaveMade) {
+  fs::create_directories(root_ / "webapp");
+  WriteWhole(root_ / "webapp/manifest.json", "{\"name\": \"My web app\"}");
+  WriteWhole(root_ / "webapp/thesis.txt", "x");
+  WriteWhole(root_ / "saved/notes.txt", "x");
+  fs::create_directories(root_ / "runs/manifest.json");  // a directory is no manifest
+  ASSERT_TRUE(Save(*module_, "runs/1").ok());
+  for (const char* path : {"webapp", "saved", "runs"}) {
+    EXPECT_EQ(GetReason(store_->Delete(path)), Reason::kCheckpointUnsupported) << path;
+    EXPECT_FALSE(Save(*module_, path, {.overwrite = true}).ok()) << path;
+  }
+  EXPECT_TRUE(fs::exists(root_ / "webapp/thesis.txt"));
+  EXPECT_TRUE(fs::exists(root_ / "saved/notes.txt"));
+  EXPECT_THAT(Recursively(), ElementsAre("runs/1", "saved", "webapp"));
+  fs::remove(root_ / "saved/notes.txt");
+  EXPECT_TRUE(Save(*module_, "saved", {.overwrite = true}).ok());
+  EXPECT_TRUE(store_->Delete("saved").ok());
+}
+
 TEST_F(FolderCheckpointTest, ADamagedCheckpointStillSaysWhoseItIs) {
   fs::resize_file(root_ / "saved/model.safetensors", 100);
   const CheckpointInfo info = store_->List("", {})->at(0);

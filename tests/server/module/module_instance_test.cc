@@ -222,7 +222,7 @@ TEST_F(ModuleInstanceTest, RegistryNamesFindsAndDeletes) {
     return registry.Create(name, *ModuleSchema::Create({}, 1), {}, {});
   };
   for (const char* bad : {"", "-a", "/a", "a b", "a\n", "\xC3\xA9", "a//b", "a/", "a/../b", "a/./b",
-                          "latest", "a/latest"}) {
+                          "latest", "a/latest", "a/manifest.json"}) {
     EXPECT_THAT(ReasonOf(make(bad)), Eq(Reason::kInvalidField)) << bad;
   }
   EXPECT_FALSE(make(std::string(129, 'a')).ok());
