@@ -1,6 +1,7 @@
 #ifndef MODELSTATE_SERVER_RPC_JOB_HANDLER_H_
 #define MODELSTATE_SERVER_RPC_JOB_HANDLER_H_
 
+#include <deque>
 #include <optional>
 #include <utility>
 
@@ -60,7 +61,12 @@ class JobHandler : public ServerStreamHandler {
       if (!edge && now - reported_ < absl::Milliseconds(100)) return;
       phase_ = progress.phase;
       reported_ = now;
-      progress_ = progress;
+      // The first of a phase takes no other's place: the caller sees every phase, in order.
+      if (edge || progress_.empty()) {
+        progress_.push_back(progress);
+      } else {
+        progress_.back() = progress;
+      }
     }
     Wake();
   }
@@ -81,13 +87,14 @@ class JobHandler : public ServerStreamHandler {
       *status = GoneStatus();
       return Turn::kEnd;
     }
-    if (progress_ && (!end_ || end_->ok())) {
+    if (!progress_.empty() && (!end_ || end_->ok())) {
+      const JobProgress& first = progress_.front();
       Response response;
-      response.mutable_progress()->set_phase(progress_->phase);
-      response.mutable_progress()->set_done_bytes(progress_->done_bytes);
-      response.mutable_progress()->set_total_bytes(progress_->total_bytes);
+      response.mutable_progress()->set_phase(first.phase);
+      response.mutable_progress()->set_done_bytes(first.done_bytes);
+      response.mutable_progress()->set_total_bytes(first.total_bytes);
       *message = SerializeMessage(response);
-      progress_.reset();
+      progress_.pop_front();
       return Turn::kMessage;
     }
     if (!end_) return Turn::kWait;
@@ -110,7 +117,7 @@ class JobHandler : public ServerStreamHandler {
   absl::Mutex mutex_;
   const char* phase_ ABSL_GUARDED_BY(mutex_) = nullptr;
   absl::Time reported_ ABSL_GUARDED_BY(mutex_);
-  std::optional<JobProgress> progress_ ABSL_GUARDED_BY(mutex_);
+  std::deque<JobProgress> progress_ ABSL_GUARDED_BY(mutex_);  // what is to be told
   std::optional<absl::Status> end_ ABSL_GUARDED_BY(mutex_);
   std::optional<Response> result_ ABSL_GUARDED_BY(mutex_);
 };
