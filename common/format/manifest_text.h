@@ -19,6 +19,10 @@ namespace modelstate {
 inline constexpr char kManifestFile[] = "manifest.json";
 inline constexpr char kModelFile[] = "model.safetensors";
 inline constexpr char kOptimizerFile[] = "optimizer.safetensors";
+// Whether it is one of these: all that a saved directory has.
+inline bool IsSavedFileName(absl::string_view name) {
+  return name == kManifestFile || name == kModelFile || name == kOptimizerFile;
+}
 inline constexpr uint64_t kMaxManifestBytes = uint64_t{1} << 28;
 
 inline constexpr char kManifestFormat[] = "modelstate checkpoint";

@@ -26,6 +26,12 @@ bool Contains(absl::Span<const std::string> names, absl::string_view name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
 
+absl::Status LacksManifest() {
+  return Corrupt(absl::StrCat("the folder is of a checkpoint that a server saved, and its ",
+                              kManifestFile, " is not there: copy it whole, or name ", kModelFile,
+                              " in it to take that file alone"));
+}
+
 absl::StatusOr<std::vector<std::string>> ListNames(const fs::path& folder) {
   std::error_code error;
   std::vector<std::string> names;
@@ -43,6 +49,7 @@ absl::StatusOr<std::optional<std::string>> FindFolderFile(absl::Span<const std::
   if (Contains(names, kModelFile)) return kModelFile;
   if (std::optional<std::string> index = FindShardedIndex(names)) return index;
   if (Contains(names, kTorchModelFile)) return kTorchModelFile;
+  if (Contains(names, kOptimizerFile) && !Contains(names, kManifestFile)) return LacksManifest();
   return std::nullopt;
 }
 
@@ -51,9 +58,7 @@ absl::Status CheckNeedsNoManifest(const CheckpointReader& reader,
   const bool is_part = reader.metadata().contains(kManifestMetadataKey) ||
                        (Contains(names, kModelFile) && Contains(names, kOptimizerFile));
   if (!is_part) return absl::OkStatus();
-  return Corrupt(absl::StrCat("the folder is of a checkpoint that a server saved, and its ",
-                              kManifestFile, " is not there: copy it whole, or name ", kModelFile,
-                              " in it to take that file alone"));
+  return LacksManifest();
 }
 
 absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenCheckpointPath(

@@ -14,7 +14,7 @@ namespace modelstate {
 
 // The file by which a folder of these names, without a manifest, is read: model.safetensors, an
 // index or pytorch_model.bin. nullopt: it has none. CHECKPOINT_UNSUPPORTED for a folder of a format
-// that is known and not read.
+// that is known and not read; CHECKPOINT_CORRUPT where an optimizer file is all that is left.
 absl::StatusOr<std::optional<std::string>> FindFolderFile(absl::Span<const std::string> names);
 
 // CHECKPOINT_CORRUPT where the folder of these names, which is read by `reader`, is one that a

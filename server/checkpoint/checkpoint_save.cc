@@ -1,4 +1,5 @@
 // CheckpointStore::Save: the write path, which no crash may leave half done.
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -97,12 +98,14 @@ absl::Status CheckpointStore::CheckNewPath(const std::string& path) const {
   } else if (name.size() + kTemporarySuffixBytes > 255) {
     problem = "has a last part over 234 bytes";
   }
+  // Lists and restores look no deeper.
+  if (std::count(path.begin(), path.end(), '/') > kMaxScanDepth) problem = "has more than 17 parts";
   for (const absl::string_view part : absl::StrSplit(path, '/')) {
     if (IsTemporaryName(part)) {
       problem = "has a part with the name of a temporary, which a start of the server removes";
     } else if (part == kLatestName) {
       problem = "has a part with the name by which loads find the newest checkpoint";
-    } else if (part == kManifestFile || part == kModelFile || part == kOptimizerFile) {
+    } else if (IsSavedFileName(part)) {
       problem = "has a part with the name of a checkpoint's file";
     }
   }

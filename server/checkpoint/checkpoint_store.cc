@@ -13,8 +13,7 @@ namespace modelstate {
 namespace {
 
 bool IsPart(const RootDirectory::Entry& entry) {
-  return !entry.is_directory &&
-         (entry.name == kModelFile || entry.name == kOptimizerFile || entry.name == kManifestFile);
+  return !entry.is_directory && IsSavedFileName(entry.name);
 }
 
 // Removes what saves that a crash cut off have left; not what another server has under way.

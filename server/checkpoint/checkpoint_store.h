@@ -51,10 +51,10 @@ class CheckpointStore {
   const RootDirectory& root() const { return root_; }
 
   // Makes the parent directories that are missing. Where a save to that path runs, it waits until
-  // that has ended. ALREADY_EXISTS CHECKPOINT_EXISTS;
-  // INVALID_ARGUMENT INVALID_FIELD (path: also one below another checkpoint, one that is taken by a
-  // file or a directory that is no checkpoint, and names like those of temporaries),
-  // NOT_REPRESENTABLE; RESOURCE_EXHAUSTED STORAGE_FULL; INTERNAL STORAGE_ERROR; CANCELLED.
+  // that has ended. ALREADY_EXISTS CHECKPOINT_EXISTS; INVALID_ARGUMENT NOT_REPRESENTABLE,
+  // INVALID_FIELD (path: also one below another checkpoint, one taken by what is no checkpoint, and
+  // names that lists pass over), CHECKPOINT_UNSUPPORTED (what it would replace holds other files);
+  // RESOURCE_EXHAUSTED STORAGE_FULL; INTERNAL STORAGE_ERROR; CANCELLED.
   absl::StatusOr<CheckpointInfo> Save(const CapturedState& state, const std::string& path,
                                       const SaveOptions& options, const JobControl& control) const;
 

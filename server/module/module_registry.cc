@@ -1,5 +1,7 @@
 #include "server/module/module_registry.h"
 
+#include <algorithm>
+#include <cstddef>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -11,6 +13,7 @@ namespace modelstate {
 namespace {
 
 constexpr size_t kMaxNameBytes = 128;
+constexpr ptrdiff_t kMaxNameParts = 16;
 
 std::string Shown(absl::string_view name) {
   return absl::StrCat("\"", name.substr(0, kMaxNameBytes), name.size() > kMaxNameBytes ? "..." : "",
@@ -25,7 +28,13 @@ absl::Status ModuleRegistry::ValidateName(absl::string_view name) {
     good = good && (absl::ascii_isalnum(c) || c == '.' || c == '_' || c == '-' || c == '/');
   }
   if (good) {
-    // It is the directory of the module's periodic saves.
+    // It is the directory of the module's periodic saves, and a restore looks no deeper.
+    if (std::count(name.begin(), name.end(), '/') >= kMaxNameParts) {
+      return MakeError(Reason::kInvalidField,
+                       absl::StrCat("module name ", Shown(name), " has more than ", kMaxNameParts,
+                                    " parts between slashes: choose a shorter name"),
+                       {{"field", "module"}});
+    }
     for (const absl::string_view part : absl::StrSplit(name, '/')) {
       if (!part.empty() && part != "." && part != ".." && part != "latest" &&
           part != "manifest.json" && part != "model.safetensors" &&

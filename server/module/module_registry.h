@@ -23,8 +23,9 @@ class ModuleRegistry {
  public:
   explicit ModuleRegistry(ModuleEnvironment environment) : environment_(std::move(environment)) {}
 
-  // 1 to 128 characters of A-Z a-z 0-9 . _ - / beginning with a letter or digit, which is a path
-  // that a checkpoint can have: no part is empty, `.`, `..` or `latest`. Else INVALID_FIELD.
+  // 1 to 128 characters of A-Z a-z 0-9 . _ - / beginning with a letter or digit, at most 16 parts
+  // that a checkpoint's path can have: not empty, `.`, `..`, `latest` or a checkpoint's file, as
+  // manifest.json. Else INVALID_FIELD.
   static absl::Status ValidateName(absl::string_view name);
 
   // `device` is where the storages are, or, of a module without, where a load puts them; null: the

@@ -17,6 +17,7 @@ namespace modelstate {
 namespace {
 
 namespace fs = std::filesystem;
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::Eq;
 using ::testing::HasSubstr;
@@ -106,6 +107,12 @@ TEST_F(CheckpointStoreTest, SaveRefusesPathsThatWouldLoseOtherFiles) {
         << path;
   }
   EXPECT_FALSE(Save(*module_, std::string(240, 'n')).ok());
+  // As deep as lists and restores look, and one deeper.
+  std::string deep = "d";
+  for (int i = 0; i < 16; ++i) deep += "/d";
+  ASSERT_TRUE(Save(*module_, deep).ok());
+  EXPECT_THAT(Paths("", "", 100, true), Contains(deep));
+  EXPECT_FALSE(Save(*module_, "x/" + deep).ok());
   EXPECT_TRUE(Save(*module_, std::string(234, 'n')).ok());
   EXPECT_EQ(ReadWhole(root_ / "mine/notes.txt"), "x");
 }

@@ -87,6 +87,9 @@ TEST_F(FolderCheckpointTest, ASavedDirectoryWithoutItsManifestIsNotTakenForAnoth
   }
   // The file alone can be meant.
   EXPECT_TRUE(Load(*empty, "saved/model.safetensors").ok());
+  fs::create_directories(root_ / "half");
+  WriteWhole(root_ / "half/optimizer.safetensors", "x");
+  EXPECT_EQ(GetReason(Load(*empty, "half").status()), Reason::kCheckpointCorrupt);
   EXPECT_TRUE(store_->Delete("saved").ok());
 }
 

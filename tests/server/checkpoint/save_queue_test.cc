@@ -13,6 +13,33 @@
 namespace modelstate {
 namespace {
 
+// A save that has begun to write, and goes on when it is told to.
+class HeldSave {
+ public:
+  HeldSave(const CheckpointStore& store, const CapturedState& state, const std::string& path)
+      : thread_([this, &store, &state, path] {
+          const auto hold = [this](const JobProgress& progress) {
+            if (absl::string_view(progress.phase) != "write" || writes_.HasBeenNotified()) return;
+            writes_.Notify();
+            may_go_on_.WaitForNotification();
+          };
+          status_ = store.Save(state, path, {}, JobControl(hold)).status();
+        }) {
+    writes_.WaitForNotification();
+  }
+  void LetGo() { may_go_on_.Notify(); }
+  absl::Status Join() {
+    thread_.join();
+    return status_;
+  }
+
+ private:
+  absl::Notification writes_;
+  absl::Notification may_go_on_;
+  absl::Status status_;
+  std::thread thread_;  // last: it uses the others
+};
+
 class SaveQueueTest : public CheckpointFixture {
  protected:
   SaveQueueTest() {
@@ -29,44 +56,21 @@ class SaveQueueTest : public CheckpointFixture {
 };
 
 TEST_F(SaveQueueTest, ASaveWaitsForTheOneToItsPath) {
-  absl::Notification writes;
-  absl::Notification waits;
-  const auto hold = [&](const JobProgress& progress) {
-    if (absl::string_view(progress.phase) != "write" || writes.HasBeenNotified()) return;
-    writes.Notify();
-    waits.WaitForNotification();
-  };
-  const auto tell = [&](const JobProgress& progress) {
-    if (absl::string_view(progress.phase) == "queue") waits.Notify();
-  };
-  std::thread running([&] {
-    const JobControl control(hold);
-    const auto saved = store_->Save(first_, "c", {}, control);
-    EXPECT_TRUE(saved.ok()) << saved.status();
-  });
-  writes.WaitForNotification();
+  HeldSave running(*store_, first_, "c");
   // Not to this path: not held up.
   EXPECT_TRUE(Save(*module_, "d").ok());
+  const auto tell = [&](const JobProgress& progress) {
+    if (absl::string_view(progress.phase) == "queue") running.LetGo();
+  };
   const JobControl control(tell);
   const auto saved = store_->Save(second_, "c", {.overwrite = true}, control);
-  running.join();
+  EXPECT_TRUE(running.Join().ok());
   ASSERT_TRUE(saved.ok()) << saved.status();
   EXPECT_EQ(store_->List("", {.limit = 1, .verify = true})->at(0).step, second_.snapshot->step);
 }
 
 TEST_F(SaveQueueTest, ASaveThatWaitsCanBeCancelled) {
-  absl::Notification writes;
-  absl::Notification cancelled;
-  const auto hold = [&](const JobProgress& progress) {
-    if (absl::string_view(progress.phase) != "write" || writes.HasBeenNotified()) return;
-    writes.Notify();
-    cancelled.WaitForNotification();
-  };
-  std::thread running([&] {
-    const JobControl control(hold);
-    EXPECT_TRUE(store_->Save(first_, "c", {}, control).ok());
-  });
-  writes.WaitForNotification();
+  HeldSave running(*store_, first_, "c");
   JobControl* waiting = nullptr;
   const auto cancel = [&](const JobProgress& progress) {
     if (absl::string_view(progress.phase) == "queue") waiting->Cancel();
@@ -74,8 +78,8 @@ TEST_F(SaveQueueTest, ASaveThatWaitsCanBeCancelled) {
   JobControl control(cancel);
   waiting = &control;
   EXPECT_TRUE(absl::IsCancelled(store_->Save(second_, "c", {.overwrite = true}, control).status()));
-  cancelled.Notify();
-  running.join();
+  running.LetGo();
+  EXPECT_TRUE(running.Join().ok());
   EXPECT_EQ(store_->List("", {.verify = true})->at(0).step, first_.snapshot->step);
   // And nobody waits for it.
   EXPECT_TRUE(Save(*module_, "c", {.overwrite = true}).ok());
