@@ -33,6 +33,10 @@ namespace {
 
 // A server's texts name its calls: what a person can do about them here.
 std::string Message(const absl::Status& status) {
+  // gRPC's own text for a call that was ended here is its code.
+  if (absl::IsCancelled(status) && status.message() == "CANCELLED") {
+    return "interrupted; what a server had done by then stays: look before you run it again";
+  }
   if (GetReason(status) != Reason::kNoOptimizer) return std::string(status.message());
   return absl::StrCat(status.message(),
                       " (on the command line: modelstate optim set MODULE --ALGORITHM)");

@@ -35,6 +35,7 @@ absl::Status Convert(const Context& context, ConvertArguments arguments) {
                        {{"field", "to"}});
     }
   }
+  arguments.options.in = arguments.in;
   arguments.options.to_torch = arguments.to == "pt";
   arguments.options.gate = [&context] { return context.CheckNotInterrupted(); };
   MS_ASSIGN_OR_RETURN(

@@ -21,13 +21,18 @@ constexpr char kFooter[] =
     "  6  data that arrived, or a file, is corrupt\n"
     "  130  interrupted\n";
 
-// The first SIGINT or SIGTERM cancels what runs. A second one ends the process, and so does a short
-// while: connecting and short calls do not look for the first.
+// The first SIGINT, SIGTERM or SIGHUP cancels what runs. A second one ends the process, and so does
+// a short while: connecting and short calls do not look for the first.
 void CancelOnSignals(modelstate::client::Cancellation* cancellation) {
   sigset_t signals;
   sigemptyset(&signals);
   sigaddset(&signals, SIGINT);
   sigaddset(&signals, SIGTERM);
+  struct sigaction hangup = {};
+  // Not where it is run with nohup.
+  if (sigaction(SIGHUP, nullptr, &hangup) == 0 && hangup.sa_handler != SIG_IGN) {
+    sigaddset(&signals, SIGHUP);
+  }
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   std::thread([signals, cancellation] {
     int signal = 0;

@@ -17,6 +17,7 @@ namespace modelstate::client {
 namespace {
 
 constexpr uint64_t kBatchBytes = uint64_t{32} << 20;
+constexpr uint64_t kPartBytes = uint64_t{4} << 20;
 constexpr size_t kBatchTensors = 10000;
 constexpr int64_t kBlock = 4096;
 
@@ -71,6 +72,7 @@ double Difference(absl::int128 a, double b) {
   return std::fabs(static_cast<double>(a - static_cast<absl::int128>(whole)) - (b - whole));
 }
 
+// Adds the next elements of a pair of tensors to what is known of them.
 void CompareElements(const TensorSpec& spec_a, absl::Span<const uint8_t> bytes_a,
                      const TensorSpec& spec_b, absl::Span<const uint8_t> bytes_b,
                      TensorComparison* result) {
@@ -83,10 +85,11 @@ void CompareElements(const TensorSpec& spec_a, absl::Span<const uint8_t> bytes_a
   const bool integers = a.integer() && b.integer();
   const int64_t per_element = complex ? 2 : 1;
   const size_t size = DTypeSize(spec_a.dtype) / static_cast<size_t>(per_element);
-  const int64_t total = per_element * spec_a.shape.num_elements();
+  const int64_t total =
+      per_element * static_cast<int64_t>(bytes_a.size() / DTypeSize(spec_a.dtype));
   result->compared = true;
-  result->elements = static_cast<uint64_t>(total);
-  if (integers) result->max_integer_difference = 0;
+  result->elements += static_cast<uint64_t>(total);
+  if (integers && !result->max_integer_difference) result->max_integer_difference = 0;
   for (int64_t begin = 0; begin < total; begin += kBlock) {
     const int64_t count = std::min(kBlock, total - begin);
     const int64_t stored_a = complex_a ? 1 : per_element;
@@ -155,6 +158,37 @@ struct Pair {
   size_t result;
 };
 
+void Conclude(const TensorSpec& a, const TensorSpec& b, TensorComparison* result,
+              Comparison* comparison) {
+  result->equal = a.dtype == b.dtype && result->different == 0;
+  result->what = Describe(a, b, *result);
+  if (result->equal) ++comparison->equal;
+}
+
+// Of a pair that is more than a batch, so that neither has to be held whole.
+absl::Status CompareInParts(TensorSource& a, TensorSource& b, const Pair& pair,
+                            Comparison* comparison) {
+  const TensorSpec& spec_a = a.specs()[pair.a];
+  const TensorSpec& spec_b = b.specs()[pair.b];
+  const uint64_t width_a = DTypeSize(spec_a.dtype);
+  const uint64_t width_b = DTypeSize(spec_b.dtype);
+  const uint64_t total = static_cast<uint64_t>(spec_a.shape.num_elements());
+  const uint64_t most = kPartBytes / std::max(width_a, width_b);
+  TensorComparison& result = comparison->tensors[pair.result];
+  for (uint64_t begin = 0; begin < total; begin += most) {
+    const uint64_t count = std::min(most, total - begin);
+    MS_ASSIGN_OR_RETURN(const absl::Span<const uint8_t> part_a,
+                        a.ReadPart(pair.a, begin * width_a, count * width_a));
+    absl::Span<const uint8_t> part_b = part_a;
+    if (&a != &b) {
+      MS_ASSIGN_OR_RETURN(part_b, b.ReadPart(pair.b, begin * width_b, count * width_b));
+    }
+    CompareElements(spec_a, part_a, spec_b, part_b, &result);
+  }
+  Conclude(spec_a, spec_b, &result, comparison);
+  return absl::OkStatus();
+}
+
 absl::Status CompareBatch(TensorSource& a, TensorSource& b, std::vector<Pair>* pairs,
                           Comparison* comparison) {
   std::vector<size_t> of_a;
@@ -176,9 +210,7 @@ absl::Status CompareBatch(TensorSource& a, TensorSource& b, std::vector<Pair>* p
     const TensorSpec& spec_b = b.specs()[of_b[i]];
     TensorComparison& result = comparison->tensors[(*pairs)[i].result];
     CompareElements(spec_a, bytes_a[i], spec_b, bytes_b[i], &result);
-    result.equal = spec_a.dtype == spec_b.dtype && result.different == 0;
-    result.what = Describe(spec_a, spec_b, result);
-    if (result.equal) ++comparison->equal;
+    Conclude(spec_a, spec_b, &result, comparison);
   }
   pairs->clear();
   return absl::OkStatus();
@@ -216,9 +248,14 @@ absl::StatusOr<Comparison> CompareTensors(TensorSource& a, TensorSource& b) {
       MS_RETURN_IF_ERROR(CompareBatch(a, b, &batch, &comparison));
       batch_bytes = 0;
     }
-    batch.push_back({i, index_b, comparison.tensors.size()});
-    batch_bytes += bytes;
+    const Pair pair = {i, index_b, comparison.tensors.size()};
     comparison.tensors.push_back(std::move(result));
+    if (bytes > kBatchBytes) {
+      MS_RETURN_IF_ERROR(CompareInParts(a, b, pair, &comparison));
+    } else {
+      batch.push_back(pair);
+      batch_bytes += bytes;
+    }
   }
   MS_RETURN_IF_ERROR(CompareBatch(a, b, &batch, &comparison));
   for (const TensorSpec& spec : b.specs()) {

@@ -35,8 +35,9 @@ struct Comparison {
   uint64_t equal = 0;
 };
 
-// Reads a few tensors of each at a time: memory for 32 MiB of each, or for the largest tensor.
-// Errors are those of the sources.
+// Reads a few tensors of each at a time, and larger ones in parts: memory for 32 MiB of each. What
+// a source cannot read in parts, of a module or strided in its file, is held whole. Errors are
+// those of the sources.
 absl::StatusOr<Comparison> CompareTensors(TensorSource& a, TensorSource& b);
 
 }  // namespace modelstate::client

@@ -31,20 +31,35 @@ class FileSource final : public TensorSource {
 
   absl::StatusOr<std::vector<absl::Span<const uint8_t>>> Read(
       absl::Span<const size_t> indices) override {
-    buffers_.resize(indices.size());
+    tensors_.clear();
     std::vector<absl::Span<const uint8_t>> result;
-    for (size_t i = 0; i < indices.size(); ++i) {
-      buffers_[i].resize(specs_[indices[i]].nbytes());
-      absl::Status status = reader_->Read(indices[i], absl::MakeSpan(buffers_[i]));
-      if (!status.ok()) return Annotate(status, name_);
-      result.push_back(buffers_[i]);
+    for (const size_t index : indices) {
+      absl::StatusOr<std::unique_ptr<uint8_t[]>> tensor = reader_->ReadWhole(index, pass_);
+      if (!tensor.ok()) return Annotate(tensor.status(), name_);
+      tensors_.push_back(*std::move(tensor));
+      result.emplace_back(tensors_.back().get(), specs_[index].nbytes());
     }
     return result;
   }
 
+  absl::StatusOr<absl::Span<const uint8_t>> ReadPart(size_t index, uint64_t offset,
+                                                     uint64_t bytes) override {
+    const std::optional<CheckpointReader::Extent> stored = reader_->StoredAt(index);
+    if (!stored) return TensorSource::ReadPart(index, offset, bytes);
+    if (offset == 0) {
+      tensors_.clear();
+      MS_RETURN_IF_ERROR(Annotate(reader_->Verify(index, pass_), name_));
+    }
+    part_.resize(bytes);
+    MS_RETURN_IF_ERROR(stored->file->ReadAt(stored->begin + offset, absl::MakeSpan(part_)));
+    return part_;
+  }
+
  private:
   const std::unique_ptr<CheckpointReader> reader_;
-  std::vector<std::vector<uint8_t>> buffers_;
+  ReadPass pass_;
+  std::vector<std::unique_ptr<uint8_t[]>> tensors_;
+  std::vector<uint8_t> part_;
 };
 
 class ModuleSource final : public TensorSource {
@@ -110,6 +125,15 @@ class ModuleSource final : public TensorSource {
 };
 
 }  // namespace
+
+absl::StatusOr<absl::Span<const uint8_t>> TensorSource::ReadPart(size_t index, uint64_t offset,
+                                                                 uint64_t bytes) {
+  if (offset == 0) {
+    MS_ASSIGN_OR_RETURN(const std::vector<absl::Span<const uint8_t>> read, Read({index}));
+    whole_ = read.front();
+  }
+  return whole_.subspan(offset, bytes);
+}
 
 absl::StatusOr<std::unique_ptr<TensorSource>> OpenFileSource(const std::string& path) {
   absl::StatusOr<std::unique_ptr<CheckpointReader>> reader = OpenCheckpointPath(path);

@@ -28,13 +28,22 @@ class TensorSource {
   // ones. Valid until the next call.
   virtual absl::StatusOr<std::vector<absl::Span<const uint8_t>>> Read(
       absl::Span<const size_t> indices) = 0;
+  // A part of one tensor, for those that are better not held whole: parts are read in order, the
+  // first from offset 0. Valid until the next call. Unless a source can do better, it reads the
+  // tensor for the first part and holds it.
+  virtual absl::StatusOr<absl::Span<const uint8_t>> ReadPart(size_t index, uint64_t offset,
+                                                             uint64_t bytes);
 
  protected:
   std::string name_;
   std::vector<TensorSpec> specs_;
+
+ private:
+  absl::Span<const uint8_t> whole_;  // that ReadPart gives parts of
 };
 
-// A safetensors or PyTorch file, or an index of such and its shards. Errors are those of CheckpointReader.
+// A safetensors or PyTorch file, or an index of such and its shards. Errors are those of
+// CheckpointReader.
 absl::StatusOr<std::unique_ptr<TensorSource>> OpenFileSource(const std::string& path);
 
 inline constexpr absl::Duration kSourceLease = absl::Seconds(60);

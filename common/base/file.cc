@@ -34,8 +34,13 @@ std::string Quoted(absl::string_view path) {
 // A path that cannot be used, from the errno of an open or a stat below the root.
 absl::Status PathError(int error_number, absl::string_view what, absl::string_view path) {
   switch (error_number) {
-    case ENOENT:
     case ENOTDIR:
+      return MakeError(Reason::kCheckpointNotFound,
+                       absl::StrCat(Quoted(path),
+                                    " is, or goes through, a file where a directory is needed; "
+                                    "list the directory that it is in"),
+                       {{"path", std::string(path)}});
+    case ENOENT:
       return MakeError(
           Reason::kCheckpointNotFound,
           absl::StrCat("there is no ", Quoted(path), "; list the directory that it is in"),
@@ -71,12 +76,13 @@ absl::Status PathError(int error_number, absl::string_view what, absl::string_vi
 
 // A descriptor below `root`, or -1 and errno. Links are refused wherever they lead: who may write
 // below the root is not trusted to say what else the server reads.
-int OpenBeneath(int root, const std::string& path, int flags, mode_t mode = 0) {
+int OpenBeneath(int root, const std::string& path, int flags, mode_t mode = 0,
+                uint64_t resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS) {
   open_how how = {};
   // openat2 is strict: O_PATH goes with few other flags.
   how.flags = static_cast<uint64_t>(flags | O_CLOEXEC | ((flags & O_PATH) != 0 ? 0 : O_NOCTTY));
   how.mode = mode;
-  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS;
+  how.resolve = resolve;
   // EAGAIN: something was renamed while the kernel walked a "..".
   for (int attempt = 0;; ++attempt) {
     const long fd = syscall(SYS_openat2, root, path.c_str(), &how, sizeof(how));
@@ -163,11 +169,19 @@ void LeaveDirect(int fd) {
   if (flags >= 0) fcntl(fd, F_SETFL, flags & ~O_DIRECT);
 }
 
+bool LeadsOut(int root, const std::string& link) {
+  const int fd = OpenBeneath(root, link, O_PATH, 0, RESOLVE_BENEATH);
+  if (fd < 0) return errno == EXDEV;
+  close(fd);
+  return false;
+}
+
 RootDirectory::Entry MakeEntry(std::string name, const struct stat& info) {
   RootDirectory::Entry entry;
   entry.name = std::move(name);
   entry.is_directory = S_ISDIR(info.st_mode);
-  entry.size = entry.is_directory ? 0 : static_cast<uint64_t>(info.st_size);
+  entry.leads_out = S_ISLNK(info.st_mode);
+  entry.size = S_ISREG(info.st_mode) ? static_cast<uint64_t>(info.st_size) : 0;
   entry.modified = absl::TimeFromTimespec(info.st_mtim);
   return entry;
 }
@@ -403,7 +417,9 @@ absl::StatusOr<std::vector<RootDirectory::Entry>> RootDirectory::List(
       if (errno == ENOENT) continue;  // removed meanwhile
       return PathError(errno, "stat", absl::StrCat(path, "/", name));
     }
-    if (!S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode)) continue;
+    const bool listed = S_ISREG(info.st_mode) || S_ISDIR(info.st_mode) ||
+                        (S_ISLNK(info.st_mode) && LeadsOut(root_.fd(), path + "/" + name));
+    if (!listed) continue;
     entries.push_back(MakeEntry(std::move(name), info));
   }
   return entries;

@@ -72,7 +72,8 @@ class RootDirectory {
   struct Entry {
     std::string name;  // last part
     bool is_directory = false;
-    uint64_t size = 0;  // bytes; 0 for directories
+    bool leads_out = false;  // a symbolic link to outside of the root: neither file nor directory
+    uint64_t size = 0;       // bytes; 0 for directories
     absl::Time modified;
   };
 
@@ -96,8 +97,8 @@ class RootDirectory {
   absl::StatusOr<File> OpenFile(const std::string& path) const;    // regular files only
   absl::StatusOr<File> CreateFile(const std::string& path) const;  // must not exist; 0640
   absl::StatusOr<Entry> Stat(const std::string& path) const;
-  absl::StatusOr<std::vector<Entry>> List(
-      const std::string& path) const;                           // by name; links are left out
+  // By name. Of symbolic links those that lead out; others mean what has a name of its own.
+  absl::StatusOr<std::vector<Entry>> List(const std::string& path) const;
   absl::Status MakeDirectory(const std::string& path) const;    // parent must exist
   absl::Status MakeDirectories(const std::string& path) const;  // and parents; existing is fine
   // rename(2); with `exchange` both exist and swap places in one step (RENAME_EXCHANGE); without it

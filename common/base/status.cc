@@ -110,7 +110,7 @@ absl::Status ErrnoError(int error_number, absl::string_view what) {
     case ENOSPC:
     case EDQUOT:
       full = true;
-      advice = "; free space under the checkpoint root and try again";
+      advice = "; free space there and try again";
       break;
     case EIO:
       advice = "; the disk may be failing: see the kernel's log, and use another disk";

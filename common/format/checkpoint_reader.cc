@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -60,7 +61,9 @@ absl::Status CheckpointReader::ReadPieces(const File& file, uint64_t offset, uin
   do {
     MS_RETURN_IF_ERROR(pass.GoOn());
     absl::Span<uint8_t> piece;
-    if (bytes > 0) piece = place(done, std::min(kPieceBytes, bytes - done));
+    if (bytes > 0) {
+      MS_ASSIGN_OR_RETURN(piece, place(done, std::min(kPieceBytes, bytes - done)));
+    }
     MS_RETURN_IF_ERROR(pass.ReadAt(file, offset + done, piece, offset + bytes));
     take(piece);
     done += piece.size();
@@ -68,27 +71,56 @@ absl::Status CheckpointReader::ReadPieces(const File& file, uint64_t offset, uin
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::unique_ptr<uint8_t[]>> CheckpointReader::ReadWhole(size_t index,
+                                                                       ReadPass& pass) const {
+  if (index >= tensors_.size()) return CheckReadArguments(index, {});
+  const uint64_t nbytes = tensors_[index].nbytes();
+  // A small sparse file may ask for any amount.
+  std::unique_ptr<uint8_t[]> bytes(new (std::nothrow) uint8_t[nbytes]);
+  if (bytes == nullptr) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("tensor ", ShowName(tensors_[index].name), " takes ", nbytes,
+                     " bytes in memory at once, and there are not so many: use a machine with more "
+                     "memory, or a file without that tensor"));
+  }
+  MS_RETURN_IF_ERROR(ReadWith(index, absl::MakeSpan(bytes.get(), nbytes), pass));
+  return bytes;
+}
+
 absl::Status CheckpointReader::ReadInto(size_t index, PlaceBytes place, ReadPass& pass) const {
   if (index >= tensors_.size()) return CheckReadArguments(index, {});
   const uint64_t nbytes = tensors_[index].nbytes();
   absl::Span<uint8_t> to;
-  if (nbytes > 0) to = place(0, nbytes);
+  if (nbytes > 0) {
+    MS_ASSIGN_OR_RETURN(to, place(0, nbytes));
+  }
   if (to.size() == nbytes) return ReadWith(index, to, pass);
-  std::vector<uint8_t> bytes(nbytes);
-  MS_RETURN_IF_ERROR(ReadWith(index, absl::MakeSpan(bytes), pass));
-  for (uint64_t done = 0;; to = place(done, nbytes - done)) {
-    std::memcpy(to.data(), bytes.data() + done, to.size());
+  MS_ASSIGN_OR_RETURN(const std::unique_ptr<uint8_t[]> bytes, ReadWhole(index, pass));
+  for (uint64_t done = 0;;) {
+    std::memcpy(to.data(), bytes.get() + done, to.size());
     done += to.size();
     if (done == nbytes) return absl::OkStatus();
+    MS_ASSIGN_OR_RETURN(to, place(done, nbytes - done));
   }
 }
 
-absl::Status CheckpointReader::Verify(size_t index, ReadPass& pass) const {
-  std::vector<uint8_t> piece(kPieceBytes);
-  const auto place = [&piece](uint64_t, uint64_t max) {
-    return absl::MakeSpan(piece).first(std::min(max, kPieceBytes));
+absl::Status CheckpointReader::ReadStream(size_t index, TakeBytes take, ReadPass& pass,
+                                          uint64_t piece_bytes) const {
+  if (index >= tensors_.size()) return CheckReadArguments(index, {});
+  std::vector<uint8_t> piece(std::min(piece_bytes, tensors_[index].nbytes()));
+  absl::Span<uint8_t> filled;
+  const auto place = [&](uint64_t, uint64_t max) -> absl::StatusOr<absl::Span<uint8_t>> {
+    if (!filled.empty()) MS_RETURN_IF_ERROR(take(filled));
+    filled = absl::MakeSpan(piece).first(std::min<uint64_t>(max, piece.size()));
+    return filled;
   };
-  return ReadInto(index, place, pass);
+  MS_RETURN_IF_ERROR(ReadInto(index, place, pass));
+  return filled.empty() ? absl::OkStatus() : take(filled);
+}
+
+absl::Status CheckpointReader::Verify(size_t index, ReadPass& pass) const {
+  const auto nothing = [](absl::Span<const uint8_t>) { return absl::OkStatus(); };
+  return ReadStream(index, nothing, pass);
 }
 
 namespace {

@@ -109,16 +109,27 @@ class CheckpointReader {
   }
   virtual absl::Status ReadWith(size_t index, absl::Span<uint8_t> out, ReadPass& pass) const = 0;
 
-  // Where the elements' bytes from `offset` on go: 1 to `max` of them. What it gave before is
-  // filled when it is asked again.
-  using PlaceBytes = absl::FunctionRef<absl::Span<uint8_t>(uint64_t offset, uint64_t max)>;
+  // Where the elements' bytes from `offset` on go: 1 to `max` of them; its error ends the read.
+  // What it gave before is filled when it is asked again.
+  using PlaceBytes =
+      absl::FunctionRef<absl::StatusOr<absl::Span<uint8_t>>(uint64_t offset, uint64_t max)>;
   // The same, to memory that comes piece by piece, without another copy where the file holds the
-  // elements as they are to be.
+  // elements as they are to be; where it does not, RESOURCE_EXHAUSTED when there is no memory for
+  // all of the tensor.
   virtual absl::Status ReadInto(size_t index, PlaceBytes place, ReadPass& pass) const;
+
+  // Takes the next bytes of a tensor; they are valid until it returns. Its error ends the read.
+  using TakeBytes = absl::FunctionRef<absl::Status(absl::Span<const uint8_t> bytes)>;
+  // As ReadInto, with the memory of one piece of at most `piece_bytes`.
+  absl::Status ReadStream(size_t index, TakeBytes take, ReadPass& pass,
+                          uint64_t piece_bytes = kPieceBytes) const;
 
   // Reads what the file holds of the elements, a piece at a time, and compares it with the digest
   // or CRC that it records.
   virtual absl::Status Verify(size_t index, ReadPass& pass) const;
+
+  // All of a tensor in memory of its own. RESOURCE_EXHAUSTED where there is not so much.
+  absl::StatusOr<std::unique_ptr<uint8_t[]>> ReadWhole(size_t index, ReadPass& pass) const;
 
   // Where a file holds the elements as they are to be; nullopt where they are made of what it
   // holds.

@@ -24,6 +24,7 @@
 #include "common/base/file.h"
 #include "common/base/state_layout.h"
 #include "common/base/status.h"
+#include "common/format/manifest_text.h"
 #include "common/format/safetensors_writer.h"
 #include "common/format/sharded_index.h"
 #include "common/format/text.h"
@@ -83,8 +84,10 @@ class Converter {
     }
     MS_ASSIGN_OR_RETURN(const File file, CreateForWrite(path));
     if (options_.to_torch) {
-      MS_RETURN_IF_ERROR(WriteTorchStateDict(file, specs_, reader_.module_versions(),
-                                             [this](size_t index) { return Read(index); }));
+      const auto give = [this](size_t index, ZipWriter::TakeBytes take) {
+        return reader_.ReadStream(index, take, pass_);
+      };
+      MS_RETURN_IF_ERROR(WriteTorchStateDict(file, specs_, reader_.module_versions(), give));
     } else {
       std::vector<size_t> all(specs_.size());
       for (size_t i = 0; i < all.size(); ++i) all[i] = i;
@@ -132,12 +135,6 @@ class Converter {
   const ConvertResult& result() const { return result_; }
 
  private:
-  absl::StatusOr<absl::Span<const uint8_t>> Read(size_t index) {
-    buffer_.resize(specs_[index].nbytes());
-    MS_RETURN_IF_ERROR(reader_.ReadWith(index, absl::MakeSpan(buffer_), pass_));
-    return absl::MakeConstSpan(buffer_);
-  }
-
   // Of the tensors in turn, tied names with their owners.
   std::vector<std::vector<size_t>> Split() const {
     std::vector<std::vector<size_t>> shards(1);
@@ -179,9 +176,14 @@ class Converter {
     MS_ASSIGN_OR_RETURN(std::string header, SafetensorsHeader(specs, layout, metadata, opaque));
     const size_t header_bytes = header.size();
     for (const uint32_t i : layout.by_offset()) {
-      MS_ASSIGN_OR_RETURN(const absl::Span<const uint8_t> bytes, Read(indices[i]));
-      digests[i] = Xxh3(bytes);
-      MS_RETURN_IF_ERROR(file.WriteAt(header_bytes + layout.range(i).begin, bytes));
+      uint64_t at = header_bytes + layout.range(i).begin;
+      Xxh3Stream hash;
+      const auto write = [&](absl::Span<const uint8_t> bytes) {
+        hash.Update(bytes);
+        return file.WriteAt(std::exchange(at, at + bytes.size()), bytes);
+      };
+      MS_RETURN_IF_ERROR(reader_.ReadStream(indices[i], write, pass_));
+      digests[i] = hash.Digest();
     }
     metadata[kDigestsMetadataKey] = DigestsMetadata(specs, digests);
     MS_ASSIGN_OR_RETURN(header, SafetensorsHeader(specs, layout, metadata, opaque));
@@ -195,7 +197,6 @@ class Converter {
   std::vector<TensorSpec> specs_;
   bool knows_kinds_ = true;
   Metadata metadata_;
-  std::vector<uint8_t> buffer_;
   ConvertResult result_;
 };
 
@@ -204,12 +205,47 @@ absl::Status Exists(const std::string& out) {
                    absl::StrCat(ShowName(out), " exists already; give another name, or --force"));
 }
 
+bool LiesIn(const fs::path& path, const fs::path& folder) {
+  const auto [rest, end] = std::mismatch(folder.begin(), folder.end(), path.begin(), path.end());
+  return rest == folder.end();
+}
+
+// Whether with `out` something that is read from `in` would be lost. In its own place what is
+// safetensors already has all that is written.
+bool IsRead(const std::string& out, const std::string& in, const CheckpointReader& reader) {
+  std::error_code error;
+  const fs::path to = fs::canonical(out, error);
+  const fs::path from = fs::canonical(in, error);
+  if (to == from) return IsTorchFormat(reader.format());
+  if (LiesIn(from, to)) return true;
+  if (fs::is_directory(from, error)) return LiesIn(to, from);
+  for (const std::string& shard : reader.shards()) {
+    if (to == from.parent_path() / shard) return true;
+  }
+  return false;
+}
+
 // Whether `out` may be replaced, and is there at all.
-absl::StatusOr<bool> CheckTarget(const std::string& out, bool folder, bool force) {
+absl::StatusOr<bool> CheckTarget(const std::string& out, bool folder, bool force,
+                                 const std::string& in, const CheckpointReader& reader) {
   std::error_code error;
   const fs::file_status there = fs::symlink_status(out, error);
   if (!fs::exists(there)) return false;
   if (!force) return Exists(out);
+  if (!in.empty() && IsRead(out, in, reader)) {
+    return MakeError(Reason::kInvalidField,
+                     absl::StrCat(ShowName(out), " is, or has in it, what is read from ",
+                                  ShowName(in), ", and would be lost; give another name"));
+  }
+  const fs::path path(out);
+  if (IsSavedFileName(path.filename().string()) &&
+      fs::exists(path.parent_path() / kManifestFile, error)) {
+    return MakeError(Reason::kInvalidField,
+                     absl::StrCat(ShowName(out),
+                                  " is a part of a checkpoint that a server saved, "
+                                  "which would not load with another; give another "
+                                  "name"));
+  }
   if (!folder && fs::is_regular_file(there)) return true;
   if (!folder || !fs::is_directory(there)) {
     return MakeError(Reason::kInvalidField,
@@ -249,7 +285,8 @@ absl::StatusOr<ConvertResult> ConvertCheckpoint(const CheckpointReader& reader,
         absl::StrCat("there is no folder for ", ShowName(out), "; make it, or give another path"),
         {{"path", out}});
   }
-  MS_ASSIGN_OR_RETURN(const bool replaces, CheckTarget(out, folder, options.force));
+  MS_ASSIGN_OR_RETURN(const bool replaces,
+                      CheckTarget(out, folder, options.force, options.in, reader));
   const std::string temporary = absl::StrCat(out, ".", getpid(), ".tmp");
   std::error_code ignored;
   fs::remove_all(temporary, ignored);

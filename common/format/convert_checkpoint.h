@@ -18,8 +18,11 @@ struct ConvertOptions {
   // (a larger tensor has one of its own) and their index, or of model.safetensors alone where one
   // is enough.
   uint64_t max_shard_bytes = 0;
-  // Replace what is at `out`; a folder only where it holds nothing but safetensors and indexes.
+  // Replace what is at `out`; a folder only where it holds nothing but safetensors and indexes, and
+  // neither what is read nor a part of a checkpoint that a server saved.
   bool force = false;
+  // Where what `reader` reads lies: a file or a folder.
+  std::string in;
   // Asked before each piece that is read (ReadPass::Gate); what it returns ends the
   // conversion unless OK.
   ReadPass::Gate gate = [] { return absl::OkStatus(); };
@@ -32,11 +35,11 @@ struct ConvertResult {
   size_t files = 0;
 };
 
-// Writes what `reader` reads to `out`, one tensor in memory at a time: under a temporary name
-// beside it, which is synced and renamed, so that `out` is never seen but whole. On an error it is
-// as before. A safetensors file gets the digest of every tensor, and kinds where `reader` knows
-// them of all. ALREADY_EXISTS CHECKPOINT_EXISTS; INVALID_FIELD; NOT_REPRESENTABLE; those of reading
-// and writing.
+// Writes what `reader` reads to `out`, a piece at a time (a tensor, where `reader` has to gather
+// it): under a temporary name beside it, which is synced and renamed, so that `out` is never seen
+// but whole. On an error it is as before. A safetensors file gets the digest of every tensor, and
+// kinds where `reader` knows them of all. ALREADY_EXISTS CHECKPOINT_EXISTS; INVALID_FIELD;
+// NOT_REPRESENTABLE; those of reading and writing.
 absl::StatusOr<ConvertResult> ConvertCheckpoint(const CheckpointReader& reader,
                                                 const std::string& out,
                                                 const ConvertOptions& options);

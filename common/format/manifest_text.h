@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "common/base/checkpoint_names.h"
 #include "common/base/file.h"
 #include "common/format/json_view.h"
 
@@ -16,13 +17,6 @@
 // without a server. The rest of it is the server's: server/checkpoint/manifest.h.
 namespace modelstate {
 
-inline constexpr char kManifestFile[] = "manifest.json";
-inline constexpr char kModelFile[] = "model.safetensors";
-inline constexpr char kOptimizerFile[] = "optimizer.safetensors";
-// Whether it is one of these: all that a saved directory has.
-inline bool IsSavedFileName(absl::string_view name) {
-  return name == kManifestFile || name == kModelFile || name == kOptimizerFile;
-}
 inline constexpr uint64_t kMaxManifestBytes = uint64_t{1} << 28;
 
 inline constexpr char kManifestFormat[] = "modelstate checkpoint";

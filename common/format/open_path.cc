@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <iterator>
 #include <optional>
 #include <system_error>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/format/known_formats.h"
@@ -49,6 +51,14 @@ absl::StatusOr<std::optional<std::string>> FindFolderFile(absl::Span<const std::
   if (Contains(names, kModelFile)) return kModelFile;
   if (std::optional<std::string> index = FindShardedIndex(names)) return index;
   if (Contains(names, kTorchModelFile)) return kTorchModelFile;
+  std::vector<std::string> indexes;
+  std::copy_if(names.begin(), names.end(), std::back_inserter(indexes),
+               [](const std::string& name) { return absl::EndsWith(name, kIndexSuffix); });
+  std::sort(indexes.begin(), indexes.end());
+  if (indexes.size() > 1) {
+    return Unsupported(absl::StrCat("the folder holds several sharded checkpoints, ",
+                                    QuotedList(indexes), ": name the index that is meant"));
+  }
   if (Contains(names, kOptimizerFile) && !Contains(names, kManifestFile)) return LacksManifest();
   return std::nullopt;
 }
@@ -68,7 +78,9 @@ absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenCheckpointPath(
   std::vector<std::string> names;  // of a folder
   if (fs::is_directory(found, error)) {
     MS_ASSIGN_OR_RETURN(names, ListNames(found));
-    MS_ASSIGN_OR_RETURN(const std::optional<std::string> name, FindFolderFile(names));
+    const absl::StatusOr<std::optional<std::string>> file = FindFolderFile(names);
+    if (!file.ok()) return Annotate(file.status(), ShowName(path));
+    const std::optional<std::string>& name = *file;
     if (!name) {
       return MakeError(Reason::kCheckpointNotFound,
                        absl::StrCat(ShowName(path), " holds neither ", kModelFile,

@@ -12,7 +12,6 @@
 namespace modelstate {
 namespace {
 
-constexpr char kIndexSuffix[] = ".index.json";
 // As transformers prefers them.
 constexpr const char* kUsualIndexes[] = {"model.safetensors.index.json",
                                          "pytorch_model.bin.index.json"};

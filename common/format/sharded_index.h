@@ -68,6 +68,8 @@ class StoredShardedIndex {
 // The text of an index, with `total_size` in "metadata".
 std::string ShardedIndexText(const ShardedIndex& index, uint64_t total_size);
 
+inline constexpr char kIndexSuffix[] = ".index.json";
+
 // Of the names in a folder that which is its index: "model.safetensors.index.json", or that of
 // PyTorch files, or the only one there is. nullopt: there is none, or it is not clear which.
 std::optional<std::string> FindShardedIndex(absl::Span<const std::string> names);

@@ -6,7 +6,6 @@
 #include "common/base/status.h"
 #include "common/format/pickle_writer.h"
 #include "common/format/text.h"
-#include "common/format/zip_writer.h"
 
 namespace modelstate {
 namespace {
@@ -34,7 +33,7 @@ void PickleVersions(const std::map<std::string, int64_t>& versions, PickleWriter
 
 absl::Status WriteTorchStateDict(const File& file, absl::Span<const TensorSpec> specs,
                                  const std::map<std::string, int64_t>& module_versions,
-                                 TensorBytes bytes) {
+                                 GiveElements give) {
   absl::flat_hash_map<absl::string_view, size_t> owners;
   PickleWriter out;
   out.OrderedDict();
@@ -61,12 +60,8 @@ absl::Status WriteTorchStateDict(const File& file, absl::Span<const TensorSpec> 
   for (size_t i = 0; i < specs.size(); ++i) {
     const TensorSpec& spec = specs[i];
     if (owners.at(spec.is_alias() ? spec.alias_of : spec.name) != i) continue;
-    MS_ASSIGN_OR_RETURN(const absl::Span<const uint8_t> elements, bytes(i));
-    if (elements.size() != spec.nbytes()) {
-      return absl::InternalError(absl::StrCat("tensor ", ShowName(spec.name), " has ",
-                                              elements.size(), " bytes, not ", spec.nbytes()));
-    }
-    MS_RETURN_IF_ERROR(zip.Add(absl::StrCat("archive/data/", i), elements));
+    MS_RETURN_IF_ERROR(zip.AddStream(absl::StrCat("archive/data/", i), spec.nbytes(),
+                                     [&](ZipWriter::TakeBytes take) { return give(i, take); }));
   }
   MS_RETURN_IF_ERROR(zip.Add("archive/version", AsBytes("3\n")));
   return zip.Finish();

@@ -53,10 +53,12 @@ absl::Status ZipWriter::Write(absl::Span<const uint8_t> bytes) {
 }
 
 absl::Status ZipWriter::Add(absl::string_view name, absl::Span<const uint8_t> bytes) {
-  const uint64_t size = bytes.size();
-  const bool zip64 = size >= kMax32;
-  const uint32_t crc = UpdateCrc32(0, bytes);
+  return AddStream(name, bytes.size(), [bytes](TakeBytes take) { return take(bytes); });
+}
 
+absl::Status ZipWriter::AddStream(absl::string_view name, uint64_t size,
+                                  absl::FunctionRef<absl::Status(TakeBytes take)> content) {
+  const bool zip64 = size >= kMax32;
   std::string extra;
   if (zip64) {
     Append(kZip64Field, &extra);
@@ -70,6 +72,20 @@ absl::Status ZipWriter::Add(absl::string_view name, absl::Span<const uint8_t> by
   Append(static_cast<uint16_t>(padding), &extra);
   extra.append(padding, 'Z');
 
+  // The header in front has the CRC of what follows it.
+  const uint64_t header = offset_;
+  offset_ = begin + padding;
+  const uint64_t end = offset_ + size;
+  uint32_t crc = 0;
+  MS_RETURN_IF_ERROR(content([&](absl::Span<const uint8_t> bytes) {
+    crc = UpdateCrc32(crc, bytes);
+    return Write(bytes);
+  }));
+  if (offset_ != end) {
+    return absl::InternalError(
+        absl::StrCat("record ", name, " is ", size, " bytes long, not ", offset_ - (end - size)));
+  }
+
   std::string local;
   Append<uint32_t>(0x04034b50, &local);
   AppendCommon(zip64, crc, size, name.size(), &local);
@@ -81,13 +97,13 @@ absl::Status ZipWriter::Add(absl::string_view name, absl::Span<const uint8_t> by
     Append(size, &wide);
     Append(size, &wide);
   }
-  if (offset_ >= kMax32) Append(offset_, &wide);
+  if (header >= kMax32) Append(header, &wide);
   Append<uint32_t>(0x02014b50, &directory_);
   Append(wide.empty() ? kVersion : kZip64Version, &directory_);  // made by
   AppendCommon(!wide.empty(), crc, size, name.size(), &directory_);
   Append(static_cast<uint16_t>(wide.empty() ? 0 : 4 + wide.size()), &directory_);
   directory_.append(10, '\0');  // comment, disk, attributes
-  Append(Saturated(offset_), &directory_);
+  Append(Saturated(header), &directory_);
   absl::StrAppend(&directory_, name);
   if (!wide.empty()) {
     Append(kZip64Field, &directory_);
@@ -95,8 +111,7 @@ absl::Status ZipWriter::Add(absl::string_view name, absl::Span<const uint8_t> by
     directory_ += wide;
   }
   ++records_;
-  MS_RETURN_IF_ERROR(Write(AsBytes(local)));
-  return Write(bytes);
+  return file_.WriteAt(header, AsBytes(local));
 }
 
 absl::Status ZipWriter::Finish() {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
@@ -20,6 +21,11 @@ class ZipWriter {
 
   // One record. `name` is at most 65535 bytes.
   absl::Status Add(absl::string_view name, absl::Span<const uint8_t> bytes);
+  // One of `size` bytes that come piece by piece: `content` gives them, in order, to what it is
+  // called with. INTERNAL where it gives another number; an error of it is passed on.
+  using TakeBytes = absl::FunctionRef<absl::Status(absl::Span<const uint8_t> bytes)>;
+  absl::Status AddStream(absl::string_view name, uint64_t size,
+                         absl::FunctionRef<absl::Status(TakeBytes take)> content);
   // The directory; nothing may follow.
   absl::Status Finish();
 

@@ -20,8 +20,9 @@ struct CheckpointInfo {
     std::string name;
     uint64_t nbytes = 0;
   };
-  std::string path;    // relative to the root
-  std::string format;  // kDirectoryFormat, or as CheckpointFormatName says
+  std::string path;  // relative to the root
+  // kDirectoryFormat, or as CheckpointFormatName says; empty where that is not known.
+  std::string format;
   uint64_t nbytes = 0;
   absl::Time create_time = absl::UnixEpoch();
   // Directory checkpoints only.
@@ -36,6 +37,8 @@ struct CheckpointInfo {
   // Read for that, with no digest or CRC in the file to hold them against.
   uint64_t unverifiable_tensors = 0;
   std::string problem;  // why it cannot be loaded
+  // A directory that cannot be read or a link to outside: what is below it may be checkpoints.
+  bool closed = false;
 };
 
 // Whether `a` is the later one of two directory checkpoints: by creation, then step, then path. Not

@@ -20,6 +20,9 @@
 namespace modelstate {
 namespace {
 
+// Of the root of a file system, for its own repair; nobody but root may read it.
+constexpr char kLostAndFound[] = "lost+found";
+
 bool HasCheckpointSuffix(absl::string_view name) {
   for (const char* suffix : {".safetensors", ".pth", ".pt", ".bin"}) {
     if (absl::EndsWith(name, suffix)) return true;
@@ -94,29 +97,45 @@ std::set<std::string> FindParts(const RootDirectory& root, const std::string& di
                                 absl::Span<const RootDirectory::Entry> entries) {
   std::vector<std::string> names;
   for (const RootDirectory::Entry& entry : entries) names.push_back(entry.name);
+  std::set<std::string> parts;
   const absl::StatusOr<std::optional<std::string>> name = FindFolderFile(names);
-  if (!name.ok() || !name->has_value()) return {};
-  std::set<std::string> parts = {**name};
+  if (name.ok() && name->has_value()) parts.insert(**name);
   const auto moments = std::find(names.begin(), names.end(), kOptimizerFile);
-  if (**name == kModelFile && moments != names.end()) parts.insert(*moments);
-  const absl::StatusOr<File> file = root.OpenFile(JoinPath(directory, **name));
-  const absl::StatusOr<std::string> head = file.ok() ? ReadHead(*file) : file.status();
-  if (!head.ok() || !LooksLikeShardedIndex(*head)) return parts;
-  const absl::StatusOr<StoredShardedIndex> index = StoredShardedIndex::Read(*file);
-  if (index.ok()) parts.insert(index->shards().begin(), index->shards().end());
+  if (parts.contains(kModelFile) && moments != names.end()) parts.insert(*moments);
+  // Also of an index beside the file that is meant by the directory.
+  for (const std::string& each : names) {
+    if (!absl::EndsWith(each, kIndexSuffix)) continue;
+    const absl::StatusOr<File> file = root.OpenFile(JoinPath(directory, each));
+    const absl::StatusOr<std::string> head = file.ok() ? ReadHead(*file) : file.status();
+    if (!head.ok() || !LooksLikeShardedIndex(*head)) continue;
+    const absl::StatusOr<StoredShardedIndex> index = StoredShardedIndex::Read(*file);
+    if (!index.ok()) continue;
+    parts.insert(each);
+    parts.insert(index->shards().begin(), index->shards().end());
+  }
   return parts;
 }
 
 std::optional<CheckpointInfo> CheckpointStore::Describe(const std::string& path,
                                                         const RootDirectory::Entry& entry,
                                                         bool verify) const {
+  CheckpointInfo info;
+  info.path = path;
+  info.create_time = entry.modified;
+  if (entry.leads_out) {
+    info.closed = true;
+    info.problem =
+        "is a symbolic link to outside of the checkpoint root, which is not followed: move what it "
+        "means here, or mount it here";
+    if (verify) info.verified = false;
+    return info;
+  }
   if (entry.is_directory ? IsTemporaryName(entry.name) : !HasCheckpointSuffix(entry.name)) {
     return std::nullopt;
   }
   bool is_checkpoint = !entry.is_directory;
-  CheckpointInfo info;
-  info.path = path;
-  info.create_time = entry.modified;
+  // Until it is open.
+  info.closed = entry.is_directory && entry.name != kLostAndFound;
   const CheckpointInfo blank = info;
   const auto describe_file = [&](const RootDirectory& directory) -> absl::Status {
     info = blank;
@@ -127,6 +146,7 @@ std::optional<CheckpointInfo> CheckpointStore::Describe(const std::string& path,
   };
   const auto describe_directory = [&](const RootDirectory& directory) -> absl::Status {
     info = blank;
+    info.closed = false;
     is_checkpoint = true;
     const absl::StatusOr<RootDirectory::Entry> manifest = directory.Stat(kManifestFile);
     // A disk that does not answer has not said that there is none.
@@ -134,7 +154,15 @@ std::optional<CheckpointInfo> CheckpointStore::Describe(const std::string& path,
     const bool saved = manifest.ok() && !manifest->is_directory;
     if (saved || unknown || HoldsOnlyParts(directory)) info.format = kDirectoryFormat;
     if (unknown) return Annotate(manifest.status(), path);
-    if (saved) return DescribeSaved(directory, path, verify, &info);
+    if (saved) {
+      const absl::Status described = DescribeSaved(directory, path, verify, &info);
+      if (!described.ok() && info.files.empty()) {
+        for (const char* name : {kModelFile, kOptimizerFile, kManifestFile}) {
+          AddFile(directory, name, &info);
+        }
+      }
+      return described;
+    }
     MS_ASSIGN_OR_RETURN(const std::optional<FolderCheckpoint> folder, OpenFolder(directory, path));
     is_checkpoint = folder.has_value();
     if (!is_checkpoint) return absl::OkStatus();
@@ -144,7 +172,7 @@ std::optional<CheckpointInfo> CheckpointStore::Describe(const std::string& path,
   const absl::Status problem = entry.is_directory
                                    ? WithDirectory(root_, path, describe_directory)
                                    : WithDirectory(root_, ParentPath(path), describe_file);
-  if (!is_checkpoint) return std::nullopt;
+  if (!is_checkpoint && !(info.closed && !problem.ok())) return std::nullopt;
   if (!problem.ok() && !root_.Stat(path).ok()) return std::nullopt;  // deleted meanwhile
   if (verify) info.verified = problem.ok();
   info.problem = std::string(problem.message());

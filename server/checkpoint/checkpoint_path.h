@@ -5,10 +5,10 @@
 #include <set>
 #include <string>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "common/base/checkpoint_names.h"
 #include "common/base/digest.h"
 #include "server/checkpoint/checkpoint_store.h"
 #include "server/checkpoint/manifest.h"
@@ -16,25 +16,11 @@
 // What the sources of CheckpointStore share. Internal to the folder.
 namespace modelstate {
 
-// As the last part of a path: the newest checkpoint in the directory before it.
-inline constexpr char kLatestName[] = "latest";
-
 // How deep below the root checkpoints are looked for.
 inline constexpr int kMaxScanDepth = 16;
 
-// A save is made in `<name>.tmp-<16 hex digits>` beside its place.
-inline constexpr char kTemporaryMark[] = ".tmp-";
-inline constexpr size_t kTemporarySuffixBytes = sizeof(kTemporaryMark) - 1 + 16;
-
 inline std::string TemporaryPath(const std::string& path, uint64_t random) {
   return absl::StrCat(path, kTemporaryMark, DigestToHex(random));
-}
-
-inline bool IsTemporaryName(absl::string_view name) {
-  if (name.size() <= kTemporarySuffixBytes) return false;
-  const absl::string_view suffix = name.substr(name.size() - kTemporarySuffixBytes);
-  return absl::StartsWith(suffix, kTemporaryMark) &&
-         DigestFromHex(suffix.substr(sizeof(kTemporaryMark) - 1)).has_value();
 }
 
 // "." for a path of one part.
@@ -58,7 +44,7 @@ bool HoldsOnlyParts(const RootDirectory& directory);
 absl::Status CheckHoldsOnlyParts(const RootDirectory& root, const std::string& path);
 
 // Of the `entries` of `directory`, which has no manifest, the names of those that are the
-// checkpoint that the directory itself is.
+// checkpoint that the directory itself is, and those of sharded ones in it.
 std::set<std::string> FindParts(const RootDirectory& root, const std::string& directory,
                                 absl::Span<const RootDirectory::Entry> entries);
 

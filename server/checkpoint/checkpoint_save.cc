@@ -101,13 +101,7 @@ absl::Status CheckpointStore::CheckNewPath(const std::string& path) const {
   // Lists and restores look no deeper.
   if (std::count(path.begin(), path.end(), '/') > kMaxScanDepth) problem = "has more than 17 parts";
   for (const absl::string_view part : absl::StrSplit(path, '/')) {
-    if (IsTemporaryName(part)) {
-      problem = "has a part with the name of a temporary, which a start of the server removes";
-    } else if (part == kLatestName) {
-      problem = "has a part with the name by which loads find the newest checkpoint";
-    } else if (IsSavedFileName(part)) {
-      problem = "has a part with the name of a checkpoint's file";
-    }
+    if (problem.empty()) problem = PathPartProblem(part);
   }
   if (!problem.empty()) {
     return MakeError(Reason::kInvalidField,
@@ -262,7 +256,12 @@ absl::StatusOr<CheckpointInfo> CheckpointStore::SaveAs(const CapturedState& stat
 
   MS_RETURN_IF_ERROR(control.CheckNotCancelled());
   ProgressMeter commit(control, "commit", 0);
-  MS_RETURN_IF_ERROR(root_.Rename(temporary, path, /*exchange=*/exists));
+  const absl::Status renamed = root_.Rename(temporary, path, /*exchange=*/exists);
+  if (options.overwrite && GetReason(renamed) == Reason::kCheckpointExists) {
+    return Exists(path,
+                  "another server with the same checkpoint root has just made it; save again");
+  }
+  MS_RETURN_IF_ERROR(renamed);
   // From here on a failure does not say which of the two a crash would leave: both are whole, so
   // both stay until the rename is known to be on disk. `temporary` is now the one replaced.
   std::move(remove).Cancel();

@@ -48,26 +48,18 @@ absl::Status ReadCast(const CheckpointReader& reader, const ReadItem& item, Devi
   const StoredTensor& stored = reader.tensors()[item.source];
   const size_t width = DTypeSize(stored.dtype);
   const size_t target_width = DTypeSize(item.dtype);
-  std::vector<uint8_t> piece(std::min(CheckpointReader::kPieceBytes, stored.nbytes()));
   std::vector<uint8_t> target;
-  uint64_t begin = 0;
-  uint64_t bytes = 0;
-  const auto flush = [&] {
-    const uint64_t elements = bytes / width;
+  uint64_t done = 0;  // bytes of the target
+  const auto cast = [&](absl::Span<const uint8_t> piece) {
+    const uint64_t elements = piece.size() / width;
     target.resize(elements * target_width);
     CastElements(stored.dtype, piece.data(), item.dtype, target.data(),
                  static_cast<int64_t>(elements));
-    lane.writer->Write(target, buffer, begin / width * target_width);
+    lane.writer->Write(target, buffer, done);
+    done += target.size();
+    return absl::OkStatus();
   };
-  const auto place = [&](uint64_t offset, uint64_t max) {
-    if (bytes > 0) flush();
-    begin = offset;
-    bytes = std::min<uint64_t>(piece.size(), max);
-    return absl::MakeSpan(piece).first(bytes);
-  };
-  MS_RETURN_IF_ERROR(reader.ReadInto(item.source, place, *lane.pass));
-  if (bytes > 0) flush();
-  return absl::OkStatus();
+  return reader.ReadStream(item.source, cast, *lane.pass);
 }
 
 absl::Status ReadOne(const CheckpointReader& reader, const ReadItem& item, Device& device,

@@ -170,6 +170,10 @@ absl::Status CheckpointStore::ApplyRetention(const CheckpointInfo& saved,
         info->step != PeriodicStep(entry.name)) {
       continue;
     }
+    // What another life of the module has reached stays until this one has come so far: it may have
+    // been begun anew by mistake.
+    const bool other_life = info->version.incarnation != saved.version.incarnation;
+    if (other_life && info->step > saved.step) continue;
     candidates.push_back(*std::move(info));
   }
   absl::Status first_error;

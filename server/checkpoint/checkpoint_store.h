@@ -74,8 +74,9 @@ class CheckpointStore {
   absl::Status Delete(const std::string& path) const;
 
   // To be called after the commit of `saved`: deletes what `policy` does not keep of the periodic
-  // checkpoints of its module in its directory; nothing when `saved` is none of them. What was
-  // deleted; the first error, after having tried the others.
+  // checkpoints of its module in its directory, those of another incarnation up to its step only;
+  // nothing when `saved` is none of them. What was deleted; the first error, after having tried
+  // the others.
   absl::Status ApplyRetention(const CheckpointInfo& saved, const RetentionPolicy& policy,
                               std::vector<std::string>* deleted) const;
 

@@ -335,9 +335,9 @@ absl::Status CheckManifestSizes(const RootDirectory& directory, const std::strin
     if (!found.ok() || found->is_directory || found->size != entry.nbytes) {
       return MakeError(
           Reason::kCheckpointCorrupt,
-          absl::StrCat(path, "/", entry.name, " has ",
-                       found.ok() ? absl::StrCat(found->size, " bytes") : "no readable bytes",
-                       "; the manifest records ", entry.nbytes, ": use another checkpoint"),
+          absl::StrCat(path, "/", entry.name,
+                       found.ok() ? absl::StrCat(" has ", found->size, " bytes") : " is not there",
+                       "; the manifest records ", entry.nbytes, " bytes: use another checkpoint"),
           {{"file", entry.name}});
     }
   }

@@ -7,6 +7,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "common/base/checkpoint_names.h"
 #include "common/base/status.h"
 
 namespace modelstate {
@@ -36,15 +37,13 @@ absl::Status ModuleRegistry::ValidateName(absl::string_view name) {
                        {{"field", "module"}});
     }
     for (const absl::string_view part : absl::StrSplit(name, '/')) {
-      if (!part.empty() && part != "." && part != ".." && part != "latest" &&
-          part != "manifest.json" && part != "model.safetensors" &&
-          part != "optimizer.safetensors") {
-        continue;
-      }
+      absl::string_view problem = PathPartProblem(part);
+      if (part.empty() || part == "." || part == "..")
+        problem = "has an empty, \".\" or \"..\" part";
+      if (problem.empty()) continue;
       return MakeError(Reason::kInvalidField,
-                       absl::StrCat("module name ", Shown(name), " has the part \"", part,
-                                    "\" between slashes, which no checkpoint's path can have: "
-                                    "choose another name"),
+                       absl::StrCat("module name ", Shown(name), " ", problem,
+                                    ", and it is the path of its periodic saves: choose another"),
                        {{"field", "module"}});
     }
     return absl::OkStatus();

@@ -4,6 +4,7 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -81,7 +82,7 @@ absl::Status RestoreModules(Runtime& runtime) {
   for (CheckpointInfo& checkpoint : found) {
     if (!checkpoint.module.empty()) {
       of_module[checkpoint.module].push_back(std::move(checkpoint));
-    } else if (checkpoint.format == kDirectoryFormat) {
+    } else if (checkpoint.format == kDirectoryFormat || checkpoint.closed) {
       runtime.log(
           absl::LogSeverity::kWarning,
           absl::StrCat("restore: \"", checkpoint.path, "\" is passed over: ", checkpoint.problem));
@@ -89,6 +90,23 @@ absl::Status RestoreModules(Runtime& runtime) {
   }
   for (const auto& [name, newest] : of_module) RestoreModule(runtime, name, newest);
   return absl::OkStatus();
+}
+
+void WarnOfFormerCheckpoints(Runtime& runtime) {
+  const absl::StatusOr<std::vector<CheckpointInfo>> found = runtime.checkpoints->Newest(".");
+  if (!found.ok()) return;
+  std::set<std::string> modules;
+  for (const CheckpointInfo& checkpoint : *found) {
+    if (PeriodicStep(checkpoint.path)) modules.insert(checkpoint.module);
+  }
+  if (modules.empty()) return;
+  const std::vector<std::string> names(modules.begin(), modules.end());
+  runtime.log(
+      absl::LogSeverity::kWarning,
+      absl::StrCat("there are periodic checkpoints of ", QuotedList(names),
+                   " from before this start: modules that are made anew by these names begin at "
+                   "step 0, and save over them as they come to the same steps; start with "
+                   "--restore=latest to go on with them, or move them away to keep them"));
 }
 
 }  // namespace modelstate

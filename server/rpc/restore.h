@@ -13,6 +13,10 @@ namespace modelstate {
 // files; before the first call.
 absl::Status RestoreModules(Runtime& runtime);
 
+// Logs a warning where there are checkpoints whose names periodic saves of modules that are made
+// anew would use again. Blocks on files.
+void WarnOfFormerCheckpoints(Runtime& runtime);
+
 }  // namespace modelstate
 
 #endif  // MODELSTATE_SERVER_RPC_RESTORE_H_

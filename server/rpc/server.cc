@@ -138,7 +138,11 @@ absl::Status Server::StartRuntime() {
   health_.SetServing(kServiceName, true);
   runtime_.registry->SetListener(
       [this](const std::string& module, bool ready) { health_.SetServing(module, ready); });
-  if (options_.restore_latest) MS_RETURN_IF_ERROR(RestoreModules(runtime_));
+  if (options_.restore_latest) {
+    MS_RETURN_IF_ERROR(RestoreModules(runtime_));
+  } else if (options_.save_every.enabled()) {
+    WarnOfFormerCheckpoints(runtime_);
+  }
   runtime_.watches = std::make_unique<WatchFanOut>();
   runtime_.saver = std::make_unique<PeriodicSaver>(&runtime_, options_.save_every);
   runtime_.stalls = std::make_unique<StallSweeper>(

@@ -13,6 +13,8 @@ namespace modelstate {
 namespace {
 
 constexpr uint64_t kMaxBytes = static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
+// Of a push too. Descriptions of tensors are in no memory budget.
+constexpr size_t kMaxTensors = 1'000'000;
 // The key of a safetensors header that is not a tensor.
 constexpr absl::string_view kReservedName = "__metadata__";
 
@@ -71,9 +73,11 @@ std::shared_ptr<const StateView> MakeView(std::vector<uint32_t> indices,
 
 absl::StatusOr<std::shared_ptr<const ModuleSchema>> ModuleSchema::Create(
     std::vector<TensorSpec> specs, uint64_t revision) {
-  if (specs.size() >= std::numeric_limits<uint32_t>::max()) {
-    return MakeError(Reason::kInvalidField,
-                     absl::StrCat("a module cannot have ", specs.size(), " tensors"));
+  if (specs.size() > kMaxTensors) {
+    return MakeError(Reason::kInvalidField, absl::StrCat("a module has at most ", kMaxTensors,
+                                                         " tensors, and this would "
+                                                         "have ",
+                                                         specs.size(), ": make several of it"));
   }
   std::shared_ptr<ModuleSchema> schema(new ModuleSchema());
   schema->revision_ = revision;

@@ -43,7 +43,7 @@ class ModuleSchema {
   // INVALID_FIELD for an empty or taken name, a kind other than parameter or buffer, a parameter
   // whose dtype cannot require grad while requires_grad is true; UNKNOWN_KEY for an alias whose
   // owner is not an earlier tensor of the same kind, dtype and shape. Sums of sizes are checked for
-  // overflow.
+  // overflow, and that there are no more than 1,000,000 tensors.
   static absl::StatusOr<std::shared_ptr<const ModuleSchema>> Create(std::vector<TensorSpec> specs,
                                                                     uint64_t revision);
 

@@ -5,6 +5,8 @@
 
 #include <cmath>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <limits>
 #include <string>
 #include <utility>
@@ -15,6 +17,7 @@
 #include "absl/synchronization/mutex.h"
 #include "common/base/tensor_cast.h"
 #include "tests/client/fake_server.h"
+#include "tests/common/allocation_meter.h"
 
 namespace modelstate::client {
 namespace {
@@ -123,6 +126,50 @@ TEST(CompareTensors, IntegersAreComparedWithoutRounding) {
   EXPECT_EQ(compare(DType::kI64, 3, DType::kF64, bits(1e300)).max_abs_difference, 1e300);
   // Nor is a double rounded to the parts of a complex number.
   EXPECT_EQ(CompareOne(DType::kF64, {1.001, 2}, DType::kC64, {1.001, 2}).different, 1u);
+}
+
+TEST(CompareTensors, LargeTensorsAreComparedInParts) {
+  constexpr size_t kElements = size_t{5} << 20;  // more than a batch of 32 MiB as doubles
+  std::vector<double> a(kElements, 1);
+  std::vector<double> b = a;
+  b[0] = 3;
+  b[kElements / 2] = kNan;
+  b[kElements - 1] = 5;
+  const TensorComparison result = CompareOne(DType::kF64, a, DType::kF32, b);
+  EXPECT_EQ(result.elements, kElements);
+  EXPECT_EQ(result.different, 3u);
+  EXPECT_EQ(result.max_abs_difference, 4);
+  EXPECT_EQ(result.nonfinite_b, 1u);
+  b[kElements / 2] = 1;
+  EXPECT_EQ(CompareOne(DType::kI64, a, DType::kI64, b).max_integer_difference, 4u);
+  EXPECT_TRUE(CompareOne(DType::kI64, b, DType::kI64, b).equal);
+}
+
+// A file of a few bytes can say that it has a tensor of many.
+TEST(CompareTensors, OfAFileNoLargeTensorIsHeldWhole) {
+  constexpr uint64_t kBytes = uint64_t{48} << 20;
+  std::string header = absl::StrCat(R"({"w":{"dtype":"U8","shape":[)", kBytes,
+                                    R"(],"data_offsets":[0,)", kBytes, "]}}");
+  const std::string size(1, static_cast<char>(header.size()));
+  std::vector<std::string> paths;
+  for (const char* name : {"compare_a.safetensors", "compare_b.safetensors"}) {
+    paths.push_back(testing::TempDir() + name);
+    std::ofstream(paths.back(), std::ios::binary) << size << std::string(7, '\0') << header;
+    std::filesystem::resize_file(paths.back(), 8 + header.size() + kBytes);
+  }
+  std::fstream changed(paths[1], std::ios::in | std::ios::out | std::ios::binary);
+  changed.seekp(-1, std::ios::end);
+  changed.put(7);
+  changed.close();
+  ResetPeakAllocation();
+  const auto a = OpenFileSource(paths[0]);
+  const auto b = OpenFileSource(paths[1]);
+  const auto comparison = CompareTensors(**a, **b);
+  EXPECT_LT(PeakAllocation(), size_t{16} << 20);
+  ASSERT_TRUE(comparison.ok()) << comparison.status();
+  EXPECT_EQ(comparison->tensors[0].different, 1u);
+  EXPECT_EQ(comparison->tensors[0].max_integer_difference, 7u);
+  for (const std::string& path : paths) std::filesystem::remove(path);
 }
 
 TEST(CompareTensors, SaysWhatOnlyOneHasAndOtherShapes) {

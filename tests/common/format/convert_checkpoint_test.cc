@@ -10,11 +10,13 @@
 
 #include "common/base/status.h"
 #include "common/format/open_path.h"
+#include "tests/common/allocation_meter.h"
 #include "tests/common/format/test_files.h"
 
 namespace modelstate {
 namespace {
 
+using testing::AllOf;
 using testing::HasSubstr;
 using testing::UnorderedElementsAre;
 
@@ -47,6 +49,7 @@ class ConvertTest : public testing::Test {
                        const std::string& key = "") {
     const auto reader = OpenCheckpointPath(in, key);
     if (!reader.ok()) return reader.status();
+    options.in = in;
     return ConvertCheckpoint(**reader, Path(out), options).status();
   }
 
@@ -244,6 +247,56 @@ TEST_F(ConvertTest, WhatIsThereIsReplacedByForceOnly) {
   EXPECT_THAT(Names(), UnorderedElementsAre("out.safetensors", "shards"));
 }
 
+TEST_F(ConvertTest, WhatIsReadOrOfASavedCheckpointIsNotReplaced) {
+  const std::string sharded =
+      std::string(MODELSTATE_SOURCE_DIR) + "/tests/data/sharded-safetensors";
+  fs::copy(sharded, Path("model"));
+  fs::create_directories(Path("saved"));
+  Write("saved/manifest.json", "{}");
+  fs::copy(DataPath("torch-2.15.0/batchnorm.pt"), Path("nested.pt"));
+  ASSERT_EQ(Convert(Path("nested.pt"), "saved/model.safetensors"), absl::OkStatus());
+  fs::create_directories(Path("hub/base"));
+  fs::copy(Path("saved/model.safetensors"), Path("hub/lora.safetensors"));
+  ConvertOptions force;
+  force.force = true;
+  ConvertOptions shards = force;
+  shards.max_shard_bytes = 300;
+  ConvertOptions torch = force;
+  torch.to_torch = true;
+  const auto refuses = [this](const std::string& in, const std::string& out,
+                              const ConvertOptions& options) {
+    const absl::Status status = Convert(Path(in), out, options);
+    EXPECT_EQ(GetReason(status), Reason::kInvalidField) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("give another name"));
+  };
+  refuses("model", "model/model-00001-of-00004.safetensors", force);
+  refuses("model/model.safetensors.index.json", "model/model-00002-of-00004.safetensors", force);
+  refuses("hub/lora.safetensors", "hub", shards);
+  refuses("nested.pt", "nested.pt", torch);
+  refuses("nested.pt", "saved/model.safetensors", force);
+  EXPECT_TRUE(OpenCheckpointPath(Path("model")).ok());
+  EXPECT_TRUE(fs::exists(Path("hub/lora.safetensors")));
+}
+
+// A file of a few bytes can say that it has a tensor of many.
+TEST_F(ConvertTest, NoTensorIsHeldWhole) {
+  constexpr uint64_t kBytes = uint64_t{48} << 20;
+  Write("in.safetensors", Safetensors(absl::StrCat(R"({"w":{"dtype":"U8","shape":[)", kBytes,
+                                                   R"(],"data_offsets":[0,)", kBytes, "]}}"),
+                                      ""));
+  fs::resize_file(Path("in.safetensors"), fs::file_size(Path("in.safetensors")) + kBytes);
+  ConvertOptions torch;
+  torch.to_torch = true;
+  ConvertOptions shards;
+  shards.max_shard_bytes = 1000;
+  ResetPeakAllocation();
+  EXPECT_EQ(Convert(Path("in.safetensors"), "out.safetensors"), absl::OkStatus());
+  EXPECT_EQ(Convert(Path("in.safetensors"), "out.pt", torch), absl::OkStatus());
+  EXPECT_EQ(Convert(Path("out.pt"), "out", shards), absl::OkStatus());
+  EXPECT_LT(PeakAllocation(), size_t{8} << 20);
+  EXPECT_EQ((*OpenCheckpointPath(Path("out")))->tensors()[0].nbytes(), kBytes);
+}
+
 TEST_F(ConvertTest, ACorruptFileLeavesNothing) {
   std::string bad = TorchZip(PickledStateDict({}));
   bad[bad.find(std::string(16, '\x3f'))] ^= 1;
@@ -262,6 +315,11 @@ TEST_F(ConvertTest, FoldersThatAreNoCheckpointAreNamed) {
   Write("__0_0.distcp", "PK");
   EXPECT_THAT(std::string(OpenCheckpointPath(folder_).status().message()),
               HasSubstr("dcp_to_torch"));
+  fs::remove(Path("__0_0.distcp"));
+  Write("base.safetensors.index.json", "{}");
+  Write("ema.safetensors.index.json", "{}");
+  EXPECT_THAT(std::string(OpenCheckpointPath(folder_).status().message()),
+              AllOf(HasSubstr(folder_), HasSubstr("\"base.safetensors.index.json\", \"ema.")));
 }
 
 }  // namespace

@@ -536,6 +536,28 @@ TEST_F(CheckpointStoreTest, RetentionDeletesPeriodicOnesOfTheModuleInThatDirecto
   EXPECT_EQ(Paths("", "", 100, true).size(), before.size() - 2);
 }
 
+// Somebody forgot --restore: what three weeks of training have left is not for the first save of a
+// module of that name to delete.
+TEST_F(CheckpointStoreTest, RetentionLeavesWhatAnotherLifeOfTheModuleHasReached) {
+  for (uint64_t step = 2; step <= 6; ++step) {
+    ASSERT_TRUE(Push(*module_, {{"weight", 1}}).ok());
+    if (step < 3) continue;
+    ASSERT_TRUE(Save(*module_, PeriodicPath("tiny", step)).ok());
+  }
+  const auto anew = MakeModule({Parameter("weight", {40, 30}), Buffer("running_mean", {30})});
+  ASSERT_TRUE(Configure(*anew, AdamW()).ok());
+  const RetentionPolicy last_two = {.keep_last = 2, .keep_every = 0};
+  std::vector<std::string> deleted;
+  for (uint64_t step = 1; step <= 5; ++step) {
+    ASSERT_TRUE(Push(*anew, {{"weight", 1}}).ok());
+    const auto saved = Save(*anew, PeriodicPath("tiny", step), {.overwrite = true});
+    ASSERT_TRUE(saved.ok()) << saved.status();
+    ASSERT_TRUE(store_->ApplyRetention(*saved, last_two, &deleted).ok());
+  }
+  EXPECT_THAT(Paths("", "", 100, true),
+              ElementsAre("tiny/step-00000004", "tiny/step-00000005", "tiny/step-00000006"));
+}
+
 TEST_F(CheckpointStoreTest, SaveOverTheSameModuleOnlyRefusesAnother) {
   SaveOptions options;
   options.overwrite = true;

@@ -2,6 +2,8 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/fsuid.h>
+#include <unistd.h>
 
 #include "common/base/status.h"
 #include "common/format/convert_checkpoint.h"
@@ -106,6 +108,11 @@ TEST_F(FolderCheckpointTest, APartOfACheckpointIsNotDeletedAlone) {
     EXPECT_THAT(std::string(status.message()), HasSubstr("is a part of")) << path;
     EXPECT_TRUE(fs::exists(root_ / path));
   }
+  // Also where another file is what the directory loads as.
+  fs::copy(root_ / "saved/model.safetensors", root_ / "hub/sharded/model.safetensors");
+  EXPECT_EQ(GetReason(store_->Delete("hub/sharded/model-00001-of-00004.safetensors")),
+            Reason::kCheckpointUnsupported);
+  EXPECT_THAT(Recursively(), ElementsAre("hub/sharded", "saved", "shards"));
   // A file of its own beside them is none.
   fs::copy(root_ / "saved/model.safetensors", root_ / "hub/sharded/other.safetensors");
   EXPECT_TRUE(store_->Delete("hub/sharded/other.safetensors").ok());
@@ -156,6 +163,39 @@ TEST_F(FolderCheckpointTest, VerifyingTakesNoMemoryOfTheTensors) {
   EXPECT_EQ(list->at(0).verified, true);
   EXPECT_EQ(list->at(0).unverifiable_tensors, 1u);
   EXPECT_EQ(store_->List("", {.limit = 1, .verify = true})->at(0).unverifiable_tensors, 0u);
+}
+
+// What is in them may be checkpoints: nobody is to learn of that when they are missed.
+TEST_F(FolderCheckpointTest, DirectoriesThatCannotBeReadAndLinksToOutsideAreListedAsProblems) {
+  const fs::path outside = fs::path(root_).concat("-outside");
+  fs::create_directories(outside);
+  fs::create_directories(root_ / "runs/inner");
+  ASSERT_TRUE(Save(*module_, "runs/inner/1").ok());
+  fs::create_directory_symlink(outside, root_ / "mounted");
+  fs::create_directory_symlink("../..", root_ / "runs/up");
+  // What is inside has a name of its own, and what is nowhere is nothing.
+  fs::create_directory_symlink("inner/1", root_ / "runs/last");
+  fs::create_directory_symlink("../saved", root_ / "runs/best");
+  fs::create_directory_symlink("nowhere", root_ / "runs/gone");
+  EXPECT_THAT(Recursively(), ElementsAre("mounted", "runs/inner/1", "runs/up", "saved"));
+  const CheckpointInfo link = store_->List("", {.verify = true})->at(0);
+  EXPECT_THAT(link.problem, HasSubstr("symbolic link to outside"));
+  EXPECT_EQ(link.verified, false);
+  EXPECT_EQ(*store_->Resolve("latest"), "runs/inner/1");
+  fs::create_directories(root_ / "lost+found");
+  for (const fs::path& path : {root_, root_ / "runs"}) fs::permissions(path, fs::perms(0755));
+  for (const char* path : {"runs/inner", "lost+found"}) {
+    fs::permissions(root_ / path, fs::perms::none);
+  }
+  const bool is_root = geteuid() == 0;
+  if (is_root) setfsuid(65534);  // root may read every directory
+  EXPECT_THAT(Recursively(), ElementsAre("mounted", "runs/inner", "runs/up", "saved"));
+  EXPECT_THAT(store_->List("runs", {})->at(0).problem, HasSubstr("ermission"));
+  if (is_root) setfsuid(0);
+  for (const char* path : {"runs/inner", "lost+found"}) {
+    fs::permissions(root_ / path, fs::perms::owner_all);
+  }
+  fs::remove(outside);
 }
 
 }  // namespace

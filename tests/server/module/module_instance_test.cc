@@ -221,9 +221,9 @@ TEST_F(ModuleInstanceTest, RegistryNamesFindsAndDeletes) {
   const auto make = [&](const std::string& name) {
     return registry.Create(name, *ModuleSchema::Create({}, 1), {}, {});
   };
-  for (const char* bad :
-       {"", "-a", "/a", "a b", "a\n", "\xC3\xA9", "a//b", "a/", "a/../b", "a/./b", "latest",
-        "a/latest", "a/manifest.json", "a/a/a/a/a/a/a/a/a/a/a/a/a/a/a/a/a"}) {
+  for (const char* bad : {"", "-a", "/a", "a b", "a\n", "\xC3\xA9", "a//b", "a/", "a/../b", "a/./b",
+                          "latest", "a/latest", "a/manifest.json", "a.tmp-0123456789abcdef",
+                          "a/a/a/a/a/a/a/a/a/a/a/a/a/a/a/a/a"}) {
     EXPECT_THAT(ReasonOf(make(bad)), Eq(Reason::kInvalidField)) << bad;
   }
   EXPECT_FALSE(make(std::string(129, 'a')).ok());

@@ -16,6 +16,7 @@ using testing::AllOf;
 using testing::Contains;
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::Not;
 
 class PeriodicSavesTest : public CheckpointCalls {
  protected:
@@ -221,6 +222,30 @@ TEST_F(RestoreTest, AModuleOfWhichEveryCheckpointIsCutOffIsNamed) {
   EXPECT_EQ(Info().module_count(), 1);
   EXPECT_THAT(Log(), Contains(AllOf(HasSubstr("\"a\""), HasSubstr("100 bytes"))));
   EXPECT_THAT(Log(), Contains(HasSubstr("\"tiny\" is left out: none of its 2 checkpoints loads")));
+}
+
+TEST_F(RestoreTest, AStartWithoutItTellsWhatPeriodicSavesWouldTakeThePlaceOf) {
+  options_.save_every.steps = 100;
+  StartServer();
+  CreateTiny();
+  Save("tiny", "tiny/step-00000000");
+  Save("tiny", "named");
+  EXPECT_THAT(Log(), Not(Contains(HasSubstr("from before this start"))));
+  Restart();
+  EXPECT_THAT(Log(), Not(Contains(HasSubstr("from before this start"))));
+  server_.reset();
+  options_.restore_latest = false;
+  StartServer();
+  EXPECT_THAT(Log(), Contains(AllOf(HasSubstr("checkpoints of \"tiny\" from before this start"),
+                                    HasSubstr("--restore=latest"))));
+}
+
+TEST_F(RestoreTest, AClosedDirectoryIsTold) {
+  StartServer();
+  fs::create_directory_symlink("/", root_ / "mounted");
+  Restart();
+  EXPECT_THAT(Log(),
+              Contains(AllOf(HasSubstr("\"mounted\" is passed over"), HasSubstr("symbolic link"))));
 }
 
 TEST_F(RestoreTest, LatestLoadsTheNewestAndTellsWhichItWas) {

@@ -70,7 +70,7 @@ TEST(ModuleSchema, RefusesWhatTorchCannotRegister) {
     Reason reason;
     std::string text;
   };
-  const Case cases[] = {
+  std::vector<Case> cases = {
       {{Parameter("", {1})}, Reason::kInvalidField, "name is empty"},
       {{w, w}, Reason::kInvalidField, "two tensors are named \"w\""},
       {{w, Buffer("w", {1})}, Reason::kInvalidField, "two tensors are named \"w\""},
@@ -102,6 +102,9 @@ TEST(ModuleSchema, RefusesWhatTorchCannotRegister) {
        Reason::kInvalidField,
        "overflows"},
   };
+  // As many as one push may have; a file's header of 100 MB could name more.
+  cases.push_back({std::vector<TensorSpec>(1'000'001, w), Reason::kInvalidField,
+                   "at most 1000000 tensors, and this would have 1000001"});
   for (const Case& c : cases) {
     SCOPED_TRACE(c.text);
     const absl::Status error = ModuleSchema::Create(c.specs, 1).status();
