@@ -14,6 +14,7 @@ MIB = 1 << 20
 RATIOS = [
     ("fetch into memory / raw TCP", "fetch", "fetch, verified", "raw TCP", 1.0),
     ("the same without digests", "fetch", "fetch, no digests", "raw TCP", None),
+    ("the same into new memory", "fetch", "fetch, new memory", "raw TCP", None),
     ("push up to the step / raw TCP", "push", "push", "raw TCP", 1.0),
     ("push and SGD step / raw TCP", "push", "push and SGD step", "raw TCP", None),
     ("fetch / C++ stubs", "fetch", "fetch, verified", "C++ stubs", 1.5),

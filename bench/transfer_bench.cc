@@ -73,14 +73,15 @@ void Fill(const Client& client, const Payload& payload, const std::string& modul
   OrDie(client.LoadStateDict(module, payload.Tensors(TensorKind::kParameter)));
 }
 
+// Into the memory of `state`, as the baselines receive into memory that is there.
 double CheckedFetch(const Client& client, const Payload& payload, bool digests,
-                    const std::string& module = kModule) {
+                    client::StateDict* state, const std::string& module = kModule) {
   client::FetchOptions options;
   options.digests = digests;
   const double begin = Now();
-  const client::StateDict state = OrDie(client.Fetch(module, options));
+  OrDie(client.FetchInto(module, state, options));
   const double seconds = Now() - begin;
-  payload.Check(state.data(), "fetch");
+  payload.Check(state->data(), "fetch");
   return seconds;
 }
 
@@ -137,8 +138,13 @@ uint64_t RunFetch(const Setup& setup, Turns& turns) {
     payload.Check(destination, "raw TCP");
     return seconds;
   });
-  turns.Add("fetch, verified", [&] { return CheckedFetch(client, payload, true); });
-  turns.Add("fetch, no digests", [&] { return CheckedFetch(client, payload, false); });
+  client::StateDict state;
+  turns.Add("fetch, verified", [&] { return CheckedFetch(client, payload, true, &state); });
+  turns.Add("fetch, no digests", [&] { return CheckedFetch(client, payload, false, &state); });
+  turns.Add("fetch, new memory", [&] {
+    client::StateDict fresh;
+    return CheckedFetch(client, payload, true, &fresh);
+  });
   turns.Add("C++ stubs", from_stubs(stub_server.target()));
   if (python) turns.Add("Python stubs", from_stubs(python->target()));
   turns.Run(absl::GetFlag(FLAGS_rounds), absl::GetFlag(FLAGS_only));
@@ -180,7 +186,8 @@ uint64_t RunPush(const Setup& setup, Turns& turns) {
   turns.Add("push and SGD step", [&] {
     const double seconds = Time([&] { OrDie(client.ApplyStep("stepped", gradients, step)); });
     // From zero a step of ascent with lr 1 leaves the gradients.
-    if (std::exchange(first, false)) CheckedFetch(client, payload, true, "stepped");
+    client::StateDict state;
+    if (std::exchange(first, false)) CheckedFetch(client, payload, true, &state, "stepped");
     return seconds;
   });
   turns.Run(absl::GetFlag(FLAGS_rounds), absl::GetFlag(FLAGS_only));
@@ -231,16 +238,20 @@ uint64_t RunFanout(const Setup& setup, Turns& turns) {
       return seconds;
     };
   };
+  std::vector<client::StateDict> states(kReaders);
   turns.Add("one reader", measured("one reader", [&] {
-              for (int i = 0; i < kReaders; ++i) CheckedFetch(readers[0], payload, true);
-            }));
-  turns.Add("8 readers", measured("8 readers", [&] {
-              std::vector<std::thread> threads;
-              for (const Client& reader : readers) {
-                threads.emplace_back([&] { CheckedFetch(reader, payload, true); });
+              for (client::StateDict& state : states) {
+                CheckedFetch(readers[0], payload, true, &state);
               }
-              for (std::thread& thread : threads) thread.join();
             }));
+  turns.Add(
+      "8 readers", measured("8 readers", [&] {
+        std::vector<std::thread> threads;
+        for (int i = 0; i < kReaders; ++i) {
+          threads.emplace_back([&, i] { CheckedFetch(readers[i], payload, true, &states[i]); });
+        }
+        for (std::thread& thread : threads) thread.join();
+      }));
   turns.Run(absl::GetFlag(FLAGS_rounds), absl::GetFlag(FLAGS_only));
   return payload.bytes().size() * kReaders;
 }
@@ -254,8 +265,10 @@ uint64_t RunSmall(const Setup& setup, Turns& turns) {
   const Client client = ConnectNear(server.target());
   Fill(client, small, "small");
   Fill(client, large, "large");
-  turns.Add("one tensor", [&] { return CheckedFetch(client, large, true, "large"); });
-  turns.Add("many tensors", [&] { return CheckedFetch(client, small, true, "small"); });
+  client::StateDict one;
+  client::StateDict many;
+  turns.Add("one tensor", [&] { return CheckedFetch(client, large, true, &one, "large"); });
+  turns.Add("many tensors", [&] { return CheckedFetch(client, small, true, &many, "small"); });
   turns.Run(absl::GetFlag(FLAGS_rounds), absl::GetFlag(FLAGS_only));
   return large.bytes().size();
 }

@@ -135,6 +135,12 @@ class Client {
   // DATA_LOSS DIGEST_MISMATCH when a tensor did not arrive as it was sent.
   absl::StatusOr<StateDict> Fetch(const std::string& module, const FetchOptions& options = {},
                                   Cancellation* cancellation = nullptr) const;
+  // The same into `*state`, in the memory that it has where that is enough: for who fetches again
+  // and again, since to touch new memory takes longer than to receive into it. With not_modified
+  // the tensors stay. After an error it is as it was, or has no tensors.
+  absl::Status FetchInto(const std::string& module, StateDict* state,
+                         const FetchOptions& options = {},
+                         Cancellation* cancellation = nullptr) const;
 
   // One step. `tensors` are gradients (spec.kind kGradient) and buffer values to assign (kBuffer).
   // With a worker and sequence it is retried and still applied once; a retry asks by the header

@@ -67,7 +67,14 @@ void PreferHugePages(uint8_t* memory, uint64_t bytes) {
 
 class StateDictBuilder final : public TensorDestination {
  public:
-  explicit StateDictBuilder(const FetchOptions& options) : options_(options) {}
+  StateDictBuilder(const FetchOptions& options, StateDict* state)
+      : options_(options), state_(*state) {}
+  // What was not finished leaves its memory for the next attempt.
+  ~StateDictBuilder() override {
+    if (result_.data_ == nullptr) return;
+    state_.data_ = std::move(result_.data_);
+    state_.capacity_ = result_.capacity_;
+  }
 
   absl::Status OnHeader(const v1::Header& header) {
     result_.module_ = header.module();
@@ -97,13 +104,7 @@ class StateDictBuilder final : public TensorDestination {
       result_.offsets_.push_back(layout.range(i).begin);
     }
     result_.total_bytes_ = layout.total_bytes();
-    // Not cleared: a page is touched first by the copy that fills it.
-    result_.data_.reset(new (std::nothrow) uint8_t[layout.total_bytes()]);
-    if (result_.data_ == nullptr) {
-      return absl::ResourceExhaustedError("no memory here for the state_dict; fetch it to a file");
-    }
-    PreferHugePages(result_.data_.get(), layout.total_bytes());
-    return absl::OkStatus();
+    return TakeMemory();
   }
 
   absl::Span<uint8_t> Destination(size_t index, uint64_t offset, uint64_t max) override {
@@ -116,13 +117,42 @@ class StateDictBuilder final : public TensorDestination {
     return absl::OkStatus();
   }
 
-  StateDict Build(const TensorReceiver& receiver) {
+  void Finish(const TensorReceiver& receiver) {
+    if (result_.not_modified_) {  // only the header came
+      state_.module_ = result_.module_;
+      state_.version_ = result_.version_;
+      state_.step_ = result_.step_;
+      state_.layout_digest_ = result_.layout_digest_;
+      state_.not_modified_ = true;
+      return;
+    }
     result_.verified_digests_ = receiver.verified_digests();
-    return std::move(result_);
+    state_ = std::move(result_);
   }
 
  private:
+  // That of the old tensors, which end here, or new memory.
+  absl::Status TakeMemory() {
+    const uint64_t bytes = result_.total_bytes_;
+    StateDict old = std::exchange(state_, StateDict());
+    if (old.data_ != nullptr && old.capacity_ >= bytes) {
+      result_.data_ = std::move(old.data_);
+      result_.capacity_ = old.capacity_;
+      return absl::OkStatus();
+    }
+    old = StateDict();
+    // Not cleared: a page is touched first by the copy that fills it.
+    result_.data_.reset(new (std::nothrow) uint8_t[bytes]);
+    if (result_.data_ == nullptr) {
+      return absl::ResourceExhaustedError("no memory here for the state_dict; fetch it to a file");
+    }
+    result_.capacity_ = bytes;
+    PreferHugePages(result_.data_.get(), bytes);
+    return absl::OkStatus();
+  }
+
   const FetchOptions& options_;
+  StateDict& state_;
   StateDict result_;
   Progress progress_;
 };
@@ -135,6 +165,13 @@ std::optional<size_t> StateDict::Find(absl::string_view name, absl::string_view 
 
 absl::StatusOr<StateDict> Client::Fetch(const std::string& module, const FetchOptions& options,
                                         Cancellation* cancellation) const {
+  StateDict state;
+  MS_RETURN_IF_ERROR(FetchInto(module, &state, options, cancellation));
+  return state;
+}
+
+absl::Status Client::FetchInto(const std::string& module, StateDict* state,
+                               const FetchOptions& options, Cancellation* cancellation) const {
   v1::StreamStateDictRequest request;
   request.set_module(module);
   SelectionToProto(options.selection, request.mutable_selection());
@@ -152,12 +189,15 @@ absl::StatusOr<StateDict> Client::Fetch(const std::string& module, const FetchOp
   request.set_optimizer_state(options.optimizer_state);
   Backoff backoff(connection_->options());
   while (true) {
-    StateDictBuilder builder(options);
+    StateDictBuilder builder(options, state);
     TensorReceiver receiver(&builder);
     absl::Status status = ReceiveStateDict(
         *connection_, request, [&](const v1::Header& header) { return builder.OnHeader(header); },
         &receiver, cancellation);
-    if (status.ok()) return builder.Build(receiver);
+    if (status.ok()) {
+      builder.Finish(receiver);
+      return status;
+    }
     if (!backoff.WaitBeforeRetry(status, cancellation)) return status;
   }
 }

@@ -43,7 +43,7 @@ class StateDict {
   Version version() const { return version_; }
   uint64_t step() const { return step_; }
   const std::string& layout_digest() const { return layout_digest_; }
-  // The version that the caller has already is the current one: nothing else is set.
+  // The version that the caller has already is the current one: nothing else was set.
   bool not_modified() const { return not_modified_; }
   uint64_t verified_digests() const { return verified_digests_; }
 
@@ -59,6 +59,7 @@ class StateDict {
   // By name and slot, which are views into specs_.
   absl::flat_hash_map<std::pair<absl::string_view, absl::string_view>, size_t> index_of_name_;
   std::unique_ptr<uint8_t[]> data_;
+  uint64_t capacity_ = 0;  // bytes at data_
   uint64_t total_bytes_ = 0;
   std::string module_;
   Version version_;

@@ -43,17 +43,23 @@ Worker::Worker(Client client, std::string module, std::string name, WorkerOption
       sequence_(static_cast<uint64_t>(absl::ToUnixMicros(absl::Now()))) {}
 
 absl::StatusOr<StateDict> Worker::Fetch(const FetchOptions& options, Cancellation* cancellation) {
+  StateDict state;
+  MS_RETURN_IF_ERROR(FetchInto(&state, options, cancellation));
+  return state;
+}
+
+absl::Status Worker::FetchInto(StateDict* state, const FetchOptions& options,
+                               Cancellation* cancellation) {
   Backoff backoff(options_.initial_backoff, options_.max_backoff, options_.patience);
   while (true) {
-    absl::StatusOr<StateDict> state = client_.Fetch(module_, options, cancellation);
-    if (state.ok()) {
+    absl::Status status = client_.FetchInto(module_, state, options, cancellation);
+    if (status.ok()) {
       base_ = state->version();
       step_ = state->step();
-      return state;
+      return status;
     }
-    const bool again =
-        IsTransient(state.status()) || WasCut(state.status()) || IsNotThereYet(state.status());
-    if (!again || !backoff.Wait(state.status(), cancellation)) return state;
+    const bool again = IsTransient(status) || WasCut(status) || IsNotThereYet(status);
+    if (!again || !backoff.Wait(status, cancellation)) return status;
   }
 }
 

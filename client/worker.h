@@ -40,9 +40,10 @@ struct PushOptions {
 // the way, and says from which version their gradients were computed.
 //
 //   Worker worker(client, "resnet50", "worker-3");
+//   StateDict weights;
 //   while (training) {
-//     absl::StatusOr<StateDict> weights = worker.Fetch();
-//     ... gradients from *weights
+//     absl::Status fetched = worker.FetchInto(&weights);
+//     ... gradients from weights
 //     absl::StatusOr<StepResult> step = worker.Push(gradients);
 //   }
 //
@@ -75,6 +76,9 @@ class Worker {
   // The newest state_dict; what is pushed after it is based on it.
   absl::StatusOr<StateDict> Fetch(const FetchOptions& options = {},
                                   Cancellation* cancellation = nullptr);
+  // The same in the memory of `*state`, as Client::FetchInto.
+  absl::Status FetchInto(StateDict* state, const FetchOptions& options = {},
+                         Cancellation* cancellation = nullptr);
   // For gradients that were computed from a version that was had in another way.
   void set_base(std::optional<Version> base) { base_ = base; }
   std::optional<Version> base() const { return base_; }

@@ -55,6 +55,40 @@ TEST_F(ClientTest, FetchIntoMemory) {
   EXPECT_FALSE(state->Find("nothing").has_value());
 }
 
+TEST_F(ClientTest, FetchIntoUsesTheMemoryAgainWhereItIsEnough) {
+  StateDict state;
+  ASSERT_TRUE(client_.FetchInto("m", &state).ok());
+  const uint8_t* const memory = state.data().data();
+  ++server_.version;
+  ASSERT_TRUE(client_.FetchInto("m", &state).ok());
+  EXPECT_EQ(state.version(), (Version{77, 6}));
+  // Breaks on the way leave no tensors, and the memory to the next attempt.
+  server_.wrong_digest = true;
+  EXPECT_EQ(GetReason(client_.FetchInto("m", &state)), Reason::kDigestMismatch);
+  EXPECT_EQ(state.size(), 0u);
+  EXPECT_TRUE(state.data().empty());
+  server_.wrong_digest = false;
+  server_.break_after.resize(server_.streams, UINT64_MAX);
+  server_.break_after.push_back(20000);
+  ASSERT_TRUE(client_.FetchInto("m", &state).ok());
+  EXPECT_EQ(server_.streams, server_.break_after.size() + 1);
+  EXPECT_EQ(state.data().data(), memory);
+  for (size_t i = 0; i < state.size(); ++i) EXPECT_EQ(state.bytes(i), server_.bytes(i)) << i;
+  // What fails before the tensors leaves them.
+  EXPECT_FALSE(client_.FetchInto("x", &state).ok());
+  EXPECT_EQ(state.size(), server_.specs.size());
+  FetchOptions newer;
+  newer.if_newer_than = state.version();
+  ASSERT_TRUE(client_.FetchInto("m", &state, newer).ok());
+  EXPECT_TRUE(state.not_modified());
+  EXPECT_EQ(state.bytes(1), server_.bytes(1));
+  // More than there is room for.
+  server_.AddLargeTensor(5000000);
+  ASSERT_TRUE(client_.FetchInto("m", &state).ok());
+  EXPECT_FALSE(state.not_modified());
+  EXPECT_EQ(state.bytes(server_.specs.size() - 1), server_.bytes(server_.specs.size() - 1));
+}
+
 TEST_F(ClientTest, FetchBeginsAgainAfterABreak) {
   server_.break_after = {0, 20000};
   const absl::StatusOr<StateDict> state = client_.Fetch("m");

@@ -167,12 +167,21 @@ grpc::Status FakeServer::StreamStateDict(Context*, const v1::StreamStateDictRequ
   if (has_optimizer_state && !(request->optimizer_state() && pinned_optimizer_state)) {
     return ToGrpcStatus(MakeError(Reason::kInvalidField, "a stream or pin without it"));
   }
+  if (request->module() != "m") {
+    return ToGrpcStatus(MakeError(Reason::kModuleNotFound, "no module \"x\"", {{"module", "x"}}));
+  }
   v1::StatePart part;
   v1::Header& header = *part.mutable_header();
   header.set_module("m");
-  VersionToProto({incarnation, request->version() != 0 ? request->version() : version},
-                 header.mutable_version());
+  const Version sent_version = {incarnation,
+                                request->version() != 0 ? request->version() : version};
+  VersionToProto(sent_version, header.mutable_version());
   header.set_layout_digest(layout.digest());
+  if (request->has_if_newer_than() && VersionFromProto(request->if_newer_than()) == sent_version) {
+    header.set_not_modified(true);
+    writer->Write(part);
+    return grpc::Status::OK;
+  }
   header.set_tensor_count(specs.size());
   header.set_total_bytes(layout.total_bytes());
   writer->Write(part);
