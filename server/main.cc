@@ -1,5 +1,6 @@
 #include <signal.h>
 #include <spdlog/spdlog.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -29,6 +30,15 @@ sigset_t BlockStopSignals() {
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   return signals;
+}
+
+// As far as this process may: gRPC 1.51 never accepts again after a connection that found no free
+// descriptor (https://github.com/grpc/grpc/issues/20418).
+void RaiseFileLimit() {
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 int Run(int argc, char** argv) {
@@ -82,6 +92,7 @@ int Run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   modelstate::TuneMalloc();
+  RaiseFileLimit();
   // Debian's Abseil looks for lock cycles by default, which more than doubles the cost of a lock.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   return Run(argc, argv);

@@ -30,6 +30,12 @@ bool LooksLikeFile(const std::string& text) {
 absl::StatusOr<std::unique_ptr<client::TensorSource>> Open(const Context& context,
                                                            const std::string& text) {
   if (LooksLikeFile(text)) return client::OpenFileSource(text);
+  struct stat info;
+  if (::stat(text.c_str(), &info) == 0 && S_ISDIR(info.st_mode)) {
+    auto folder = client::OpenFileSource(text);
+    // One that holds no checkpoint just has the name of a module.
+    if (GetReason(folder.status()) != Reason::kCheckpointNotFound) return folder;
+  }
   const size_t at = text.find('@');
   const std::string module = text.substr(0, at);
   const std::string which = at == std::string::npos ? "" : text.substr(at + 1);
@@ -101,7 +107,7 @@ void AddDiffCommand(CLI::App* app, Context* context) {
       app->add_subcommand("diff", "Compare files or versions of modules, tensor by tensor");
   command->footer(
       "A and B are each\n"
-      "  FILE             as .safetensors, .pt, .pth or .bin\n"
+      "  FILE             as .safetensors, .pt, .pth or .bin; or a folder that holds a checkpoint\n"
       "  MODULE           its current version; MODULE@current, where a file has that name\n"
       "  MODULE@7         version 7: it is current, or a pin holds it\n"
       "  MODULE@pin:ID    what that pin holds\n"

@@ -488,7 +488,7 @@ absl::Status RootDirectory::Rename(const std::string& from, const std::string& t
     case EEXIST:
       return PathError(EEXIST, "rename", to);
     case ENOENT:
-      return PathError(ENOENT, "rename", exchange ? absl::StrCat(from, "\" or \"", to) : from);
+      return PathError(ENOENT, "rename", exchange ? to : from);
     default:
       return ErrnoError(errno, absl::StrCat("rename ", Quoted(from), " to ", Quoted(to)));
   }
@@ -506,6 +506,12 @@ absl::Status RootDirectory::SyncDirectory(const std::string& path) const {
 absl::Status RootDirectory::RemoveRecursively(const std::string& path) const {
   MS_ASSIGN_OR_RETURN(const Place place, OpenParent(root_.fd(), path, "remove"));
   return RemoveBelow(place.parent.fd(), place.name, path, 0);
+}
+
+absl::Status RootDirectory::RemoveDirectory(const std::string& path) const {
+  MS_ASSIGN_OR_RETURN(const Place place, OpenParent(root_.fd(), path, "remove"));
+  if (unlinkat(place.parent.fd(), place.name.c_str(), AT_REMOVEDIR) == 0) return absl::OkStatus();
+  return PathError(errno, "remove", path);
 }
 
 }  // namespace modelstate

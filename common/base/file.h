@@ -106,6 +106,7 @@ class RootDirectory {
   absl::Status Rename(const std::string& from, const std::string& to, bool exchange) const;
   absl::Status SyncDirectory(const std::string& path) const;
   absl::Status RemoveRecursively(const std::string& path) const;
+  absl::Status RemoveDirectory(const std::string& path) const;  // must be empty
 
  private:
   explicit RootDirectory(File root) : root_(std::move(root)) {}

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <map>
+#include <set>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -225,6 +226,22 @@ bool IsRead(const std::string& out, const std::string& in, const CheckpointReade
   return false;
 }
 
+// model.safetensors, and the indexes of safetensors in `folder` with the shards that they name.
+absl::StatusOr<std::set<std::string>> PartsOf(const fs::path& folder) {
+  std::set<std::string> parts = {kModelFile};
+  std::error_code error;
+  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+    const std::string name = it->path().filename().string();
+    if (!absl::EndsWith(name, ".safetensors.index.json")) continue;
+    MS_ASSIGN_OR_RETURN(const File file, OpenForRead(it->path().string()));
+    const absl::StatusOr<StoredShardedIndex> index = StoredShardedIndex::Read(file);
+    if (!index.ok()) continue;
+    parts.insert(name);
+    parts.insert(index->shards().begin(), index->shards().end());
+  }
+  return parts;
+}
+
 // Whether `out` may be replaced, and is there at all.
 absl::StatusOr<bool> CheckTarget(const std::string& out, bool folder, bool force,
                                  const std::string& in, const CheckpointReader& reader) {
@@ -252,14 +269,14 @@ absl::StatusOr<bool> CheckTarget(const std::string& out, bool folder, bool force
                      absl::StrCat(ShowName(out), " is no ", folder ? "folder" : "regular file",
                                   ", and is not replaced; give another name"));
   }
+  MS_ASSIGN_OR_RETURN(const std::set<std::string> parts, PartsOf(out));
   for (fs::directory_iterator it(out, error), end; !error && it != end; it.increment(error)) {
     const std::string name = it->path().filename().string();
-    if (absl::EndsWith(name, ".safetensors") || absl::EndsWith(name, ".safetensors.index.json")) {
-      continue;
-    }
+    if (parts.contains(name)) continue;
     return MakeError(Reason::kInvalidField,
                      absl::StrCat(ShowName(out), " holds ", ShowName(name),
-                                  ", which replacing it would delete; give another name"));
+                                  ", which is no part of one checkpoint there and would be lost; "
+                                  "give another name"));
   }
   if (error) return ErrnoError(error.value(), absl::StrCat("list ", ShowName(out)));
   return true;

@@ -18,8 +18,8 @@ struct ConvertOptions {
   // (a larger tensor has one of its own) and their index, or of model.safetensors alone where one
   // is enough.
   uint64_t max_shard_bytes = 0;
-  // Replace what is at `out`; a folder only where it holds nothing but safetensors and indexes, and
-  // neither what is read nor a part of a checkpoint that a server saved.
+  // Replace what is at `out`; a folder only where it is one checkpoint of safetensors and holds
+  // nothing else. Neither what is read nor a part of a checkpoint that a server saved.
   bool force = false;
   // Where what `reader` reads lies: a file or a folder.
   std::string in;

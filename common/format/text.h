@@ -6,7 +6,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 
-// What the readers and writers of this folder share about names. Internal to the folder.
+// What the readers and writers of this folder, and who opens files for them, share about names.
 namespace modelstate {
 
 // Well-formed UTF-8: no surrogates, no overlong forms, nothing above U+10FFFF.

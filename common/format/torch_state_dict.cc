@@ -290,9 +290,10 @@ class TensorBuilder {
     }
     const uint64_t nbytes = out_.tensor.nbytes();
     if (nbytes > kExpandedBytes && nbytes / kExpandedFactor > view.storage_bytes) {
-      return Malformed(absl::StrCat("an expanded view of ", view.storage_bytes,
-                                    " bytes would take ", nbytes, " bytes; the limit is ",
-                                    kExpandedFactor, " times its storage"));
+      return Unsupported(absl::StrCat(
+          "tensor ", ShowName(out_.tensor.name), ": an expanded view of ", view.storage_bytes,
+          " bytes would take ", nbytes, " bytes, and the limit is ", kExpandedFactor,
+          " times its storage; save a copy: tensor.contiguous()"));
     }
     view.offset += part_.begin;
     return absl::OkStatus();
@@ -379,11 +380,10 @@ absl::Status CheckTensorTotals(absl::Span<const TorchTensor> tensors) {
   }
   if (total > kTotalExpandedBytes &&
       (total - kTotalExpandedBytes) / kTotalExpandedFactor > stored) {
-    return Corrupt(absl::StrCat("the tensors would take ", total,
-                                " bytes, but their storages have "
-                                "only ",
-                                stored, ": expanded views are limited to ", kTotalExpandedFactor,
-                                " times that"));
+    return Unsupported(absl::StrCat("the tensors would take ", total,
+                                    " bytes, but their storages have only ", stored,
+                                    ": expanded views are limited to ", kTotalExpandedFactor,
+                                    " times that; save copies: tensor.contiguous()"));
   }
   return absl::OkStatus();
 }

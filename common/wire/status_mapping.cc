@@ -36,7 +36,8 @@ absl::string_view FitMessage(absl::string_view message) {
   return message;
 }
 
-// protobuf strings must be UTF-8; names in metadata may come from a file or a path that is not.
+}  // namespace
+
 std::string ToUtf8(absl::string_view text) {
   std::string result(text);
   size_t i = 0;
@@ -56,8 +57,6 @@ std::string ToUtf8(absl::string_view text) {
   }
   return result;
 }
-
-}  // namespace
 
 grpc::Status ToGrpcStatus(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;

@@ -17,6 +17,10 @@ namespace modelstate {
 // does not fit is left out, longest first; a message that does not fit is cut.
 grpc::Status ToGrpcStatus(const absl::Status& status);
 
+// As the field of a message may hold it, which must be UTF-8: '?' for each byte that is not. Names
+// may come from a file or a path.
+std::string ToUtf8(absl::string_view text);
+
 // A reason that this build does not know keeps its code and text and loses the rest.
 absl::Status FromGrpcStatus(const grpc::Status& status);
 

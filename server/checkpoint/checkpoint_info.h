@@ -36,7 +36,8 @@ struct CheckpointInfo {
   std::optional<bool> verified;
   // Read for that, with no digest or CRC in the file to hold them against.
   uint64_t unverifiable_tensors = 0;
-  std::string problem;  // why it cannot be loaded
+  std::string problem;    // why it cannot be loaded
+  std::string set_aside;  // of a save: the path that what was there has now; empty: none was kept
   // A directory that cannot be read or a link to outside: what is below it may be checkpoints.
   bool closed = false;
 };

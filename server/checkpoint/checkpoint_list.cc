@@ -12,6 +12,7 @@
 #include "common/format/known_formats.h"
 #include "common/format/open_path.h"
 #include "common/format/sharded_index.h"
+#include "common/format/text.h"
 #include "server/checkpoint/checkpoint_path.h"
 #include "server/checkpoint/checkpoint_store.h"
 #include "server/checkpoint/manifest.h"
@@ -122,11 +123,12 @@ std::optional<CheckpointInfo> CheckpointStore::Describe(const std::string& path,
   CheckpointInfo info;
   info.path = path;
   info.create_time = entry.modified;
-  if (entry.leads_out) {
+  const bool named = IsValidUtf8(entry.name);
+  if (entry.leads_out || (!named && (entry.is_directory || HasCheckpointSuffix(entry.name)))) {
     info.closed = true;
-    info.problem =
-        "is a symbolic link to outside of the checkpoint root, which is not followed: move what it "
-        "means here, or mount it here";
+    info.problem = named ? "is a symbolic link to outside of the checkpoint root, which is not "
+                           "followed: move what it means here, or mount it here"
+                         : "has a name that is not UTF-8, which no call can give: rename it";
     if (verify) info.verified = false;
     return info;
   }
@@ -196,8 +198,8 @@ absl::Status CheckpointStore::ListBelow(const std::string& directory, const List
     if (parts.contains(entry.name)) continue;
     const std::string path = JoinPath(directory, entry.name);
     items.push_back({path, &entry, /*descend=*/false});
-    const bool descend = options.recursive && entry.is_directory && !IsTemporaryName(entry.name) &&
-                         !HasManifest(path).value_or(true);
+    const bool descend = options.recursive && entry.is_directory && IsValidUtf8(entry.name) &&
+                         !IsTemporaryName(entry.name) && !HasManifest(path).value_or(true);
     if (descend) items.push_back({path + "/", &entry, /*descend=*/true});
   }
   std::sort(items.begin(), items.end(), [](const Item& a, const Item& b) { return a.key < b.key; });

@@ -23,6 +23,11 @@ inline std::string TemporaryPath(const std::string& path, uint64_t random) {
   return absl::StrCat(path, kTemporaryMark, DigestToHex(random));
 }
 
+// `step-00000040-of-0123456789abcdef`: what another life of the module has saved there.
+inline std::string AsidePath(const std::string& path, uint64_t incarnation) {
+  return absl::StrCat(path, "-of-", DigestToHex(incarnation));
+}
+
 // "." for a path of one part.
 inline std::string ParentPath(const std::string& path) {
   const size_t slash = path.rfind('/');
@@ -42,6 +47,11 @@ inline std::string JoinPath(const std::string& directory, absl::string_view name
 bool HoldsOnlyParts(const RootDirectory& directory);
 // CHECKPOINT_UNSUPPORTED with the first other entry, which a deletion of `path` would take along.
 absl::Status CheckHoldsOnlyParts(const RootDirectory& root, const std::string& path);
+
+// `path`, locked against other servers with the same root. CHECKPOINT_EXISTS where one has it.
+absl::StatusOr<RootDirectory> HoldDirectory(const RootDirectory& root, const std::string& path);
+// Removes the parts of a saved directory and then it: what no save made stays, and it with that.
+absl::Status RemoveParts(const RootDirectory& root, const std::string& directory);
 
 // Of the `entries` of `directory`, which has no manifest, the names of those that are the
 // checkpoint that the directory itself is, and those of sharded ones in it.

@@ -63,16 +63,17 @@ absl::Status WriteManifest(const RootDirectory& root, const std::string& path,
   return file.SyncData();
 }
 
-absl::StatusOr<RootDirectory> HoldDirectory(const RootDirectory& root, const std::string& path) {
-  MS_ASSIGN_OR_RETURN(RootDirectory directory, root.OpenDirectory(path));
-  if (!directory.TryLock() || !directory.IsAt(root, path)) {
-    return MakeError(Reason::kCheckpointExists,
-                     absl::StrCat("\"", path,
-                                  "\" is in the hands of another server with the same "
-                                  "checkpoint root; save again when it is done"),
-                     {{"path", path}});
+// Moves what no save made from a checkpoint that was replaced to the one in its place: it came
+// while that was written.
+void KeepOthers(const RootDirectory& root, const std::string& from, const std::string& to) {
+  const absl::StatusOr<std::vector<RootDirectory::Entry>> entries = root.List(from);
+  if (!entries.ok()) return;
+  for (const RootDirectory::Entry& entry : *entries) {
+    if (!entry.is_directory && IsSavedFileName(entry.name)) continue;
+    // One that fails stays in `from`, which is not removed then.
+    root.Rename(JoinPath(from, entry.name), JoinPath(to, entry.name), /*exchange=*/false)
+        .IgnoreError();
   }
-  return directory;
 }
 
 // Makes the directories above `path` that are missing, durably. One that is there may have been
@@ -168,6 +169,7 @@ absl::StatusOr<CheckpointInfo> CheckpointStore::SaveAs(const CapturedState& stat
                                                        const JobControl& control) const {
   const absl::StatusOr<RootDirectory::Entry> present = root_.Stat(path);
   const bool exists = present.ok();
+  std::string aside;  // where what is there goes; empty: it is replaced
   if (!exists && GetReason(present.status()) != Reason::kCheckpointNotFound) {
     return present.status();
   }
@@ -186,9 +188,13 @@ absl::StatusOr<CheckpointInfo> CheckpointStore::SaveAs(const CapturedState& stat
     if (options.same_module) {
       const std::optional<CheckpointInfo> other = Describe(path, *present, /*verify=*/false);
       // One that is damaged does not say whose it is.
-      if (other && !other->module.empty() && other->module != state.module) {
+      const bool known = other && !other->module.empty();
+      if (known && other->module != state.module) {
         return Exists(path, absl::StrCat("it is of module \"", other->module,
                                          "\"; delete it, or save it under another name"));
+      }
+      if (known && other->version.incarnation != state.snapshot->version.incarnation) {
+        aside = AsidePath(path, other->version.incarnation);
       }
     }
   }
@@ -256,7 +262,15 @@ absl::StatusOr<CheckpointInfo> CheckpointStore::SaveAs(const CapturedState& stat
 
   MS_RETURN_IF_ERROR(control.CheckNotCancelled());
   ProgressMeter commit(control, "commit", 0);
-  const absl::Status renamed = root_.Rename(temporary, path, /*exchange=*/exists);
+  bool replaces = exists && aside.empty();
+  if (exists && !aside.empty()) {
+    MS_RETURN_IF_ERROR(root_.Rename(path, aside, /*exchange=*/false));
+  }
+  absl::Status renamed = root_.Rename(temporary, path, replaces);
+  if (replaces && GetReason(renamed) == Reason::kCheckpointNotFound) {  // somebody moved it away
+    replaces = false;
+    renamed = root_.Rename(temporary, path, /*exchange=*/false);
+  }
   if (options.overwrite && GetReason(renamed) == Reason::kCheckpointExists) {
     return Exists(path,
                   "another server with the same checkpoint root has just made it; save again");
@@ -266,10 +280,14 @@ absl::StatusOr<CheckpointInfo> CheckpointStore::SaveAs(const CapturedState& stat
   // both stay until the rename is known to be on disk. `temporary` is now the one replaced.
   std::move(remove).Cancel();
   MS_RETURN_IF_ERROR(root_.SyncDirectory(ParentPath(path)));
-  if (exists) root_.RemoveRecursively(temporary).IgnoreError();  // else the next start does
+  if (replaces) {
+    KeepOthers(root_, temporary, path);
+    RemoveParts(root_, temporary).IgnoreError();  // else the next start does
+  }
   CheckpointInfo info = DescribeManifest(manifest, text.size(), path);
   info.tensor_count = manifest.tensors.size();
   info.has_optimizer = manifest.optimizer.has_value();
+  info.set_aside = aside;
   return info;
 }
 

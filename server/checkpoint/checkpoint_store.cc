@@ -61,6 +61,27 @@ bool HoldsOnlyParts(const RootDirectory& directory) {
   return entries.ok() && std::all_of(entries->begin(), entries->end(), IsPart);
 }
 
+absl::StatusOr<RootDirectory> HoldDirectory(const RootDirectory& root, const std::string& path) {
+  MS_ASSIGN_OR_RETURN(RootDirectory directory, root.OpenDirectory(path));
+  if (!directory.TryLock() || !directory.IsAt(root, path)) {
+    return MakeError(Reason::kCheckpointExists,
+                     absl::StrCat("\"", path,
+                                  "\" is in the hands of another server with the same "
+                                  "checkpoint root; try again when it is done"),
+                     {{"path", path}});
+  }
+  return directory;
+}
+
+absl::Status RemoveParts(const RootDirectory& root, const std::string& directory) {
+  MS_RETURN_IF_ERROR(CheckHoldsOnlyParts(root, directory));
+  for (const char* name : {kManifestFile, kModelFile, kOptimizerFile}) {
+    const absl::Status removed = root.RemoveRecursively(JoinPath(directory, name));
+    if (GetReason(removed) != Reason::kCheckpointNotFound) MS_RETURN_IF_ERROR(removed);
+  }
+  return root.RemoveDirectory(directory);
+}
+
 absl::Status CheckHoldsOnlyParts(const RootDirectory& root, const std::string& path) {
   MS_ASSIGN_OR_RETURN(const std::vector<RootDirectory::Entry> entries, root.List(path));
   for (const RootDirectory::Entry& entry : entries) {
@@ -146,12 +167,21 @@ absl::Status CheckpointStore::Delete(const std::string& path) const {
     MS_RETURN_IF_ERROR(root_.RemoveRecursively(path));
     return root_.SyncDirectory(ParentPath(path));
   }
+  MS_ASSIGN_OR_RETURN(const RootDirectory held, HoldDirectory(root_, path));
   // Away under another name first, durably: a crash in between leaves a temporary, not half a
   // checkpoint.
   const std::string temporary = TemporaryPath(path, RandomUint64());
   MS_RETURN_IF_ERROR(root_.Rename(path, temporary, /*exchange=*/false));
   MS_RETURN_IF_ERROR(root_.SyncDirectory(ParentPath(path)));
-  return root_.RemoveRecursively(temporary);
+  const absl::Status removed = RemoveParts(root_, temporary);
+  if (removed.ok()) return removed;
+  // What somebody put into it meanwhile, or may not be removed. Where all is there still, so is it.
+  if (root_.Stat(JoinPath(temporary, kManifestFile)).ok()) {
+    MS_RETURN_IF_ERROR(root_.Rename(temporary, path, /*exchange=*/false));
+    return Annotate(removed, absl::StrCat("checkpoint \"", path, "\" stays"));
+  }
+  return Annotate(removed, absl::StrCat("checkpoint \"", path, "\" is deleted, but \"", temporary,
+                                        "\" stays: remove it by hand"));
 }
 
 absl::Status CheckpointStore::ApplyRetention(const CheckpointInfo& saved,
@@ -170,10 +200,9 @@ absl::Status CheckpointStore::ApplyRetention(const CheckpointInfo& saved,
         info->step != PeriodicStep(entry.name)) {
       continue;
     }
-    // What another life of the module has reached stays until this one has come so far: it may have
-    // been begun anew by mistake.
-    const bool other_life = info->version.incarnation != saved.version.incarnation;
-    if (other_life && info->step > saved.step) continue;
+    // Later steps stay until this training has come so far: it may have gone back, or been begun
+    // anew, by mistake.
+    if (info->step > saved.step) continue;
     candidates.push_back(*std::move(info));
   }
   absl::Status first_error;

@@ -30,7 +30,9 @@ struct ListOptions {
 
 struct SaveOptions {
   bool overwrite = false;
-  bool same_module = false;  // only over a checkpoint of the same module; else CHECKPOINT_EXISTS
+  // Only over a checkpoint of the same module, else CHECKPOINT_EXISTS; one of another incarnation
+  // is not replaced, but gets the name CheckpointInfo::set_aside.
+  bool same_module = false;
   bool weights_only = false;
 };
 
@@ -74,9 +76,8 @@ class CheckpointStore {
   absl::Status Delete(const std::string& path) const;
 
   // To be called after the commit of `saved`: deletes what `policy` does not keep of the periodic
-  // checkpoints of its module in its directory, those of another incarnation up to its step only;
-  // nothing when `saved` is none of them. What was deleted; the first error, after having tried
-  // the others.
+  // checkpoints of its module in its directory up to its step; nothing when `saved` is none of
+  // them. What was deleted; the first error, after having tried the others.
   absl::Status ApplyRetention(const CheckpointInfo& saved, const RetentionPolicy& policy,
                               std::vector<std::string>* deleted) const;
 

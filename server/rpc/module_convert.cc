@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/wire/convert.h"
+#include "common/wire/status_mapping.h"
 #include "common/wire/optimizer_convert.h"
 
 namespace modelstate {
@@ -149,7 +150,7 @@ void LoadPlanToProto(const LoadPlan& plan, uint64_t skip_keys, v1::LoadResult* p
 }
 
 void CheckpointToProto(const CheckpointInfo& info, v1::Checkpoint* proto) {
-  proto->set_path(info.path);
+  proto->set_path(ToUtf8(info.path));
   proto->set_format(info.format);
   proto->set_nbytes(info.nbytes);
   if (info.create_time != absl::UnixEpoch()) {
@@ -163,12 +164,12 @@ void CheckpointToProto(const CheckpointInfo& info, v1::Checkpoint* proto) {
   proto->set_weights_only(info.weights_only);
   for (const CheckpointInfo::FileInfo& file : info.files) {
     v1::CheckpointFile* item = proto->add_files();
-    item->set_name(file.name);
+    item->set_name(ToUtf8(file.name));
     item->set_nbytes(file.nbytes);
   }
   if (info.verified) proto->set_verified(*info.verified);
   proto->set_unverifiable_tensors(info.unverifiable_tensors);
-  proto->set_problem(info.problem);
+  proto->set_problem(ToUtf8(info.problem));
 }
 
 }  // namespace modelstate

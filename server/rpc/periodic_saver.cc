@@ -117,6 +117,12 @@ void PeriodicSaver::End(const std::string& name, const absl::StatusOr<Checkpoint
   if (status.ok()) {
     runtime_.log(absl::LogSeverity::kInfo, absl::StrCat("module \"", name, "\" is saved to \"",
                                                         saved->path, "\", step ", saved->step));
+    if (!saved->set_aside.empty()) {
+      runtime_.log(absl::LogSeverity::kWarning,
+                   absl::StrCat("what another life of module \"", name, "\" had saved to \"",
+                                saved->path, "\" is kept as \"", saved->set_aside,
+                                "\", for ever: delete it when nobody wants it"));
+    }
   } else if (!expected) {
     runtime_.log(absl::LogSeverity::kError,
                  absl::StrCat("module \"", name,

@@ -105,7 +105,7 @@ void WarnOfFormerCheckpoints(Runtime& runtime) {
       absl::LogSeverity::kWarning,
       absl::StrCat("there are periodic checkpoints of ", QuotedList(names),
                    " from before this start: modules that are made anew by these names begin at "
-                   "step 0, and save over them as they come to the same steps; start with "
+                   "step 0, and --keep_last deletes these as they pass their steps; start with "
                    "--restore=latest to go on with them, or move them away to keep them"));
 }
 

@@ -272,6 +272,9 @@ TEST_F(ConvertTest, WhatIsReadOrOfASavedCheckpointIsNotReplaced) {
   refuses("model", "model/model-00001-of-00004.safetensors", force);
   refuses("model/model.safetensors.index.json", "model/model-00002-of-00004.safetensors", force);
   refuses("hub/lora.safetensors", "hub", shards);
+  fs::create_directories(Path("fin"));
+  fs::copy(Path("saved/model.safetensors"), Path("fin/llama.safetensors"));
+  refuses("nested.pt", "fin", shards);
   refuses("nested.pt", "nested.pt", torch);
   refuses("nested.pt", "saved/model.safetensors", force);
   EXPECT_TRUE(OpenCheckpointPath(Path("model")).ok());

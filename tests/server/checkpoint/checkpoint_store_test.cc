@@ -1,9 +1,11 @@
 #include "server/checkpoint/checkpoint_store.h"
 
+#include <sys/fsuid.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <functional>
 #include <set>
 #include <thread>
 
@@ -556,6 +558,96 @@ TEST_F(CheckpointStoreTest, RetentionLeavesWhatAnotherLifeOfTheModuleHasReached)
   }
   EXPECT_THAT(Paths("", "", 100, true),
               ElementsAre("tiny/step-00000004", "tiny/step-00000005", "tiny/step-00000006"));
+}
+
+TEST_F(CheckpointStoreTest, RetentionLeavesLaterStepsWhereTrainingHasGoneBack) {
+  for (uint64_t step = 2; step <= 4; ++step) {
+    ASSERT_TRUE(Push(*module_, {{"weight", 1}}).ok());
+    ASSERT_TRUE(Save(*module_, PeriodicPath("tiny", step)).ok());
+  }
+  ASSERT_TRUE(Load(*module_, "tiny/step-00000002").ok());
+  std::vector<std::string> deleted;
+  ASSERT_TRUE(Push(*module_, {{"weight", 2}}).ok());
+  const auto saved = Save(*module_, PeriodicPath("tiny", 3), {.overwrite = true});
+  ASSERT_TRUE(saved.ok()) << saved.status();
+  ASSERT_TRUE(store_->ApplyRetention(*saved, {.keep_last = 1, .keep_every = 0}, &deleted).ok());
+  EXPECT_THAT(deleted, ElementsAre("tiny/step-00000002"));
+}
+
+TEST_F(CheckpointStoreTest, APeriodicSaveSetsAsideWhatAnotherLifeOfTheModuleHasSaved) {
+  const SaveOptions periodic = {.overwrite = true, .same_module = true};
+  ASSERT_TRUE(Save(*module_, "tiny/step-00000001", periodic).ok());
+  const auto again = Save(*module_, "tiny/step-00000001", periodic);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->set_aside, "");  // its own
+  const Version former = module_->Current()->version;
+  const auto anew = MakeModule({Parameter("weight", {40, 30}), Buffer("running_mean", {30})});
+  const auto saved = Save(*anew, "tiny/step-00000001", periodic);
+  ASSERT_TRUE(saved.ok()) << saved.status();
+  EXPECT_EQ(saved->set_aside, "tiny/step-00000001-of-" + DigestToHex(former.incarnation));
+  const auto list = *store_->List("tiny", {.verify = true});
+  ASSERT_EQ(list.size(), 2u);
+  EXPECT_EQ(list[0].version, anew->Current()->version);
+  EXPECT_EQ(list[1].version, former);
+  for (const CheckpointInfo& info : list) EXPECT_EQ(info.verified, true) << info.problem;
+  // For ever: it has no periodic name.
+  std::vector<std::string> deleted;
+  ASSERT_TRUE(store_->ApplyRetention(*saved, {.keep_last = 1, .keep_every = 0}, &deleted).ok());
+  EXPECT_THAT(deleted, ElementsAre());
+}
+
+// Somebody puts a file into a checkpoint, or takes it away, while a save that replaces it runs.
+TEST_F(CheckpointStoreTest, WhatHappensToACheckpointWhileItIsReplacedIsNotLost) {
+  ASSERT_TRUE(Save(*module_, "c").ok());
+  const auto save_beside = [this](const std::function<void()>& act) {
+    const auto captured = Capture(*module_);
+    const auto report = [&act](const JobProgress& progress) {
+      if (progress.phase == "commit") act();
+    };
+    return store_->Save(*captured, "c", {.overwrite = true}, JobControl(report));
+  };
+  const auto with_file = save_beside([this] { WriteWhole(root_ / "c/notes.txt", "precious"); });
+  ASSERT_TRUE(with_file.ok()) << with_file.status();
+  EXPECT_EQ(ReadWhole(root_ / "c/notes.txt"), "precious");
+  EXPECT_EQ(Only(true).verified, true);
+  EXPECT_EQ(std::distance(fs::directory_iterator(root_), fs::directory_iterator()), 1);
+  fs::remove(root_ / "c/notes.txt");
+  const auto without = save_beside([this] { fs::remove_all(root_ / "c"); });
+  ASSERT_TRUE(without.ok()) << without.status();
+  EXPECT_EQ(Only(true).verified, true);
+  // Another server's call waits its turn.
+  auto other = *CheckpointStore::Open(root_.string());
+  const auto beside = save_beside(
+      [&] { EXPECT_THAT(ReasonOf(other->Delete("c")), Eq(Reason::kCheckpointExists)); });
+  ASSERT_TRUE(beside.ok()) << beside.status();
+  EXPECT_TRUE(other->Delete("c").ok());
+}
+
+TEST_F(CheckpointStoreTest, ADeletionThatFailsLeavesTheCheckpointInItsPlace) {
+  ASSERT_TRUE(Save(*module_, "runs/c").ok());
+  fs::permissions(root_, fs::perms(0755));
+  fs::permissions(root_ / "runs", fs::perms(0777));
+  fs::permissions(root_ / "runs/c", fs::perms(0555));
+  const bool is_root = geteuid() == 0;
+  if (is_root) setfsuid(65534);  // root may remove everything
+  const absl::Status status = store_->Delete("runs/c");
+  if (is_root) setfsuid(0);
+  fs::permissions(root_ / "runs/c", fs::perms(0755));
+  EXPECT_THAT(ReasonOf(status), Eq(Reason::kStorageError));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("\"runs/c\" stays"));
+  EXPECT_THAT(Paths("", "", 100, true), ElementsAre("runs/c"));
+}
+
+TEST_F(CheckpointStoreTest, ANameThatIsNotUtf8IsAProblemAndHidesNothing) {
+  ASSERT_TRUE(Save(*module_, "m/good").ok());
+  fs::copy(root_ / "m/good", root_ / "m/bad\xff", fs::copy_options::recursive);
+  WriteWhole(root_ / "m/q\xff.pt", "");
+  WriteWhole(root_ / "m/q\xff.txt", "");
+  EXPECT_THAT(Paths("", "", 100, true), ElementsAre("m/bad\xff", "m/good", "m/q\xff.pt"));
+  const auto list = *store_->List("m", {.verify = true});
+  EXPECT_THAT(list[0].problem, HasSubstr("not UTF-8"));
+  EXPECT_EQ(list[1].verified, true);
+  EXPECT_EQ(*store_->Resolve("m/latest"), "m/good");
 }
 
 TEST_F(CheckpointStoreTest, SaveOverTheSameModuleOnlyRefusesAnother) {

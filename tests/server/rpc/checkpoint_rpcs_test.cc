@@ -1,4 +1,5 @@
 // Checkpoints, watching, and stopping.
+#include <fstream>
 #include <thread>
 
 #include "tests/server/rpc/checkpoint_calls.h"
@@ -95,6 +96,12 @@ TEST_F(CheckpointRpcsTest, SavedModuleComesBackWithStepOptimizerAndSequences) {
   EXPECT_TRUE(Call(&Stub::DeleteCheckpoint, erase).ok());
   EXPECT_THAT(Call(&Stub::DeleteCheckpoint, erase), FailsWith(Reason::kCheckpointNotFound));
   EXPECT_EQ(Call(&Stub::ListCheckpoints, list)->checkpoints_size(), 0);
+  // A message can hold only UTF-8.
+  std::ofstream(root_ / "runs/q\xff.pt") << "x";
+  const auto unnamed = Call(&Stub::ListCheckpoints, list);
+  ASSERT_TRUE(unnamed.ok()) << unnamed.status();
+  EXPECT_EQ(unnamed->checkpoints(0).path(), "runs/q?.pt");
+  EXPECT_THAT(unnamed->checkpoints(0).problem(), testing::HasSubstr("rename it"));
 }
 
 TEST_F(CheckpointRpcsTest, CheckpointsArePaged) {
