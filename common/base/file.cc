@@ -53,8 +53,9 @@ absl::Status PathError(int error_number, absl::string_view what, absl::string_vi
     case ELOOP:
       return MakeError(Reason::kInvalidField,
                        absl::StrCat("path ", Quoted(path),
-                                    " goes through a symbolic link, which is refused below the "
-                                    "root directory; copy the files there, or hard-link them"),
+                                    " goes through a symbolic link, which is refused below a root "
+                                    "directory, or through one that leads to itself; copy the "
+                                    "files there, or hard-link them"),
                        {{"path", std::string(path)}});
     case ENXIO:
       return MakeError(Reason::kInvalidField,
@@ -116,8 +117,9 @@ absl::Status CheckRegular(int fd, absl::string_view path) {
   if (S_ISREG(info.st_mode)) return absl::OkStatus();
   return MakeError(
       Reason::kInvalidField,
-      absl::StrCat(Quoted(path), S_ISDIR(info.st_mode) ? " is a directory, not a regular file"
-                                                       : " is not a regular file"),
+      absl::StrCat(Quoted(path), S_ISDIR(info.st_mode)
+                                     ? " is a directory, not a regular file; name a file"
+                                     : " is not a regular file; copy it to one"),
       {{"path", std::string(path)}});
 }
 

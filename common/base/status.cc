@@ -127,8 +127,10 @@ absl::Status ErrnoError(int error_number, absl::string_view what) {
       break;
     case EACCES:
     case EPERM:
-    case EROFS:
       advice = "; give the user that this runs as the right to it, or use another directory";
+      break;
+    case EROFS:
+      advice = "; that file system is read-only: use another";
       break;
     default:
       break;
