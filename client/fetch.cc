@@ -95,15 +95,15 @@ class StateDictBuilder final : public TensorDestination {
       }
       result_.specs_.push_back(tensor.spec);
     }
+    result_.index_of_name_.reserve(tensors.size());
     for (size_t i = 0; i < result_.specs_.size(); ++i) {
       const TensorSpec& spec = result_.specs_[i];
       result_.index_of_name_.try_emplace({spec.name, spec.slot}, i);
     }
-    const StateLayout layout(result_.specs_);
-    for (size_t i = 0; i < tensors.size(); ++i) {
-      result_.offsets_.push_back(layout.range(i).begin);
-    }
-    result_.total_bytes_ = layout.total_bytes();
+    // The receiver has compared them with the layout.
+    result_.offsets_.reserve(tensors.size());
+    for (const ReceivedTensor& tensor : tensors) result_.offsets_.push_back(tensor.offset);
+    result_.total_bytes_ = progress_.total_bytes;
     return TakeMemory();
   }
 

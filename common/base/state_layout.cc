@@ -19,52 +19,78 @@ Key KeyOf(const TensorSpec& spec) {
 }
 
 void AppendU64(uint64_t value, std::string* out) {
-  for (int shift = 0; shift < 64; shift += 8) out->push_back(static_cast<char>(value >> shift));
+  char bytes[8];
+  for (int i = 0; i < 8; ++i) bytes[i] = static_cast<char>(value >> (8 * i));
+  out->append(bytes, sizeof(bytes));
 }
 
 }  // namespace
 
 StateLayout::StateLayout(absl::Span<const TensorSpec> specs)
-    : offsets_(specs.size()), nbytes_(specs.size()), owns_bytes_(specs.size(), true) {
+    : StateLayout(specs.size(), [specs](size_t i) -> const TensorSpec& { return specs[i]; }) {}
+
+StateLayout::StateLayout(size_t count, SpecAt spec, absl::Span<const uint32_t> order)
+    : offsets_(count), nbytes_(count), owns_bytes_(count, true) {
+  bool has_aliases = false;
+  size_t text_bytes = 0;
+  for (uint32_t i = 0; i < count; ++i) {
+    nbytes_[i] = spec(i).nbytes();
+    has_aliases |= spec(i).is_alias();
+    text_bytes += spec(i).name.size() + spec(i).slot.size() + 8 * spec(i).shape.rank() + 40;
+  }
   absl::flat_hash_map<Key, uint32_t> first_of;
   std::vector<uint32_t> aliases;
-  for (uint32_t i = 0; i < specs.size(); ++i) {
-    nbytes_[i] = specs[i].nbytes();
+  by_offset_.reserve(count);
+  for (uint32_t i = 0; i < count; ++i) {
     // The first of the names that is in the list holds the bytes, also where that is an alias
     // whose owner was not selected.
-    if (first_of.emplace(KeyOf(specs[i]), i).second) {
+    if (!has_aliases || first_of.emplace(KeyOf(spec(i)), i).second) {
       by_offset_.push_back(i);
     } else {
       owns_bytes_[i] = false;
       aliases.push_back(i);
     }
   }
-  std::sort(by_offset_.begin(), by_offset_.end(), [&specs](uint32_t a, uint32_t b) {
-    const size_t width_a = DTypeSize(specs[a].dtype);
-    const size_t width_b = DTypeSize(specs[b].dtype);
+  const auto before = [&spec](uint32_t a, uint32_t b) {
+    const TensorSpec& first = spec(a);
+    const TensorSpec& second = spec(b);
+    const size_t width_a = DTypeSize(first.dtype);
+    const size_t width_b = DTypeSize(second.dtype);
     if (width_a != width_b) return width_a > width_b;
-    return std::tie(specs[a].name, specs[a].slot) < std::tie(specs[b].name, specs[b].slot);
-  });
+    return std::tie(first.name, first.slot) < std::tie(second.name, second.slot);
+  };
+  // One that rises throughout names no tensor twice, and so each.
+  bool ordered = order.size() == by_offset_.size();
+  for (size_t i = 0; ordered && i < order.size(); ++i) {
+    ordered =
+        order[i] < count && owns_bytes_[order[i]] && (i == 0 || before(order[i - 1], order[i]));
+  }
+  if (ordered) {
+    by_offset_.assign(order.begin(), order.end());
+  } else {
+    std::sort(by_offset_.begin(), by_offset_.end(), before);
+  }
   for (uint32_t i : by_offset_) {
     offsets_[i] = total_bytes_;
     total_bytes_ += nbytes_[i];
   }
-  for (uint32_t i : aliases) offsets_[i] = offsets_[first_of[KeyOf(specs[i])]];
+  for (uint32_t i : aliases) offsets_[i] = offsets_[first_of[KeyOf(spec(i))]];
 
   std::string canonical;
-  for (size_t i = 0; i < specs.size(); ++i) {
-    AppendU64(specs[i].name.size(), &canonical);
-    canonical += specs[i].name;
+  canonical.reserve(text_bytes);
+  for (size_t i = 0; i < count; ++i) {
+    const TensorSpec& each = spec(i);
+    AppendU64(each.name.size(), &canonical);
+    canonical += each.name;
     // The upper bit says that a slot follows.
-    const bool has_slot = !specs[i].slot.empty();
-    canonical.push_back(
-        static_cast<char>(static_cast<int>(specs[i].dtype) | (has_slot ? 0x80 : 0)));
-    AppendU64(specs[i].shape.rank(), &canonical);
-    for (int64_t dim : specs[i].shape.dims()) AppendU64(static_cast<uint64_t>(dim), &canonical);
+    const bool has_slot = !each.slot.empty();
+    canonical.push_back(static_cast<char>(static_cast<int>(each.dtype) | (has_slot ? 0x80 : 0)));
+    AppendU64(each.shape.rank(), &canonical);
+    for (int64_t dim : each.shape.dims()) AppendU64(static_cast<uint64_t>(dim), &canonical);
     AppendU64(offsets_[i], &canonical);
     if (!has_slot) continue;
-    AppendU64(specs[i].slot.size(), &canonical);
-    canonical += specs[i].slot;
+    AppendU64(each.slot.size(), &canonical);
+    canonical += each.slot;
   }
   digest_ = Xxh3Hex128(canonical);
 }

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/types/span.h"
 #include "common/base/tensor_spec.h"
 
@@ -35,6 +36,10 @@ class StateLayout {
   // `specs` in state_dict order, name and slot together unique; borrowed during the call only.
   // The sum of the sizes must fit in int64: callers have checked it against a memory budget.
   explicit StateLayout(absl::Span<const TensorSpec> specs);
+  // The same of `count` specs that lie elsewhere. `order` is a guess of by_offset(), as the places
+  // that a sender gave: where it is right, nothing is sorted.
+  using SpecAt = absl::FunctionRef<const TensorSpec&(size_t index)>;
+  StateLayout(size_t count, SpecAt spec, absl::Span<const uint32_t> order = {});
   StateLayout() : StateLayout(absl::Span<const TensorSpec>()) {}
 
   size_t size() const { return offsets_.size(); }

@@ -162,25 +162,30 @@ absl::Status ValidateTensorName(absl::string_view name) {
 absl::StatusOr<TensorSpec> TensorSpecFromProto(const v1::TensorInfo& info,
                                                std::optional<TensorKind> default_kind) {
   MS_RETURN_IF_ERROR(ValidateTensorName(info.name()));
-  const std::string what = Quoted(info.name());
+  const auto what = [&info] { return Quoted(info.name()); };  // costs more than all the rest
   TensorSpec spec;
   spec.name = info.name();
   if (info.kind() == v1::TENSOR_KIND_UNSPECIFIED && default_kind) {
     spec.kind = *default_kind;
+  } else if (v1::TensorKind_IsValid(info.kind()) && info.kind() != v1::TENSOR_KIND_UNSPECIFIED) {
+    spec.kind = static_cast<TensorKind>(info.kind());
   } else {
-    MS_ASSIGN_OR_RETURN(spec.kind, TensorKindFromProto(info.kind(), what));
+    return TensorKindFromProto(info.kind(), what()).status();
   }
-  MS_ASSIGN_OR_RETURN(spec.dtype, DTypeFromProto(info.dtype(), what));
+  if (!v1::DType_IsValid(info.dtype()) || info.dtype() == v1::DTYPE_UNSPECIFIED) {
+    return DTypeFromProto(info.dtype(), what()).status();
+  }
+  spec.dtype = static_cast<DType>(info.dtype());
   absl::StatusOr<Shape> shape =
       Shape::Create(absl::MakeConstSpan(info.shape().data(), info.shape().size()));
-  if (!shape.ok()) return FieldError(what, shape.status().message());
+  if (!shape.ok()) return FieldError(what(), shape.status().message());
   spec.shape = *std::move(shape);
   if (info.has_requires_grad()) spec.requires_grad = info.requires_grad();
   if (info.has_persistent()) spec.persistent = info.persistent();
   if (!info.alias_of().empty()) {
     MS_RETURN_IF_ERROR(ValidateTensorName(info.alias_of()));
     if (info.alias_of() == info.name()) {
-      return FieldError(what, "alias_of names the tensor itself; leave it out");
+      return FieldError(what(), "alias_of names the tensor itself; leave it out");
     }
     spec.alias_of = info.alias_of();
   }
@@ -189,7 +194,7 @@ absl::StatusOr<TensorSpec> TensorSpecFromProto(const v1::TensorInfo& info,
     MS_RETURN_IF_ERROR(CheckSlot(spec));
   }
   if (info.nbytes() != 0 && info.nbytes() != spec.nbytes()) {
-    return FieldError(what,
+    return FieldError(what(),
                       absl::StrCat("nbytes is ", info.nbytes(), ", but ", DTypeName(spec.dtype),
                                    " of shape ", spec.shape.ToString(), " has ", spec.nbytes()));
   }

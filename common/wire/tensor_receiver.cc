@@ -1,6 +1,7 @@
 #include "common/wire/tensor_receiver.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -161,13 +162,13 @@ absl::Status TensorReceiver::AddTable(const v1::TensorTable& part) {
       tensor.initializer = info.initializer();
       tensor.owns_bytes = false;
     }
-    if (!names_.emplace(tensor.spec.name, tensor.spec.slot).second) {
-      return MakeError(
-          Reason::kInvalidField,
-          absl::StrCat("tensor \"", DisplayName(tensor.spec), "\" comes twice in the table"),
-          {{"tensor", tensor.spec.name}});
-    }
     tensors_.push_back(std::move(tensor));
+    if (!names_.insert(static_cast<uint32_t>(tensors_.size() - 1)).second) {
+      const TensorSpec& spec = tensors_.back().spec;
+      return MakeError(Reason::kInvalidField,
+                       absl::StrCat("tensor \"", DisplayName(spec), "\" comes twice in the table"),
+                       {{"tensor", spec.name}});
+    }
   }
   if (tensors_.size() == options_.tensor_count && options_.tensor_count > 0) return CompleteTable();
   return absl::OkStatus();
@@ -192,64 +193,87 @@ absl::Status TensorReceiver::CompleteTable() {
   return EnterRange();
 }
 
-absl::Status TensorReceiver::PlaceTensors() {
-  // Tied names share the place of the first of them that is in the table.
+// Tied names share the place of the first of them that is in the table.
+absl::Status TensorReceiver::TieTensors() {
+  const bool has_ties =
+      std::any_of(tensors_.begin(), tensors_.end(),
+                  [](const ReceivedTensor& each) { return each.spec.is_alias(); });
+  if (!has_ties) return absl::OkStatus();
   absl::flat_hash_map<std::pair<absl::string_view, absl::string_view>, uint32_t> first_of_owner;
   for (uint32_t i = 0; i < tensors_.size(); ++i) {
     ReceivedTensor& tensor = tensors_[i];
     const std::string& owner = tensor.spec.is_alias() ? tensor.spec.alias_of : tensor.spec.name;
     const std::pair<absl::string_view, absl::string_view> key(owner, tensor.spec.slot);
-    auto [it, inserted] = first_of_owner.emplace(key, i);
-    if (!inserted) {
-      const TensorSpec& other = tensors_[it->second].spec;
-      if (other.dtype != tensor.spec.dtype || other.shape != tensor.spec.shape) {
-        return MakeError(Reason::kInvalidField,
-                         absl::StrCat("tensor \"", tensor.spec.name, "\" is tied to \"", other.name,
-                                      "\" but differs from it in dtype or shape"));
-      }
-      tensor.owns_bytes = false;
-      owner_of_.emplace(i, it->second);
+    const auto [it, inserted] = first_of_owner.emplace(key, i);
+    if (inserted) continue;
+    const ReceivedTensor& other = tensors_[it->second];
+    if (other.spec.dtype != tensor.spec.dtype || other.spec.shape != tensor.spec.shape) {
+      return MakeError(Reason::kInvalidField,
+                       absl::StrCat("tensor \"", tensor.spec.name, "\" is tied to \"",
+                                    other.spec.name, "\" but differs from it in dtype or shape"));
     }
-    if (tensor.owns_bytes) by_offset_.push_back(i);
+    tensor.owns_bytes = false;
+    tensor.offset = other.offset;
+    owner_of_.emplace(i, it->second);
   }
-  if (options_.canonical_layout) {
-    std::vector<TensorSpec> specs;
-    specs.reserve(tensors_.size());
-    uint64_t sum = 0;
-    for (const ReceivedTensor& tensor : tensors_) {
-      specs.push_back(tensor.spec);
-      if (!tensor.owns_bytes) continue;
-      if (tensor.spec.nbytes() > options_.total_bytes - sum) {
-        return OrderError(
-            absl::StrCat("tensor \"", DisplayName(tensor.spec),
-                         "\" ends beyond the header's total_bytes of ", options_.total_bytes),
-            {{"tensor", tensor.spec.name}, {"total_bytes", Text(options_.total_bytes)}});
-      }
-      sum += tensor.spec.nbytes();
+  return absl::OkStatus();
+}
+
+// The places are those of StateLayout.
+absl::Status TensorReceiver::CheckLayout() const {
+  uint64_t sum = 0;
+  for (const ReceivedTensor& tensor : tensors_) {
+    if (!tensor.owns_bytes) continue;
+    if (tensor.spec.nbytes() > options_.total_bytes - sum) {
+      return OrderError(
+          absl::StrCat("tensor \"", DisplayName(tensor.spec),
+                       "\" ends beyond the header's total_bytes of ", options_.total_bytes),
+          {{"tensor", tensor.spec.name}, {"total_bytes", Text(options_.total_bytes)}});
     }
-    const StateLayout layout(specs);
-    for (size_t i = 0; i < tensors_.size(); ++i) {
-      if (tensors_[i].owns_bytes && tensors_[i].offset != layout.range(i).begin) {
-        return OrderError(absl::StrCat("tensor \"", name(i), "\" has offset ", tensors_[i].offset,
-                                       ", the layout's is ", layout.range(i).begin),
-                          {{"tensor", name(i)},
-                           {"offset", Text(tensors_[i].offset)},
-                           {"expected_offset", Text(layout.range(i).begin)}});
-      }
-    }
-    if (!options_.layout_digest.empty() && layout.digest() != options_.layout_digest) {
-      return MakeError(Reason::kLayoutMismatch,
-                       absl::StrCat("the table's layout has digest ", layout.digest(),
-                                    ", the header says ", options_.layout_digest));
+    sum += tensor.spec.nbytes();
+  }
+  const StateLayout layout(
+      tensors_.size(), [this](size_t i) -> const TensorSpec& { return tensors_[i].spec; },
+      by_offset_);
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    if (tensors_[i].owns_bytes && tensors_[i].offset != layout.range(i).begin) {
+      return OrderError(absl::StrCat("tensor \"", name(i), "\" has offset ", tensors_[i].offset,
+                                     ", the layout's is ", layout.range(i).begin),
+                        {{"tensor", name(i)},
+                         {"offset", Text(tensors_[i].offset)},
+                         {"expected_offset", Text(layout.range(i).begin)}});
     }
   }
-  std::sort(by_offset_.begin(), by_offset_.end(), [this](uint32_t a, uint32_t b) {
-    const ReceivedTensor& first = tensors_[a];
-    const ReceivedTensor& second = tensors_[b];
-    if (first.offset != second.offset) return first.offset < second.offset;
+  if (!options_.layout_digest.empty() && layout.digest() != options_.layout_digest) {
+    return MakeError(Reason::kLayoutMismatch,
+                     absl::StrCat("the table's layout has digest ", layout.digest(),
+                                  ", the header says ", options_.layout_digest));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TensorReceiver::PlaceTensors() {
+  MS_RETURN_IF_ERROR(TieTensors());
+  struct Place {
+    uint64_t offset;
+    uint64_t nbytes;
+    uint32_t index;
     // Those without bytes come first, so that they never lie inside another.
-    return first.spec.nbytes() < second.spec.nbytes();
-  });
+    bool operator<(const Place& other) const {
+      return std::tie(offset, nbytes) < std::tie(other.offset, other.nbytes);
+    }
+  };
+  std::vector<Place> places;
+  places.reserve(tensors_.size());
+  for (uint32_t i = 0; i < tensors_.size(); ++i) {
+    const ReceivedTensor& tensor = tensors_[i];
+    if (tensor.owns_bytes) places.push_back({tensor.offset, tensor.spec.nbytes(), i});
+  }
+  std::sort(places.begin(), places.end());
+  by_offset_.reserve(places.size());
+  for (const Place& place : places) by_offset_.push_back(place.index);
+
+  if (options_.canonical_layout) MS_RETURN_IF_ERROR(CheckLayout());
   uint64_t end = 0;
   for (uint32_t i : by_offset_) {
     const ReceivedTensor& tensor = tensors_[i];

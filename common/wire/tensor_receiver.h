@@ -12,6 +12,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
+#include "absl/hash/hash.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -36,7 +37,7 @@ struct ReceivedTensor {
   std::optional<uint64_t> stated_xxh3;
   // Bytes [offset, offset + spec.nbytes()) of the data region, when owns_bytes. Not so for inline
   // values, for an initializer, and for a tied tensor whose owner (or another name of the same
-  // owner) is in the table.
+  // owner) is in the table: that has the owner's place.
   uint64_t offset = 0;
   bool owns_bytes = true;
 };
@@ -91,7 +92,8 @@ class TensorReceiver final : private ChunkSink {
   };
 
   // `destination` is borrowed and outlives the receiver.
-  explicit TensorReceiver(TensorDestination* destination) : destination_(destination) {}
+  explicit TensorReceiver(TensorDestination* destination)
+      : destination_(destination), names_(0, NameHash{&tensors_}, NameEq{&tensors_}) {}
   TensorReceiver(const TensorReceiver&) = delete;
   TensorReceiver& operator=(const TensorReceiver&) = delete;
   ~TensorReceiver() override = default;
@@ -123,12 +125,32 @@ class TensorReceiver final : private ChunkSink {
  private:
   enum class State { kStart, kHeader, kTable, kChunks, kFinished };
 
+  // Tensors by name and slot, which are those of the table: no copies of them.
+  struct NameHash {
+    const std::vector<ReceivedTensor>* tensors;
+    size_t operator()(uint32_t index) const {
+      const TensorSpec& spec = (*tensors)[index].spec;
+      return absl::HashOf(spec.name, spec.slot);
+    }
+  };
+  struct NameEq {
+    const std::vector<ReceivedTensor>* tensors;
+    bool operator()(uint32_t a, uint32_t b) const {
+      const TensorSpec& first = (*tensors)[a].spec;
+      const TensorSpec& second = (*tensors)[b].spec;
+      return first.name == second.name && first.slot == second.slot;
+    }
+  };
+  using NameSet = absl::flat_hash_set<uint32_t, NameHash, NameEq>;
+
   absl::Status OnChunk(uint64_t offset, uint64_t length) override;
   absl::Span<uint8_t> Destination(uint64_t offset, uint64_t max) override;
   absl::Status OnCopied(uint64_t offset, absl::Span<const uint8_t> bytes) override;
 
   absl::Status CompleteTable();
   absl::Status PlaceTensors();
+  absl::Status TieTensors();
+  absl::Status CheckLayout() const;
   absl::Status EnterRange();
   absl::Status FinishTensor(size_t index, uint64_t digest);
   void MarkVerified(size_t index);
@@ -138,7 +160,7 @@ class TensorReceiver final : private ChunkSink {
   Options options_;
   State state_ = State::kStart;
   std::vector<ReceivedTensor> tensors_;
-  absl::flat_hash_set<std::pair<std::string, std::string>> names_;  // with slots
+  NameSet names_;
   uint64_t table_bytes_ = 0;
   uint64_t inline_bytes_ = 0;
 
