@@ -27,6 +27,8 @@ case_FilesAreInspectedVerifiedAndConverted() {
 
 case_TheWholePath() {
   local buffers version
+  expect "$(ulimit -Hn)" "$(awk '/^Max open files/ { print $4 }' "/proc/$SERVER_PID/limits")" \
+    'open files that the server may have'
   load_crepe || return
   json '[.modules[] | .name, .state]' '["crepe","READY"]' ls
   json '[.name, .parameters, .buffers]' '["crepe",26,18]' info crepe

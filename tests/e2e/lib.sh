@@ -9,6 +9,9 @@ GRPCURL=${MODELSTATE_GRPCURL:-grpcurl}
   { echo 'skipped: no grpcurl; tools/install_dependencies.sh --tests builds it'; exit 77; }
 command -v jq >/dev/null || { echo 'skipped: no jq'; exit 77; }
 
+# As a login often has it: the server raises its own limit.
+ulimit -Sn 1024
+
 SERVICE=modelstate.v1.ModelState
 WORK=$(mktemp -d)
 ROOT=$WORK/checkpoints
