@@ -47,7 +47,7 @@ enum class PickleGlobal : uint8_t {
 // An inert tree that a pickle describes. Nothing is called: a call that the pickle asks for is a
 // node with the function and its arguments. Nodes refer to each other by index, and may be shared
 // or cyclic; nothing here walks them recursively. What parsing allocates is at most 14 times the
-// pickle and 16 MiB; of what torch.save writes, twice. Immutable after Parse.
+// pickle and 16 MiB. Immutable after Parse.
 class PickleTree {
  public:
   using Id = uint32_t;
